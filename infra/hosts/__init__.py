@@ -1,0 +1,108 @@
+"""Hosts are machines that we can run things on. One protocol; `local` now, SSH beside it later.
+
+A `Unit` is a long-lived process, described: the local host runs it in a session of its own, an SSH host
+will run it under its service manager. Both keep it until told otherwise, and both can tell whether what
+runs is what was described.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import PurePath
+from typing import Protocol
+
+Progress = Callable[[str], None]
+"""Told which stage something is in, in a few words for a person."""
+
+Check = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """A TCP address that a unit will listen on; `setting` names where the user can change it."""
+
+    host: str
+    port: int
+    setting: str
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A process to keep. `env` holds no secret: secrets are files, and `env` names their paths."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    listens: tuple[Listen, ...] = ()
+    stop_signal: str = "SIGTERM"
+    stop_grace: float = 10.0
+    """Seconds between the stop signal and SIGKILL."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever what would run changes."""
+        described = json.dumps([self.argv, sorted(self.env.items()), [str(a) for a in self.listens]])
+        return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+class UnitState(StrEnum):
+    RUNNING = "running"
+    STOPPED = "stopped"  # no process of it is left
+    ORPHANED = "orphaned"  # its main process is gone, children of it still hold its place
+    UNKNOWN = "unknown"  # the host did not answer
+
+
+@dataclass(frozen=True, slots=True)
+class UnitStatus:
+    state: UnitState
+    pid: int | None = None
+    since: datetime | None = None
+    fingerprint: str | None = None
+
+
+class HostError(Exception):
+    """Something on a host failed; the message names the host, the unit, its last lines, and what to try."""
+
+
+class PortInUseError(HostError):
+    """A described address is held by a process that is not ours."""
+
+
+class Host(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def root(self) -> PurePath:
+        """The stack's folder on this host; relative paths below are under it."""
+        ...
+
+    async def observe(self, unit: str) -> UnitStatus: ...
+
+    async def ensure(self, unit: Unit, progress: Progress) -> UnitStatus:
+        """Make `unit` run as described: start it, adopt what runs, or replace what runs otherwise."""
+        ...
+
+    async def remove(self, unit: str, progress: Progress) -> None:
+        """Stop the unit and all its processes, and only them; gone is success. Logs stay."""
+        ...
+
+    async def write(self, path: PurePath, content: bytes, mode: int = 0o600) -> None:
+        """Put a file in place, whole or not at all."""
+        ...
+
+    async def tail(self, unit: str, lines: int) -> str:
+        """The last lines that the unit wrote."""
+        ...
+
+    async def units(self) -> Mapping[str, UnitStatus]:
+        """Everything this host was asked to keep."""
+        ...

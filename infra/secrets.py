@@ -1,0 +1,65 @@
+"""The stack's generated secrets: made once, 0600, read at the moment of use.
+
+Secrets never pass through a Pulumi resource: resources carry a secret's name and its fingerprint, and
+whoever needs the value (the provider, a unit by its file) reads it here.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets as entropy
+from dataclasses import dataclass
+from pathlib import Path
+
+from router.contract import fingerprint
+
+PASSPHRASE = "passphrase"  # noqa: S105 - the name of a file
+API_KEY = "api-key"
+ADMIN_KEY = "admin-key"
+SIGNING_KEY = "signing-key"
+
+
+def worker_token(worker: str) -> str:
+    """The name of a worker's token."""
+    return f"worker-token-{worker}"
+
+
+@dataclass(frozen=True, slots=True)
+class SecretStore:
+    """Secrets as files of one folder. `folder` is 0700; each file holds one secret and is 0600."""
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def ensure(self, name: str) -> str:
+        """The secret's value, drawn now (256 bits) if it does not exist yet.
+
+        Two processes at once agree: the file appears whole by link(2), and the first one stays.
+        """
+        path = self.path(name)
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            prefix = "lp_" if name in (API_KEY, ADMIN_KEY) else ""
+            draft = self.folder / f".{name}.{os.getpid()}.{entropy.token_hex(4)}"
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(prefix + entropy.token_urlsafe(32))
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(draft, path)
+            except FileExistsError:
+                pass
+            finally:
+                draft.unlink()
+        return self.read(name)
+
+    def read(self, name: str) -> str:
+        """The value of a secret that exists; FileNotFoundError names it otherwise."""
+        return self.path(name).read_text().strip()
+
+    def fingerprint(self, name: str) -> str:
+        """What may be shown and stored of it."""
+        return fingerprint(self.ensure(name))

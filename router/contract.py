@@ -1,0 +1,190 @@
+"""The router's own schemas: native jobs for its users, workers for its operator.
+
+`infra` and the client import this module and nothing else of the router. The foreign dialects
+(seed-style, OpenAI) have their schemas beside their routes in `router.api`; all of them become a
+`JobRequest`.
+
+Public app, on a unix socket behind the edge, `Authorization: Bearer <api key>`:
+    POST   /v1/jobs                JobRequest -> 202 JobView, with Location
+    GET    /v1/jobs/{id}           JobView
+    DELETE /v1/jobs/{id}           cancel -> JobView
+    GET    /v1/jobs/{id}/image     the image's bytes
+    GET    /v1/jobs/{id}/events    server-sent events; each carries a JobView, its name the JobEvent
+    GET    /healthz                Health, no key
+
+Admin app, on 127.0.0.1 only; reading is free to whoever is on the host, changing wants
+`Authorization: Bearer <admin key>`:
+    GET    /workers                list[WorkerView]
+    PUT    /workers/{name}         WorkerRegistration -> WorkerView; again with the same body is the same
+    GET    /workers/{name}         WorkerView
+    POST   /workers/{name}/drain   no new job; what runs is finished -> WorkerView
+    DELETE /workers/{name}         removed; gone is success
+    GET    /pools                  list[PoolView]
+    GET    /healthz  /metrics
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from worker.contract import Frozen, Preset, Prompt, Seed, Side, Steps
+
+INTERACTIVE = "interactive"
+BATCH = "batch"
+
+PoolName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+WorkerName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
+JobId = Annotated[str, StringConstraints(pattern=r"^job_[0-9a-z]{26}$")]
+
+
+class JobState(StrEnum):
+    """queued -> running -> succeeded | failed | cancelled; a lost attempt goes back to queued."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class JobRequest(Frozen):
+    """One image asked for. `seed` absent: the router draws one and says which.
+
+    `steps` and `preset` exclude one another (the worker contract's rule, checked when the job is made).
+    """
+
+    prompt: Prompt
+    width: Side = 1024
+    height: Side = 1024
+    steps: Steps | None = None
+    preset: Preset | None = None
+    seed: Seed | None = None
+    pool: PoolName = INTERACTIVE
+
+
+class Progress(Frozen):
+    """Denoising step `step` of `steps` in attempt `attempt`."""
+
+    attempt: int = Field(ge=1)
+    step: int = Field(ge=0)
+    steps: Steps
+
+
+class ImageView(Frozen):
+    """A finished image: where it is and what it is."""
+
+    url: str
+    sha256: str
+    bytes: int = Field(gt=0)
+    media_type: str
+    width: Side
+    height: Side
+    seed: Seed
+
+
+class ErrorView(Frozen):
+    type: str
+    detail: str
+
+
+class JobView(Frozen):
+    """A job as its owner sees it. Times are UTC."""
+
+    id: JobId
+    pool: PoolName
+    state: JobState
+    prompt: Prompt
+    width: Side
+    height: Side
+    steps: Steps | None
+    preset: Preset | None
+    seed: Seed
+    attempt: int = Field(ge=0, description="Attempts begun; 0 while the job has never met a worker.")
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    progress: Progress | None = None
+    image: ImageView | None = None
+    error: ErrorView | None = None
+
+
+class JobEvent(StrEnum):
+    """Names of the events on /v1/jobs/{id}/events; the stream ends after one of the last three."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PROGRESS = "progress"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class WorkerRegistration(Frozen):
+    """A worker the router may use.
+
+    `url` is `http://127.0.0.1:PORT` or `unix:/path/of/a/socket` (the near end of an SSH forward).
+    `token` is what the worker asks of its callers; the router keeps it and never shows it.
+    """
+
+    url: Annotated[str, StringConstraints(pattern=r"^(http://(127\.0\.0\.1|\[::1\]|localhost):\d{1,5}|unix:/.+)$")]
+    token: Annotated[str, StringConstraints(min_length=16, max_length=256)]
+    pool: PoolName
+
+
+class WorkerHealth(StrEnum):
+    """What the router believes of a worker. Only `ready` ones are given work."""
+
+    UNKNOWN = "unknown"  # registered, not yet asked
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    BROKEN = "broken"
+    UNREACHABLE = "unreachable"
+
+
+class WorkerView(Frozen):
+    name: WorkerName
+    url: str
+    pool: PoolName
+    token_fingerprint: str = Field(description="First 12 hex digits of the token's SHA-256.")
+    health: WorkerHealth
+    reason: str = ""
+    since: datetime = Field(description="When `health` last changed, UTC.")
+    draining: bool = Field(description="Told to drain by the operator.")
+    running: int = Field(ge=0, description="Jobs it holds a lease on now.")
+    finished: int = Field(ge=0, description="Jobs it has finished.")
+    model: str | None = None
+    version: str | None = None
+
+
+class PoolView(Frozen):
+    name: PoolName
+    workers: int = Field(ge=0)
+    ready: int = Field(ge=0)
+    queued: int = Field(ge=0)
+    running: int = Field(ge=0)
+    succeeded: int = Field(ge=0)
+    failed: int = Field(ge=0)
+    cancelled: int = Field(ge=0)
+
+
+class Health(Frozen):
+    """`ok` when the store answers; `pools` names those that could make an image now."""
+
+    status: str
+    version: str
+    ready_pools: list[PoolName]
+
+
+def fingerprint(secret: str) -> str:
+    """A name for a secret that may be shown: the first 12 hex digits of its SHA-256."""
+    return hashlib.sha256(secret.encode()).hexdigest()[:12]

@@ -1,0 +1,117 @@
+"""The store is the truth: every promise to a client is a committed row here before it is answered.
+
+`Store` is the seam; `router.store.sql` is the implementation (SQLAlchemy; SQLite in WAL mode, Postgres
+later by URL). Lease, renew and finish are each one guarded statement that names the attempt: a late one
+changes nothing and says so by returning False.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from router.contract import JobState
+from router.jobs import AttemptEnd, Image, Job, Lease
+from worker.contract import GenerationRequest, Timings
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """Who is asking. The key itself is kept only as its SHA-256."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredWorker:
+    """A worker as the operator registered it. `token` is secret: it is never logged or shown."""
+
+    name: str
+    url: str
+    token: str
+    pool: str
+    draining: bool
+    finished: int
+
+    def __repr__(self) -> str:
+        return f"RegisteredWorker(name={self.name!r}, url={self.url!r}, pool={self.pool!r}, draining={self.draining})"
+
+
+class Renewal(StrEnum):
+    """What a worker's driver learns when it renews its lease."""
+
+    HELD = "held"
+    CANCEL = "cancel"  # held, but the owner has asked to cancel the job
+    LOST = "lost"  # the attempt is no longer this one's to finish
+
+
+class Store(Protocol):
+    """Every method is one transaction. Times are the database's, in milliseconds."""
+
+    async def add_job(self, api_key_id: str, pool: str, request: GenerationRequest) -> Job:
+        """Commit a new queued job and return it."""
+        ...
+
+    async def job(self, job_id: str) -> Job | None: ...
+
+    async def cancel_job(self, job_id: str) -> Job | None:
+        """Queued: cancelled now. Running: marked, and `renew` starts to answer CANCEL. Ended: unchanged."""
+        ...
+
+    async def lease_next(self, worker: str, ttl_ms: int) -> Lease | None:
+        """Choose the next job of the worker's pool and give the worker a lease on a new attempt.
+
+        None if nothing waits, or the worker is unknown or draining.
+        """
+        ...
+
+    async def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
+        """Extend a lease that is still this attempt's and has not expired."""
+        ...
+
+    async def finish(self, lease: Lease, image: Image, timings: Timings) -> bool:
+        """Commit the image if the lease still holds; False if it does not (nothing was changed)."""
+        ...
+
+    async def end_attempt(self, lease: Lease, end: AttemptEnd, detail: str) -> Job | None:
+        """Close an attempt that made no image and carry out `router.jobs.after`; None if the lease was lost."""
+        ...
+
+    async def sweep(self) -> Sequence[Job]:
+        """Return every job with an expired lease to the queue (or cancel it, if that was asked)."""
+        ...
+
+    async def held_leases(self) -> Sequence[Lease]:
+        """Leases that have not expired, for a router that starts again and joins what still runs."""
+        ...
+
+    async def counts(self) -> Mapping[str, Mapping[JobState, int]]:
+        """Jobs by pool and state."""
+        ...
+
+    async def put_worker(self, name: str, url: str, token: str, pool: str) -> RegisteredWorker:
+        """Register or update; a worker that was draining is so no more."""
+        ...
+
+    async def workers(self) -> Sequence[RegisteredWorker]: ...
+
+    async def drain_worker(self, name: str) -> RegisteredWorker | None: ...
+
+    async def remove_worker(self, name: str) -> None:
+        """Gone is success. Its leases run out by themselves or are ended by their driver."""
+        ...
+
+    async def put_api_key(self, name: str, key_sha256: str) -> ApiKey:
+        """Create the key or replace the hash of the one with this name."""
+        ...
+
+    async def api_key(self, key_sha256: str) -> ApiKey | None: ...
+
+    async def ping(self) -> None:
+        """Raise if the database does not answer."""
+        ...
+
+    async def close(self) -> None: ...

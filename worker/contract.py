@@ -1,0 +1,211 @@
+"""The wire contract between whoever wants an image and the worker that makes it.
+
+Only pydantic here: the router and infra import this module without torch. Everything that crosses
+the worker's HTTP border is one of these types; behaviour lives in `worker.runner`.
+
+    PUT    /generations/{id}        body GenerationRequest -> a stream of Event, one JSON object a line
+    GET    /generations/{id}/image  the finished bytes, for some minutes after the end
+    DELETE /generations/{id}        cancel between steps; gone is success
+    GET    /livez                   200 while the process can answer
+    GET    /readyz                  WorkerStatus; 200 when ready, otherwise 503
+    GET    /metrics                 Prometheus text
+
+All but /livez and /readyz want `Authorization: Bearer <token>`. Errors are RFC 9457 problem details
+(`Problem`, media type `application/problem+json`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
+
+CONTRACT_VERSION = "1"
+
+MIN_SIDE = 256
+MAX_SIDE = 2048
+SIDE_STEP = 16
+"""Image sides in pixels: multiples of 16 from 256 to 2048, the range of the open weights."""
+MAX_ASPECT = 6.0
+"""Longest side over shortest side, at most."""
+MAX_STEPS = 100
+MAX_PROMPT_TOKENS = 2048
+"""The text encoder's limit. Only a worker can count tokens, so only it refuses by this number."""
+MAX_PROMPT_CHARS = 32_768
+"""A bound on the body, far above what 2048 tokens can spell; checked before any tokenizer runs."""
+MAX_SEED = 2**31 - 1
+
+EVENTS_MEDIA_TYPE = "application/x-ndjson"
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+
+class Frozen(BaseModel):
+    """A value on the wire: unknown fields are errors, and nobody changes it after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Preset(StrEnum):
+    """The maker's sampler presets that need no distilled weights (steps, guidance and noise schedule)."""
+
+    QUALITY_48 = "V4_QUALITY_48"
+    DEFAULT_20 = "V4_DEFAULT_20"
+    TURBO_12 = "V4_TURBO_12"
+
+
+GENERATION_ID = r"^[A-Za-z0-9_-]{1,64}\.[0-9]{1,9}$"
+"""`{job}.{attempt}`: a second try at a job is another generation."""
+
+GenerationId = Annotated[str, StringConstraints(pattern=GENERATION_ID)]
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)]
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIDE_STEP)]
+"""One side of an image in pixels."""
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+class GenerationRequest(Frozen):
+    """One image, described so fully that the same request makes the same bytes.
+
+    `steps` and `preset` exclude one another; with neither, the preset is V4_DEFAULT_20. `seed` is not
+    optional here: whoever accepts a job draws it, so that a second attempt repeats the first.
+    """
+
+    prompt: Prompt
+    width: Side = 1024
+    height: Side = 1024
+    steps: Steps | None = None
+    preset: Preset | None = None
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GenerationRequest:
+        if not self.prompt.strip():
+            raise ValueError("prompt: is blank; say what the image should show")
+        if self.steps is not None and self.preset is not None:
+            raise ValueError("steps, preset: give one of them, not both")
+        longest, shortest = max(self.width, self.height), min(self.width, self.height)
+        if longest > MAX_ASPECT * shortest:
+            raise ValueError(
+                f"width, height: {self.width}x{self.height} is longer than {MAX_ASPECT:g}:1; "
+                "the weights were not made for it"
+            )
+        return self
+
+
+class FailureType(StrEnum):
+    """Why a generation ended without an image. What is retried is decided by `Failed.retryable`."""
+
+    INVALID_REQUEST = "invalid_request"  # e.g. a prompt over MAX_PROMPT_TOKENS
+    CANCELLED = "cancelled"
+    OUT_OF_MEMORY = "out_of_memory"
+    ENGINE_ERROR = "engine_error"
+    DRAINING = "draining"  # the worker was told to stop before this generation started
+
+
+class Timings(Frozen):
+    """Seconds each part of one generation took, by the worker's monotonic clock."""
+
+    queued: float = Field(ge=0)
+    text: float = Field(ge=0)
+    denoise: float = Field(ge=0)
+    decode: float = Field(ge=0)
+    encode: float = Field(ge=0)
+    total: float = Field(ge=0)
+
+
+class Accepted(Frozen):
+    """The worker holds this generation; another may still be running before it."""
+
+    event: Literal["accepted"] = "accepted"
+    id: GenerationId
+
+
+class Started(Frozen):
+    event: Literal["started"] = "started"
+    id: GenerationId
+    steps: Steps
+
+
+class Step(Frozen):
+    """Denoising step `step` of `steps` is done (1-based)."""
+
+    event: Literal["step"] = "step"
+    id: GenerationId
+    step: Steps
+    steps: Steps
+
+
+class Finished(Frozen):
+    """The image lies ready at GET /generations/{id}/image."""
+
+    event: Literal["finished"] = "finished"
+    id: GenerationId
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    bytes: int = Field(gt=0)
+    media_type: Literal["image/png"] = "image/png"
+    width: Side
+    height: Side
+    seed: Seed
+    timings: Timings
+
+
+class Failed(Frozen):
+    """No image will come from this generation. `retryable` says whether another attempt may succeed."""
+
+    event: Literal["failed"] = "failed"
+    id: GenerationId
+    type: FailureType
+    detail: str
+    retryable: bool
+
+
+Event = Annotated[Accepted | Started | Step | Finished | Failed, Field(discriminator="event")]
+EVENT: TypeAdapter[Accepted | Started | Step | Finished | Failed] = TypeAdapter(Event)
+"""Reads one line of the stream: `EVENT.validate_json(line)`."""
+
+
+class WorkerState(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    BROKEN = "broken"
+
+
+class WorkerStatus(Frozen):
+    """What /readyz says. `reason` is for people and is empty only when ready.
+
+    `running` and `accepted` name the generations that hold the worker's two places.
+    """
+
+    state: WorkerState
+    reason: str = ""
+    contract: str = CONTRACT_VERSION
+    version: str
+    model: str
+    engine: str
+    device: str
+    running: GenerationId | None = None
+    accepted: GenerationId | None = None
+
+
+class ProblemType(StrEnum):
+    UNAUTHORIZED = "unauthorized"  # 401
+    INVALID_REQUEST = "invalid_request"  # 422
+    NOT_FOUND = "not_found"  # 404
+    CONFLICT = "conflict"  # 409: this id was started with another body
+    BUSY = "busy"  # 503 with Retry-After: both places are taken
+    NOT_READY = "not_ready"  # 503: loading, draining or broken
+    NOT_FINISHED = "not_finished"  # 409: the image is not there yet
+    GONE = "gone"  # 410: the image was kept for its minutes and is no more
+
+
+class Problem(Frozen):
+    """RFC 9457 problem details. `errors` names each offending field and what it should be."""
+
+    type: str
+    title: str
+    status: int = Field(ge=400, le=599)
+    detail: str
+    errors: list[str] = Field(default_factory=list)
