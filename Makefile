@@ -1,0 +1,70 @@
+# Thin over infra/setup/venv.sh (what must exist before Python) and the `letterpress` command.
+# `make help` lists the targets.
+STACK ?= local
+MODEL ?=
+LETTERPRESS := .venv/bin/letterpress
+SETUP := ./infra/setup/venv.sh
+RUN := worker,router,infra
+TEST := $(RUN),dev
+PYTEST_ARGS ?=
+export TORCH_BACKEND PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test deploy preview status logs admin destroy endpoint test lint format pins schema
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  STACK=name|path.yaml picks a stack (default: local), MODEL=repository|folder its weights,"
+	@echo "  TORCH_BACKEND=cpu|cu126|auto the build of torch, PYTHON=... the interpreter."
+
+setup:
+	@$(SETUP) $(RUN)
+
+setup-test:
+	@$(SETUP) $(TEST)
+	@$(LETTERPRESS) setup
+
+deploy: setup ## set up what is missing, preview, bring the stack up, wait until it makes an image
+	@$(LETTERPRESS) deploy $(STACK) $(if $(MODEL),--model '$(MODEL)')
+
+preview: setup ## show what `make deploy` would change
+	@$(LETTERPRESS) preview $(STACK) $(if $(MODEL),--model '$(MODEL)')
+
+status: setup ## a table: resource, state, since, url, pool, jobs
+	@$(LETTERPRESS) status $(STACK)
+
+logs: setup ## the last lines of every process of the stack (FOLLOW=1 to stay)
+	@$(LETTERPRESS) logs $(STACK) $(if $(FOLLOW),--follow)
+
+admin: setup ## open the way to the admin console and print its address
+	@$(LETTERPRESS) admin $(STACK)
+
+endpoint: setup ## the endpoint and its key, as JSON
+	@$(LETTERPRESS) endpoint --json --stack $(STACK)
+
+destroy: setup ## end everything the stack started, and only that
+	@$(LETTERPRESS) destroy $(STACK)
+
+test: setup-test ## set up what is missing, run every test that needs no GPU (PYTEST_ARGS=...)
+	@.venv/bin/coverage erase
+	@.venv/bin/coverage run -m pytest -m "not soak and not gpu" $(PYTEST_ARGS)
+	@.venv/bin/coverage combine -q && .venv/bin/coverage report --skip-covered | tail -n 40
+
+lint: setup-test ## ruff, mypy --strict, import contracts
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+format: setup-test ## rewrite the code as `make lint` wants it
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+schema: setup ## write docs/stack.schema.json from the code
+	@$(LETTERPRESS) schema > docs/stack.schema.json
+
+pins: setup-test ## refresh constraints.txt to the newest versions that fit pyproject.toml
+	.venv/bin/python -m pip install --quiet -c constraints.txt uv
+	.venv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
+	  --no-emit-index-url --no-annotate --no-header --quiet -o constraints.txt
