@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from infra.errors import InfraError
+
 
 class Market(StrEnum):
     ON_DEMAND = "on_demand"
@@ -66,7 +68,7 @@ class Observed:
     reason: str = ""
 
 
-class CloudError(Exception):
+class CloudError(InfraError):
     """A cloud refused or failed; the message names the machine and what to do next."""
 
 

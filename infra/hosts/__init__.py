@@ -16,6 +16,8 @@ from enum import StrEnum
 from pathlib import PurePath
 from typing import Protocol
 
+from infra.errors import InfraError
+
 Progress = Callable[[str], None]
 """Told which stage something is in, in a few words for a person."""
 
@@ -68,7 +70,7 @@ class UnitStatus:
     fingerprint: str | None = None
 
 
-class HostError(Exception):
+class HostError(InfraError):
     """Something on a host failed; the message names the host, the unit, its last lines, and what to try."""
 
 

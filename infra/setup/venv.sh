@@ -58,9 +58,9 @@ flock 9
 up_to_date && exit 0
 
 home=$(cat "$venv/.letterpress-home" 2>/dev/null || true)
-if [ -n "${PYTHON:-}" ] || [ "${home%% *}" != "$PWD" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
+if [ -n "${PYTHON:-}" ] || [ "${home#*=}" != "$PWD" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
   python=$(find_python)
-  [ "$home" = "$PWD $python" ] || { make_venv; printf '%s %s' "$PWD" "$python" >"$venv/.letterpress-home"; }
+  [ "$home" = "$python=$PWD" ] || { make_venv; printf '%s' "$python=$PWD" >"$venv/.letterpress-home"; }
 fi
 fresh "$extras" && exit 0
 started=$(date +%s)
