@@ -65,7 +65,8 @@ class StackPaths:
         for folder in (self.root, self.secrets, self.logs, self.machines, self.router, self.pulumi):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _own_directory(self.run.parent)
-        self.run.mkdir(exist_ok=True, mode=0o711)
+        # Whoever may enter can connect to the sockets in it. `infra.nginx` lets the edge's own user in.
+        self.run.mkdir(exist_ok=True, mode=0o700)
 
 
 def _run_base() -> Path:

@@ -47,6 +47,10 @@ class Unit:
     stop_signal: str = "SIGTERM"
     stop_grace: float = 10.0
     """Seconds between the stop signal and SIGKILL."""
+    config: str = ""
+    """Digest of the configuration files that it reads when it starts; empty if there are none."""
+    reload_signal: str = ""
+    """Makes it read them again. Without one, a changed `config` means a restart."""
 
     @property
     def fingerprint(self) -> str:
