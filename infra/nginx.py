@@ -1,0 +1,126 @@
+"""nginx, the program: find it, give it a configuration that it accepts, describe it as a unit.
+
+What the configuration says is `infra.edge`'s; keeping the process is the host's. A configuration is put
+in place only after nginx itself has read it without complaint, so the one in force is always good, and
+a running edge takes a new one over by a reload: connections that wait for an image stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import hashlib
+import os
+import pwd
+import shutil
+import stat
+from pathlib import Path
+
+from infra.edge import EdgeError, EdgeSettings, EdgeUser, edge_config
+from infra.hosts import Listen, Unit
+
+FOLDERS = ("/usr/sbin", "/usr/local/sbin")
+"""Where packages put it; an ordinary user's PATH often leaves these out."""
+
+USERS = ("www-data", "nobody")
+"""Whom nginx's workers become under root: the first that exists."""
+
+CHECK_TIMEOUT_S = 30.0
+STOP_GRACE_S = 10.0
+
+
+def find_nginx() -> Path | None:
+    """The nginx on PATH, or where packages put it."""
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *FOLDERS))
+    found = shutil.which("nginx", path=path)
+    return Path(found) if found else None
+
+
+def edge_user() -> EdgeUser | None:
+    """Whom to run nginx's workers as, or None where we are not root and they run as ourselves."""
+    if os.geteuid() != 0:
+        return None
+    for name in USERS:
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return EdgeUser(name, entry.pw_uid, grp.getgrgid(entry.pw_gid).gr_name, entry.pw_gid)
+    raise EdgeError(f"this machine has none of the users {', '.join(USERS)} for nginx to run as; add one of them")
+
+
+async def configure_edge(settings: EdgeSettings, nginx: Path) -> Unit:
+    """Check the configuration with nginx, put it in place, and return the unit that serves it.
+
+    Raises EdgeError, with nginx's own words, if it does not accept the configuration; the file of before
+    is then still there, untouched.
+    """
+    text = edge_config(settings)
+    _prepare_folders(settings)
+    draft = settings.folder / "nginx.conf.draft"
+    draft.write_text(text)
+    await _check(nginx, settings, draft)
+    draft.replace(_config(settings))
+    return edge_unit(settings, nginx)
+
+
+def edge_unit(settings: EdgeSettings, nginx: Path) -> Unit:
+    """The edge as a unit. SIGQUIT lets running answers end, within the grace."""
+    return Unit(
+        name="edge",
+        argv=(str(nginx), "-p", str(settings.folder), "-c", str(_config(settings)), "-g", "daemon off;"),
+        listens=(Listen(settings.host, settings.port, settings.setting),),
+        stop_signal="SIGQUIT",
+        stop_grace=STOP_GRACE_S,
+        config=hashlib.sha256(edge_config(settings).encode()).hexdigest()[:16],
+        reload_signal="SIGHUP",
+    )
+
+
+def _config(settings: EdgeSettings) -> Path:
+    return settings.folder / "nginx.conf"
+
+
+async def _check(nginx: Path, settings: EdgeSettings, draft: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(str(nginx), "-t", "-q", "-p", str(settings.folder), "-c", str(draft)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            words, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise EdgeError(f"`{nginx} -t` did not end within {CHECK_TIMEOUT_S:g} s; try it by hand on {draft}") from None
+    if process.returncode != 0:
+        raise EdgeError(f"nginx does not accept the edge's configuration ({draft}):\n{words.decode().strip()}")
+
+
+def _prepare_folders(settings: EdgeSettings) -> None:
+    """Make them, for ourselves alone, except that nginx's user may pass through the run directory.
+
+    The sockets and temporary files in there are all that its workers touch; configuration and logs are
+    opened by its master.
+    """
+    for folder in (settings.folder, settings.logs, settings.run, settings.run / "edge"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if settings.user:
+        for folder in (settings.run, settings.run / "edge"):
+            os.chown(folder, -1, settings.user.gid)
+            folder.chmod(0o710)
+        _require_way(settings.run, settings.user)
+
+
+def _require_way(folder: Path, user: EdgeUser) -> None:
+    """Raise EdgeError if a folder above bars the user: nginx would only answer 503 to everyone."""
+    for parent in folder.resolve().parents:
+        found = parent.stat()
+        bit = stat.S_IXUSR if found.st_uid == user.uid else stat.S_IXGRP if found.st_gid == user.gid else stat.S_IXOTH
+        if not found.st_mode & bit:
+            raise EdgeError(
+                f"nginx's user {user.name} may not enter {parent}, and the router's socket lies below it; "
+                "set LETTERPRESS_RUN to a short path that everyone may enter"
+            )
