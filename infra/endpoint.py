@@ -1,0 +1,50 @@
+"""Where a stack answers, and one call that works when pasted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+EXAMPLE = {"prompt": "a letterpress print shop at night", "width": 512, "height": 512, "steps": 20}
+_SAVE = 'import sys,json,base64; sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["image"]))'
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """`url` is the edge's, `admin_url` the admin app's on the router host's loopback."""
+
+    url: str
+    admin_url: str
+    api_key_file: Path
+    admin_key_file: Path
+
+    def as_json(self) -> str:
+        """What scripts read: the addresses, and the keys themselves."""
+        return json.dumps(
+            {
+                "url": self.url,
+                "api_key": self.api_key_file.read_text().strip(),
+                "admin_url": self.admin_url,
+                "admin_key": self.admin_key_file.read_text().strip(),
+            },
+            indent=2,
+        )
+
+    def example(self, cwd: Path, picture: str = "first.png") -> str:
+        """A shell command that asks for one image and saves it. The key is read when it runs, not shown."""
+        key = shlex.quote(str(relative_to(self.api_key_file, cwd)))
+        return (
+            f"curl -sS --fail-with-body {self.url}/generate"
+            f' -H "Authorization: Bearer $(cat {key})"'
+            f" -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(EXAMPLE))}"
+            f" | python3 -c {shlex.quote(_SAVE)} > {picture}"
+        )
+
+
+def relative_to(path: Path, cwd: Path) -> Path:
+    """`path` as one would type it in `cwd`: relative when it lies below, otherwise whole."""
+    relative = Path(os.path.relpath(path, cwd))
+    return path if relative.parts[:1] == ("..",) else relative
