@@ -1,0 +1,57 @@
+"""The admin app's client: workers come, drain and go."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import httpx
+from pydantic import TypeAdapter
+
+from router.client.http import HttpClient
+from router.contract import Health, PoolView, WorkerRegistration, WorkerView
+
+_WORKER = TypeAdapter(WorkerView)
+_WORKERS = TypeAdapter(list[WorkerView])
+_POOLS = TypeAdapter(list[PoolView])
+_HEALTH = TypeAdapter(Health)
+
+
+class AdminClient(HttpClient):
+    """Speaks to the admin app at `base_url` (on the router host's loopback, or the near end of a forward).
+
+    `admin_key` may be empty for a client that only reads. Every method raises RouterAwayError when nobody
+    answers and RouterRefusedError (or a subclass) when the router says no.
+    """
+
+    def __init__(self, base_url: str, admin_key: str = "", transport: httpx.AsyncBaseTransport | None = None) -> None:
+        super().__init__(base_url, admin_key, transport)
+
+    async def health(self) -> Health:
+        """RouterUnavailableError while the router's store does not answer."""
+        return await self._read(_HEALTH, "GET", "/healthz")
+
+    async def workers(self) -> list[WorkerView]:
+        return await self._read(_WORKERS, "GET", "/workers")
+
+    async def worker(self, name: str) -> WorkerView:
+        """RouterNotFoundError if no worker of this name is registered."""
+        return await self._read(_WORKER, "GET", _path(name))
+
+    async def register(self, name: str, registration: WorkerRegistration) -> WorkerView:
+        """Make the router use this worker as described; again with the same description changes nothing."""
+        return await self._read(_WORKER, "PUT", _path(name), registration.model_dump())
+
+    async def drain(self, name: str) -> WorkerView:
+        """Give the worker no new job. What runs is finished: `running` of its view goes to 0."""
+        return await self._read(_WORKER, "POST", f"{_path(name)}/drain")
+
+    async def remove(self, name: str) -> None:
+        """Forget the worker; gone is success. What it was running is tried again elsewhere."""
+        await self._call("DELETE", _path(name))
+
+    async def pools(self) -> list[PoolView]:
+        return await self._read(_POOLS, "GET", "/pools")
+
+
+def _path(name: str) -> str:
+    return f"/workers/{quote(name, safe='')}"

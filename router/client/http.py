@@ -1,0 +1,100 @@
+"""One HTTP call to a router: send, read, and turn every failure into this package's errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Self, TypeVar
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+
+from router.client.errors import (
+    RouterAnswerError,
+    RouterAwayError,
+    RouterNotFoundError,
+    RouterRefusedError,
+    RouterUnauthorizedError,
+    RouterUnavailableError,
+)
+from worker.contract import Problem
+
+T = TypeVar("T")
+
+SILENCE_S = 40.0
+"""Seconds without a byte after which a router counts as away: event streams beat every 15 s."""
+CONNECT_S = 5.0
+
+
+class HttpClient:
+    """What both clients share. `transport` is the seam for a unix socket or a test."""
+
+    def __init__(self, base_url: str, key: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=base_url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
+            transport=transport,
+            # A proxy from the environment would get the key, and cannot reach a loopback address anyway.
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def _call(self, method: str, path: str, body: Mapping[str, object] | None = None) -> httpx.Response:
+        async with self._open(method, path, body) as response:
+            await response.aread()
+            return response
+
+    async def _read(
+        self, answer: TypeAdapter[T], method: str, path: str, body: Mapping[str, object] | None = None
+    ) -> T:
+        response = await self._call(method, path, body)
+        try:
+            return answer.validate_json(response.content)
+        except ValidationError as error:
+            raise RouterAnswerError(f"{self._name(method, path)}: not a router's answer: {error}") from error
+
+    @asynccontextmanager
+    async def _open(
+        self, method: str, path: str, body: Mapping[str, object] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        """A response with a good status, its body not yet read."""
+        name = self._name(method, path)
+        try:
+            async with self._http.stream(method, path, json=body) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise _refusal(name, response)
+                yield response
+        except httpx.TransportError as error:
+            raise RouterAwayError(f"{name}: the router does not answer: {error!r}") from error
+
+    def _name(self, method: str, path: str) -> str:
+        return f"{method} {str(self._http.base_url).rstrip('/')}{path}"
+
+
+def _refusal(call: str, response: httpx.Response) -> RouterRefusedError:
+    try:
+        problem = Problem.model_validate_json(response.content)
+        detail = "; ".join(problem.errors) or problem.detail
+    except ValidationError:
+        detail = response.text[:200] or response.reason_phrase
+    match response.status_code:
+        case 401:
+            kind: type[RouterRefusedError] = RouterUnauthorizedError
+        case 404:
+            kind = RouterNotFoundError
+        case 429 | 503:
+            kind = RouterUnavailableError
+        case _:
+            kind = RouterRefusedError
+    retry_after = response.headers.get("retry-after", "")
+    return kind(call, response.status_code, detail, float(retry_after) if retry_after.isdecimal() else None)

@@ -1,0 +1,81 @@
+"""The native jobs' client: one image asked for, waited for and fetched."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+from pydantic import TypeAdapter
+
+from router.client.errors import JobEndedError, RouterAwayError, RouterClientError, RouterUnavailableError
+from router.client.http import HttpClient
+from router.contract import Health, JobRequest, JobState, JobView
+
+_JOB = TypeAdapter(JobView)
+_HEALTH = TypeAdapter(Health)
+
+RECONNECT_S = 1.0
+"""Pause before an event stream that broke is opened again."""
+
+
+class RouterClient(HttpClient):
+    """Speaks to the public app at `base_url` (the edge).
+
+    Every method raises RouterAwayError when nobody answers and RouterRefusedError (or a subclass) when the
+    router says no.
+    """
+
+    def __init__(self, base_url: str, api_key: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        super().__init__(base_url, api_key, transport)
+
+    async def health(self) -> Health:
+        """RouterUnavailableError while the router's store does not answer."""
+        return await self._read(_HEALTH, "GET", "/healthz")
+
+    async def submit(self, request: JobRequest) -> JobView:
+        """A new job. Not safe to repeat after RouterAwayError: the first one may have been accepted."""
+        return await self._read(_JOB, "POST", "/v1/jobs", request.model_dump(exclude_none=True, mode="json"))
+
+    async def job(self, job_id: str) -> JobView:
+        return await self._read(_JOB, "GET", f"/v1/jobs/{job_id}")
+
+    async def cancel(self, job_id: str) -> JobView:
+        """Cancelled at once when it waits, between two steps when it runs, unchanged when it has ended."""
+        return await self._read(_JOB, "DELETE", f"/v1/jobs/{job_id}")
+
+    async def wait(self, job_id: str) -> JobView:
+        """The job once it has ended, however it ended. Survives a router that restarts meanwhile."""
+        while True:
+            try:
+                # The stream ends with the job, and also when the router is told to stop.
+                async with self._open("GET", f"/v1/jobs/{job_id}/events") as stream:
+                    async for _ in stream.aiter_bytes():
+                        pass
+                view = await self.job(job_id)
+                if view.state.ended:
+                    return view
+            except RouterClientError as error:
+                if not _passing(error):
+                    raise
+            await asyncio.sleep(RECONNECT_S)
+
+    async def image(self, job_id: str) -> bytes:
+        """The finished image. RouterRefusedError (409) while there is none."""
+        return (await self._call("GET", f"/v1/jobs/{job_id}/image")).content
+
+    async def generate(self, request: JobRequest) -> bytes:
+        """Submit, wait, fetch. JobEndedError if no image came of it; a caller that gives up cancels the job."""
+        job = await self.submit(request)
+        try:
+            ended = await self.wait(job.id)
+        except asyncio.CancelledError:
+            await self.cancel(job.id)
+            raise
+        if ended.state is not JobState.SUCCEEDED:
+            raise JobEndedError(ended)
+        return await self.image(job.id)
+
+
+def _passing(error: RouterClientError) -> bool:
+    """Whether a wait may go on after this: nobody there just now, or the edge speaking for a router away."""
+    return isinstance(error, RouterAwayError | RouterUnavailableError)
