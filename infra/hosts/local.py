@@ -38,8 +38,6 @@ UNIT_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 MUTEX = ".mutex"
 KILL_TIMEOUT_S = 10.0
 """How long a process may take to go after SIGKILL: one that waits for a disk or a GPU driver takes a while."""
-FIRST_MOMENT_S = 0.2
-"""A unit that dies this soon (a typing error, a missing file) is reported as failed by `ensure` itself."""
 SHOWN_LINES = 15
 
 
@@ -70,6 +68,8 @@ class LocalHost:
     name: str
     root: Path
     logs: Path
+    first_moment: float = 0.2
+    """Seconds: a unit that dies this soon (a typing error, a missing file) is reported by `ensure` itself."""
 
     async def observe(self, unit: str) -> UnitStatus:
         """What runs now; never waits for a change that somebody else is making."""
@@ -171,7 +171,7 @@ class LocalHost:
         main = look(self._pid_file(unit.name)).main()
         with handles([main] if main else []) as opened:
             try:
-                async with asyncio.timeout(FIRST_MOMENT_S):
+                async with asyncio.timeout(self.first_moment):
                     for pidfd in opened:
                         await ended(pidfd)
             except TimeoutError:

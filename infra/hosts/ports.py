@@ -80,5 +80,5 @@ def _sockets(port: int) -> set[str]:
 def _target(descriptor: Path) -> str:
     try:
         return str(descriptor.readlink())
-    except FileNotFoundError:
+    except OSError:  # closed meanwhile, or not ours to look at
         return ""
