@@ -6,6 +6,7 @@ by the database's clock (`router.store`), so that several routers agree on when 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
@@ -15,6 +16,8 @@ from worker.contract import FailureType, GenerationRequest
 
 MAX_CRASHED_WORKERS = 2
 """A job that ends in an engine error on this many different workers is itself the suspect, and fails."""
+MAX_CRASHES = 3
+"""So it is after this many engine errors on any: a pool of one worker must not try for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +96,11 @@ class Cancel:
     pass
 
 
-def after(end: AttemptEnd, detail: str, crashed_workers: frozenset[str]) -> Requeue | Fail | Cancel:
+def after(end: AttemptEnd, detail: str, crashed_on: Sequence[str]) -> Requeue | Fail | Cancel:
     """What becomes of a job whose attempt ended without an image.
 
-    `crashed_workers` are all workers that the job has crashed on, this attempt's included. Loss of
-    infrastructure never counts against the job; crashes do, once for each different worker.
+    `crashed_on` names a worker for each attempt at the job that crashed, this one included. Loss of
+    infrastructure never counts against the job; crashes do.
     """
     match end:
         case AttemptEnd.LOST | AttemptEnd.EXPIRED | AttemptEnd.RETURNED:
@@ -107,10 +110,14 @@ def after(end: AttemptEnd, detail: str, crashed_workers: frozenset[str]) -> Requ
         case AttemptEnd.REFUSED:
             return Fail(JobError(FailureType.INVALID_REQUEST, detail))
         case AttemptEnd.CRASHED:
-            if len(crashed_workers) < MAX_CRASHED_WORKERS:
+            names = sorted(set(crashed_on))
+            if len(names) < MAX_CRASHED_WORKERS and len(crashed_on) < MAX_CRASHES:
                 return Requeue()
-            names = ", ".join(sorted(crashed_workers))
-            return Fail(JobError(FailureType.ENGINE_ERROR, f"crashed on {names}; last: {detail}"))
+            return Fail(
+                JobError(
+                    FailureType.ENGINE_ERROR, f"crashed {len(crashed_on)} times, on {', '.join(names)}; last: {detail}"
+                )
+            )
         case AttemptEnd.FINISHED:
             raise ValueError("a finished attempt leaves nothing to decide")
         case _:

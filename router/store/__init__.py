@@ -92,6 +92,10 @@ class Store(Protocol):
         """Jobs by pool and state."""
         ...
 
+    async def queued(self, pool: str) -> int:
+        """Jobs that wait in one pool; cheap however many have ended."""
+        ...
+
     async def put_worker(self, name: str, url: str, token: str, pool: str) -> RegisteredWorker:
         """Register or update; a worker that was draining is so no more."""
         ...

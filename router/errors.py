@@ -1,0 +1,75 @@
+"""The router's error tree. A message says what happened, to which thing, and what to do next.
+
+Errors that cross to a client are turned into its dialect in `router.api`; nothing here knows HTTP.
+"""
+
+from __future__ import annotations
+
+
+class RouterError(Exception):
+    """The root: something that a caller of the router's core can act on."""
+
+
+class StoreUnavailableError(RouterError):
+    """The database did not answer, or is locked or full. Nothing was promised; trying again is safe."""
+
+
+class ArtifactError(RouterError):
+    """An image could not be stored, or a stored one is not there."""
+
+
+class AdmissionError(RouterError):
+    """A job was not taken on. `retry_after_s` is when asking again makes sense, in seconds."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class PoolUnavailableError(AdmissionError):
+    """Nobody is registered who could make an image for this pool."""
+
+    def __init__(self, pool: str, detail: str, retry_after_s: int) -> None:
+        super().__init__(f"pool {pool}: {detail}", retry_after_s)
+        self.pool = pool
+        self.detail = detail
+
+
+class QueueFullError(AdmissionError):
+    """The pool's queue holds as many jobs as it may."""
+
+    def __init__(self, pool: str, queued: int, retry_after_s: int) -> None:
+        super().__init__(
+            f"pool {pool}: {queued} jobs already wait, which is as many as may; try again in {retry_after_s} s",
+            retry_after_s,
+        )
+        self.pool = pool
+        self.queued = queued
+
+
+class WorkerError(RouterError):
+    """A worker did not do what it was asked. The message names the worker."""
+
+
+class WorkerUnreachableError(WorkerError):
+    """No connection, a broken one, or a silent one: the worker, its machine or the way to it is gone."""
+
+
+class WorkerUnavailableError(WorkerError):
+    """The worker answers, but takes no generation now: loading, draining or broken."""
+
+
+class WorkerBusyError(WorkerUnavailableError):
+    """Both of the worker's places are taken."""
+
+
+class WorkerUnauthorizedError(WorkerError):
+    """The worker does not accept the token that it was registered with."""
+
+
+class WorkerRefusedError(WorkerError):
+    """The worker says that this request can never work."""
+
+
+class WorkerProtocolError(WorkerError):
+    """The worker's answer is not what the contract says."""

@@ -1,0 +1,97 @@
+"""`Store` on SQLAlchemy: one method, one transaction; what each does is in the `*_rows` modules beside this one."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
+
+from sqlalchemy import Connection, select
+
+from router import ids
+from router.contract import JobState
+from router.jobs import AttemptEnd, Image, Job, Lease
+from router.store import ApiKey, RegisteredWorker, Renewal, job_rows, key_rows, worker_rows
+from router.store.clock import Clock, database_clock
+from router.store.database import Database
+from worker.contract import GenerationRequest, Timings
+
+Entropy = Callable[[int], bytes]
+"""So many random bytes."""
+
+
+class SqlStore:
+    """The store. Every method may raise StoreUnavailableError; then nothing was promised."""
+
+    def __init__(self, database: Database, clock: Clock, entropy: Entropy) -> None:
+        self._database = database
+        self._clock = clock
+        self._entropy = entropy
+
+    @classmethod
+    async def open(cls, url: str, clock: Clock = database_clock, entropy: Entropy = secrets.token_bytes) -> Self:
+        """Open `sqlite+aiosqlite:///path` (or a Postgres URL) and migrate it."""
+        return cls(await Database.open(url), clock, entropy)
+
+    async def add_job(self, api_key_id: str, pool: str, request: GenerationRequest) -> Job:
+        entropy = self._entropy(ids.ENTROPY_BYTES)
+        return await self._database.write(job_rows.add, self._clock(), entropy, api_key_id, pool, request)
+
+    async def job(self, job_id: str) -> Job | None:
+        return await self._database.read(job_rows.find, job_id)
+
+    async def cancel_job(self, job_id: str) -> Job | None:
+        return await self._database.write(job_rows.cancel, self._clock(), job_id)
+
+    async def lease_next(self, worker: str, ttl_ms: int) -> Lease | None:
+        return await self._database.write(job_rows.lease_next, self._clock(), worker, ttl_ms)
+
+    async def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
+        return await self._database.write(job_rows.renew, self._clock(), lease, ttl_ms)
+
+    async def finish(self, lease: Lease, image: Image, timings: Timings) -> bool:
+        return await self._database.write(job_rows.finish, self._clock(), lease, image, timings)
+
+    async def end_attempt(self, lease: Lease, end: AttemptEnd, detail: str) -> Job | None:
+        return await self._database.write(job_rows.end_attempt, self._clock(), lease, end, detail)
+
+    async def sweep(self) -> Sequence[Job]:
+        return await self._database.write(job_rows.sweep, self._clock())
+
+    async def held_leases(self) -> Sequence[Lease]:
+        return await self._database.read(job_rows.held_leases, self._clock())
+
+    async def counts(self) -> Mapping[str, Mapping[JobState, int]]:
+        return await self._database.read(job_rows.counts)
+
+    async def queued(self, pool: str) -> int:
+        return await self._database.read(job_rows.queued, pool)
+
+    async def put_worker(self, name: str, url: str, token: str, pool: str) -> RegisteredWorker:
+        return await self._database.write(worker_rows.put, name, url, token, pool)
+
+    async def workers(self) -> Sequence[RegisteredWorker]:
+        return await self._database.read(worker_rows.every)
+
+    async def drain_worker(self, name: str) -> RegisteredWorker | None:
+        return await self._database.write(worker_rows.drain, name)
+
+    async def remove_worker(self, name: str) -> None:
+        await self._database.write(worker_rows.remove, name)
+
+    async def put_api_key(self, name: str, key_sha256: str) -> ApiKey:
+        entropy = self._entropy(ids.ENTROPY_BYTES)
+        return await self._database.write(key_rows.put, self._clock(), entropy, name, key_sha256)
+
+    async def api_key(self, key_sha256: str) -> ApiKey | None:
+        return await self._database.read(key_rows.find, key_sha256)
+
+    async def ping(self) -> None:
+        await self._database.read(_ping)
+
+    async def close(self) -> None:
+        await self._database.close()
+
+
+def _ping(connection: Connection) -> None:
+    connection.execute(select(1))

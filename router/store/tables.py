@@ -1,0 +1,101 @@
+"""The tables. Rows become the values of `router.jobs` in the modules beside this one, and nowhere else.
+
+A job's row carries its current lease (`attempt`, `worker`, `lease_expires_at`), so that lease, renew and
+finish each are one guarded UPDATE of one row; `attempts` is the history. Times are milliseconds since
+the Unix epoch by `router.store.clock`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Enum,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+from router.contract import JobState
+from router.jobs import AttemptEnd
+
+metadata = MetaData()
+
+
+def _one_of(words: type[StrEnum]) -> Enum:
+    """A closed set, kept by value in an ordinary string column: adding a word needs no migration."""
+    return Enum(words, native_enum=False, length=16, values_callable=lambda enum: [word.value for word in enum])
+
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("token", Text, nullable=False),
+    Column("pool", String(32), nullable=False),
+    Column("draining", Boolean, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("api_key_id", String(40), ForeignKey("api_keys.id"), nullable=False),
+    Column("pool", String(32), nullable=False),
+    Column("state", _one_of(JobState), nullable=False),
+    Column("request", Text, nullable=False),
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("worker", String(63)),
+    Column("lease_expires_at", BigInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Column("image_path", Text),
+    Column("image_sha256", String(64)),
+    Column("image_bytes", BigInteger),
+    Column("image_media_type", String(64)),
+    Column("error_type", String(32)),
+    Column("error_detail", Text),
+    # What waits, oldest first; the same index counts jobs by pool and state without touching a row.
+    Index("ix_jobs_queue", "pool", "state", "created_at", "id"),
+    Index(
+        "ix_jobs_leases",
+        "lease_expires_at",
+        sqlite_where=text("lease_expires_at IS NOT NULL"),
+        postgresql_where=text("lease_expires_at IS NOT NULL"),
+    ),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", String(40), ForeignKey("jobs.id"), primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    # No foreign key: the history outlives the worker.
+    Column("worker", String(63), nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("end", _one_of(AttemptEnd)),
+    Column("detail", Text),
+    Column("timings", Text),
+    Index("ix_attempts_worker", "worker", "end"),
+)
