@@ -1,0 +1,117 @@
+"""The one place where an error becomes an answer, in the dialect of the API that was asked.
+
+    /generate              seed-style: {"detail": "…"}, as the published server answers
+    /v1/images, /v1/models OpenAI's: {"error": {"message", "type", "param", "code"}}
+    everything else        problem details (RFC 9457)
+
+The path decides, not the route: an unknown path and a wrong method have no route. The edge chooses alike for
+the errors it makes itself.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+from starlette.exceptions import HTTPException
+
+from router.api.refusals import Kind, Refusal, RefusedError, refusal_of
+from router.errors import RouterError
+from worker.contract import PROBLEM_MEDIA_TYPE, Frozen, Problem
+
+
+class Dialect(StrEnum):
+    SEED = "seed"
+    OPENAI = "openai"
+    PROBLEM = "problem"
+
+
+_PATHS = {
+    Dialect.SEED: re.compile(r"/generate(/|$)"),
+    Dialect.OPENAI: re.compile(r"/v1/(images|models)(/|$)"),
+}
+
+
+def dialect_of(path: str) -> Dialect:
+    return next((dialect for dialect, pattern in _PATHS.items() if pattern.match(path)), Dialect.PROBLEM)
+
+
+class SeedError(Frozen):
+    """What the published server says when it cannot."""
+
+    detail: str
+
+
+class OpenAIErrorBody(Frozen):
+    message: str
+    type: str
+    param: str | None = Field(description="The first field at fault, if one is.")
+    code: str | None
+
+
+class OpenAIError(Frozen):
+    """OpenAI's error object."""
+
+    error: OpenAIErrorBody
+
+
+def answer(refusal: Refusal, dialect: Dialect, request_id: str = "") -> Response:
+    """`refusal` as an HTTP answer. An internal error names the request, so that its log line can be found."""
+    detail = refusal.detail
+    if refusal.kind is Kind.INTERNAL and request_id:
+        detail = f"{detail} (request {request_id})"
+    headers = dict(refusal.headers)
+    if refusal.retry_after_s is not None:
+        headers["Retry-After"] = str(refusal.retry_after_s)
+    match dialect:
+        case Dialect.SEED:
+            # FastAPI, which the published server is written with, calls a broken body 422 as well.
+            status = 422 if refusal.kind is Kind.INVALID_JSON else refusal.kind.status
+            return JSONResponse(SeedError(detail=detail).model_dump(), status, headers)
+        case Dialect.OPENAI:
+            if refusal.kind in (Kind.FAILED, Kind.CANCELLED):
+                # OpenAI's clients repeat every 409 and 5xx unless told not to; another try would end the same.
+                headers["x-should-retry"] = "false"
+            body = OpenAIError(error=_openai_error(refusal, detail))
+            status = 400 if refusal.kind is Kind.INVALID_REQUEST else refusal.kind.status
+            return JSONResponse(body.model_dump(), status, headers)
+        case Dialect.PROBLEM:
+            problem = Problem(
+                type=refusal.kind,
+                title=refusal.kind.headline,
+                status=refusal.kind.status,
+                detail=detail,
+                errors=[str(fault) for fault in refusal.faults],
+            )
+            return JSONResponse(problem.model_dump(), refusal.kind.status, headers, PROBLEM_MEDIA_TYPE)
+
+
+def _openai_error(refusal: Refusal, message: str) -> OpenAIErrorBody:
+    param, code = None, str(refusal.kind)
+    if refusal.faults:
+        first = refusal.faults[0]
+        param, code = (first.fields[0] if first.fields else None), str(first.code)
+    match refusal.kind:
+        case Kind.UNAUTHORIZED:
+            kind, code = "invalid_request_error", "invalid_api_key"
+        case Kind.RATE_LIMITED:
+            kind, code = "requests", "rate_limit_exceeded"
+        case Kind.MODEL_NOT_FOUND:
+            kind, param = "invalid_request_error", "model"
+        case _:
+            kind = "server_error" if refusal.kind.status >= 500 else "invalid_request_error"
+    return OpenAIErrorBody(message=message, type=kind, param=param, code=code)
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer all that we know by name. The rest is caught, and logged, by `router.api.requests`."""
+    for known in (RefusedError, RequestValidationError, HTTPException, RouterError):
+        app.add_exception_handler(known, _answer_error)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return answer(refusal_of(error), dialect_of(request.url.path), request.scope.get("request_id", ""))

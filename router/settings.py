@@ -1,0 +1,109 @@
+"""What a router process is told from outside: environment variables, and the secrets in the files they name.
+
+Secrets come by file only: an environment is shown by `ps e` and inherited by children.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, HttpUrl, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from router.errors import RouterError
+
+PREFIX = "LETTERPRESS_ROUTER_"
+SOCKET_PATH_MAX = 107
+"""`sun_path` holds 108 bytes with its closing zero (unix(7))."""
+MIN_SECRET_CHARS = 16
+
+
+class SettingsError(RouterError):
+    """The router cannot start as it was told to; each line names a variable or a file, and what to change."""
+
+
+class LogFormat(StrEnum):
+    JSON = "json"
+    CONSOLE = "console"
+
+
+def _socket_path(path: Path) -> Path:
+    length = len(os.fsencode(path))
+    if length > SOCKET_PATH_MAX:
+        raise ValueError(
+            f"{path} has {length} bytes; a unix socket's path ends at {SOCKET_PATH_MAX}: use a shorter one"
+        )
+    return path
+
+
+def _loopback(host: str) -> str:
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ValueError(f"{host} is not a loopback address; the admin app is reached by SSH, never over a network")
+    return host
+
+
+class RouterSettings(BaseSettings):
+    """`LETTERPRESS_ROUTER_SOCKET` and so on; a field without a default must be set."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+
+    socket: Annotated[Path, AfterValidator(_socket_path)] = Field(description="Where the edge finds the public app.")
+    admin_host: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1"
+    admin_port: int = Field(default=8081, ge=1, le=65535)
+    data_dir: Path = Field(description="Holds the default database and the artifacts; made if it is missing.")
+    database_url: str | None = Field(default=None, description="SQLAlchemy's, with an async driver.")
+    api_key_file: Path
+    admin_key_file: Path
+    signing_key_file: Path
+    public_url: HttpUrl = Field(description="The edge as clients see it; image URLs begin with it.")
+    queue_bound: int = Field(default=1000, ge=1, description="Jobs that may wait in one pool.")
+    lease_ttl_s: float = Field(default=15.0, ge=1.0, le=600.0)
+    link_lifetime_s: int = Field(default=3600, ge=60, le=7 * 86_400, description="How long an image URL is good.")
+    log_format: LogFormat = LogFormat.JSON
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite+aiosqlite:///{(self.data_dir / 'router.db').resolve()}"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.data_dir / "artifacts"
+
+    @property
+    def public_base(self) -> str:
+        return str(self.public_url).rstrip("/")
+
+
+def read_settings() -> RouterSettings:
+    """The settings from the environment. SettingsError lists everything that is wrong with them."""
+    try:
+        return RouterSettings()
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors(include_url=False):
+            name = PREFIX + str(fault["loc"][0]).upper() if fault["loc"] else PREFIX
+            why = "is not set" if fault["type"] == "missing" else fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{name}: {why}")
+        raise SettingsError("\n".join(lines)) from error
+
+
+def read_secret(path: Path) -> str:
+    """The one secret that a file holds. SettingsError if it is not there, too short, or open to other users."""
+    try:
+        mode = path.stat().st_mode
+        secret = path.read_text().strip()
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}); it must hold a secret") from error
+    if mode & 0o077:
+        raise SettingsError(f"{path}: holds a secret that other users may touch; run: chmod 600 {path}")
+    if len(secret) < MIN_SECRET_CHARS:
+        raise SettingsError(f"{path}: a secret has at least {MIN_SECRET_CHARS} characters, this has {len(secret)}")
+    return secret
