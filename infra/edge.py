@@ -89,7 +89,10 @@ malformed request has none."""
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer that nginx makes itself: `causes` are its own status codes for it, `status` what is answered."""
+    """An answer that nginx makes itself: `causes` are its own status codes for it, `status` what is answered.
+
+    `type` and `title` are the router's where it refuses the same (`router.api.refusals`).
+    """
 
     status: int
     causes: tuple[int, ...]
@@ -112,18 +115,18 @@ class Refusal:
 
 def refusals(max_body_bytes: int) -> tuple[Refusal, ...]:
     """All that nginx refuses by itself. 494 is its private code for a header that is too large."""
-    malformed = "This is not an HTTP request that the edge understands."
-    large = f"The request body is larger than {max_body_bytes} bytes."
-    away = "The router is not answering just now; try again shortly."
+    malformed = "this is not an HTTP request that the edge understands"
+    large = f"the body is larger than {max_body_bytes} bytes"
+    away = "the router is away or restarting; send the request again"
     return (
-        Refusal(400, (400, 501, 505), "bad_request", "Bad request", malformed),
-        Refusal(404, (404,), "not_found", "Not found", "There is nothing here."),
-        Refusal(405, (405,), "method_not_allowed", "Method not allowed", "This method is not allowed here."),
-        Refusal(413, (413,), "body_too_large", "Body too large", large),
-        Refusal(414, (414,), "uri_too_long", "URI too long", f"The address is over {MAX_HEADER_KIB} KiB."),
-        Refusal(431, (494,), "headers_too_large", "Headers too large", f"A header is over {MAX_HEADER_KIB} KiB."),
-        Refusal(500, (500,), "internal", "Internal error", "The edge failed; its log says why."),
-        Refusal(503, (502, 503, 504), "unavailable", "Service unavailable", away, RETRY_AFTER_S),
+        Refusal(400, (400, 501, 505), "bad_request", "The request is malformed", malformed),
+        Refusal(404, (404,), "not_found", "There is nothing here", "there is nothing at this address"),
+        Refusal(405, (405,), "method_not_allowed", "This method is not allowed here", "use another method"),
+        Refusal(413, (413,), "body_too_large", "The body is too large", large),
+        Refusal(414, (414,), "uri_too_long", "The address is too long", f"the address is over {MAX_HEADER_KIB} KiB"),
+        Refusal(431, (494,), "headers_too_large", "A header is too large", f"a header is over {MAX_HEADER_KIB} KiB"),
+        Refusal(500, (500,), "internal", "The edge failed", "the edge failed; its log says why"),
+        Refusal(503, (502, 503, 504), "unavailable", "The router cannot answer just now", away, RETRY_AFTER_S),
     )
 
 

@@ -6,23 +6,21 @@ import asyncio
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path, PurePath
 
 import pytest
 
-import infra
 from infra.hosts import HostError, Listen, PortInUseError, Unit, UnitState
 from infra.hosts.local import LocalHost
 from infra.hosts.logs import ROTATE_AT_BYTES
 from infra.hosts.processes import process
+from tests.integration.infra.nobody import nobody
 from tests.integration.infra.sleepers import (
     environment,
     files,
@@ -356,48 +354,16 @@ async def test_a_name_that_would_leave_the_folder_is_refused(host: LocalHost) ->
 
 
 def test_an_ordinary_user_in_a_deep_folder_can_start_adopt_and_end_a_unit() -> None:
-    if os.getuid() != 0:
-        pytest.skip("the rest of this file runs as an ordinary user already")
-    interpreter = next(filter(_usable_by_nobody, (sys.executable, "/usr/bin/python3")), None)
-    if interpreter is None:
-        pytest.skip("no Python 3.11 that the user nobody may run")
-    base = Path(tempfile.mkdtemp())
-    try:
-        shutil.copytree(Path(infra.__file__).parent, base / "code/infra", ignore=shutil.ignore_patterns("__pycache__"))
-        deep = base.joinpath(*["a-rather-long-folder-name"] * 6)
-        deep.mkdir(parents=True)
-        for folder in (base, *base.rglob("*")):
-            shutil.chown(folder, "nobody")
-        script = ENSURE + (
-            "unit = Unit(name, tuple(argv))\n"
-            "first = asyncio.run(host.observe(name))\n"
-            "second = asyncio.run(host.ensure(unit, lambda stage: None))\n"
-            "asyncio.run(host.remove(name, lambda stage: None))\n"
-            "third = asyncio.run(host.observe(name))\n"
-            "print(first.state, second == first, third.state)\n"
-        )
-        marked = mark()
-        done = subprocess.run(
-            [*AS_NOBODY, interpreter, "-c", script, str(deep), "sleeper", "sleep", marked],
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(base / "code"), "PYTHONDONTWRITEBYTECODE": "1"},
-            cwd="/",
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert (done.stderr, done.stdout) == ("", "ready\nrunning True stopped\n")
-        assert sleeping(marked) == []
-    finally:
-        shutil.rmtree(base)
-
-
-AS_NOBODY = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--")
-
-
-def _usable_by_nobody(python: str) -> bool:
-    check = "import os, sys; sys.exit(sys.version_info < (3, 11) or not os.access(sys.executable, os.X_OK))"
-    try:
-        return subprocess.run([*AS_NOBODY, python, "-c", check], capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
+    script = ENSURE + (
+        "unit = Unit(name, tuple(argv))\n"
+        "first = asyncio.run(host.observe(name))\n"
+        "second = asyncio.run(host.ensure(unit, lambda stage: None))\n"
+        "asyncio.run(host.remove(name, lambda stage: None))\n"
+        "third = asyncio.run(host.observe(name))\n"
+        "print(first.state, second == first, third.state)\n"
+    )
+    marked = mark()
+    with nobody() as user:
+        done = user.run(script, str(user.deep), "sleeper", "sleep", marked)
+    assert (done.stderr, done.stdout) == ("", "ready\nrunning True stopped\n")
+    assert sleeping(marked) == []

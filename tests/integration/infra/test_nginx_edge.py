@@ -23,6 +23,7 @@ from infra.hosts import UnitState
 from infra.hosts.local import LocalHost
 from infra.hosts.processes import process
 from infra.nginx import configure_edge, edge_user, find_nginx
+from tests.integration.infra.nobody import nobody
 from tests.integration.infra.sleepers import until
 from tests.ports import free_ports
 
@@ -393,3 +394,33 @@ async def test_a_run_directory_that_nginxs_user_cannot_reach_is_an_error_that_sa
     run = tmp_path_factory.getbasetemp() / "run"  # pytest makes its folders for their owner alone
     with pytest.raises(EdgeError, match=r"may not enter .*set LETTERPRESS_RUN"):
         await deploy(replace(settings, run=run, socket=run / "r.sock"), host)
+
+
+def test_an_ordinary_users_edge_serves_from_a_deep_folder() -> None:
+    (port,) = free_ports(1)
+    script = """
+import asyncio, sys, urllib.error, urllib.request
+from pathlib import Path
+from infra.edge import EdgeSettings
+from infra.hosts.local import LocalHost
+from infra.nginx import configure_edge, edge_user, find_nginx
+
+deep, short, port = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+run = short / "run"
+settings = EdgeSettings("127.0.0.1", port, run / "r.sock", deep / "edge", run, deep / "logs", edge_user())
+host = LocalHost("there", deep / "host", deep / "logs", first_moment=1)
+
+async def main():
+    await host.ensure(await configure_edge(settings, find_nginx()), lambda stage: None)
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/generate", data=b"x" * 2_000_000)
+    except urllib.error.HTTPError as error:
+        print(error.code, error.read().decode())
+    await host.remove("edge", lambda stage: None)
+
+asyncio.run(main())
+"""
+    with nobody() as user:
+        done = user.run(script, str(user.deep), str(user.short), str(port))
+    assert (done.stderr, done.stdout) == ("", '413 {"detail": "the body is larger than 1048576 bytes"}\n')
+    assert not listening(port)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.edge import Dialect, EdgeError, EdgeSettings, EdgeUser, Refusal, edge_config, refusals
+from infra.edge import PATHS, Dialect, EdgeError, EdgeSettings, EdgeUser, Refusal, edge_config, refusals
 from infra.nginx import edge_unit, find_nginx
+from router.api.errors import dialect_of
+from router.api.refusals import MAX_BODY_BYTES, Kind
 
 RUN = Path("/run/letterpress/local-1")
 SETTINGS = EdgeSettings("127.0.0.1", 8080, RUN / "router.sock", Path("/s/router/edge"), RUN, Path("/s/logs"))
@@ -54,6 +56,26 @@ def test_every_refusal_fits_into_nginxs_quotes_and_is_json(refusal: Refusal, dia
     body = refusal.body(dialect)
     assert not set(body) & set("'$\\\n")
     assert json.loads(body)
+
+
+def test_the_edge_and_the_router_refuse_the_same_in_the_same_words() -> None:
+    routers = {str(kind): kind for kind in Kind}
+    shared = [(refusal, routers[refusal.type]) for refusal in refusals(1024) if refusal.type in routers]
+    assert {refusal.type for refusal, _ in shared} >= {"body_too_large", "method_not_allowed", "unavailable"}
+    for refusal, kind in shared:
+        assert refusal.status == kind.status
+        assert refusal.title == kind.headline or refusal.type == "internal"  # which of the two failed matters
+
+
+def test_the_edge_chooses_the_dialect_that_the_router_would() -> None:
+    for dialect, pattern in PATHS.items():
+        for path in ("/generate", "/generate/x", "/v1/images/generations", "/v1/models", "/v1/jobs", "/generated"):
+            chosen = bool(re.match(rf"{pattern}(/|$)", path))
+            assert chosen is (dialect_of(path).value == dialect.value)
+
+
+def test_the_edge_and_the_router_bound_a_body_alike() -> None:
+    assert SETTINGS.max_body_bytes == MAX_BODY_BYTES
 
 
 def test_every_cause_leads_to_one_answer() -> None:
