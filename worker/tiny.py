@@ -13,16 +13,19 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLFlux2, Ideogram4Transformer2DModel
-    from transformers import Qwen2Tokenizer, Qwen3VLModel
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
 
+from worker.untyped import Untyped, diffusers, transformers
+
+NOTICE = "tiny random weights: noise, not a picture"
+"""Written into every picture that these weights draw."""
+MARKER = "RANDOM-WEIGHTS"
+"""The file that says so of a repository, wherever it was copied to."""
 TAPPED_LAYERS = 13
 """The pipeline joins the states of this many text layers, the last of them number 35."""
 
@@ -31,8 +34,8 @@ TAPPED_LAYERS = 13
 class Recipe:
     """What the repository is built from. Any change gives it another name on disk.
 
-    Sizes were chosen so that 512x512 in 20 steps takes about a second on two CPU cores: the 1024
-    image tokens are given, so width and depth are what is left to save.
+    The 1024 image tokens of 512x512 are given, so width and depth are what is left to save: 20 steps
+    take 0.4 s on two CPU cores and 0.7 s on one.
     """
 
     version: int = 1
@@ -53,13 +56,20 @@ class Recipe:
         return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
-def ensure(cache: Path, recipe: Recipe | None = None) -> Path:
+DEFAULT = Recipe()
+
+
+def path(cache: Path, recipe: Recipe = DEFAULT) -> Path:
+    """Where `ensure` puts it. It is whole if it is there."""
+    return cache / f"tiny-{recipe.key()}"
+
+
+def ensure(cache: Path, recipe: Recipe = DEFAULT) -> Path:
     """The tiny repository below `cache`, built now if it is not there; some seconds the first time.
 
     Any number of processes may ask at once: one builds, under a lock, and the folder appears whole.
     """
-    recipe = recipe or Recipe()
-    target = cache / f"tiny-{recipe.key()}"
+    target = path(cache, recipe)
     if target.is_dir():
         return target
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -75,14 +85,16 @@ def ensure(cache: Path, recipe: Recipe | None = None) -> Path:
     return target
 
 
-def _build(folder: Path, recipe: Recipe) -> None:
-    import torch  # noqa: PLC0415 - seconds of import, for whoever builds only
-    from diffusers import FlowMatchEulerDiscreteScheduler, Ideogram4Pipeline  # noqa: PLC0415
+def is_tiny(folder: Path) -> bool:
+    """Whether the repository in `folder` was built here."""
+    return (folder / MARKER).is_file()
 
+
+def _build(folder: Path, recipe: Recipe) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        pipeline = Ideogram4Pipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(),
+        pipeline = diffusers.Ideogram4Pipeline(
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
             vae=_vae(recipe),
             text_encoder=_text_encoder(recipe),
             tokenizer=_tokenizer(recipe),
@@ -90,14 +102,13 @@ def _build(folder: Path, recipe: Recipe) -> None:
             unconditional_transformer=_transformer(recipe),
         )
         pipeline.save_pretrained(folder)
+    (folder / MARKER).write_text(f"{NOTICE}\n")
 
 
-def _transformer(recipe: Recipe) -> Ideogram4Transformer2DModel:
-    from diffusers import Ideogram4Transformer2DModel  # noqa: PLC0415
-
+def _transformer(recipe: Recipe) -> Untyped:
     # The three axes of the rotary embedding share half a head: t first, then h and w alike.
     third = recipe.head // 2 // 3
-    return Ideogram4Transformer2DModel(
+    return diffusers.Ideogram4Transformer2DModel(
         in_channels=128,
         num_layers=recipe.layers,
         attention_head_dim=recipe.head,
@@ -109,10 +120,8 @@ def _transformer(recipe: Recipe) -> Ideogram4Transformer2DModel:
     ).eval()
 
 
-def _vae(recipe: Recipe) -> AutoencoderKLFlux2:
-    from diffusers import AutoencoderKLFlux2  # noqa: PLC0415
-
-    return AutoencoderKLFlux2(
+def _vae(recipe: Recipe) -> Untyped:
+    return diffusers.AutoencoderKLFlux2(
         block_out_channels=(recipe.vae_width,) * 4,
         layers_per_block=1,
         latent_channels=32,
@@ -121,11 +130,9 @@ def _vae(recipe: Recipe) -> AutoencoderKLFlux2:
     ).eval()
 
 
-def _text_encoder(recipe: Recipe) -> Qwen3VLModel:
-    from transformers import Qwen3VLConfig, Qwen3VLModel  # noqa: PLC0415
-
+def _text_encoder(recipe: Recipe) -> Untyped:
     width = recipe.text_width
-    config = Qwen3VLConfig(
+    config = transformers.Qwen3VLConfig(
         text_config={
             "vocab_size": recipe.vocabulary,
             "hidden_size": width,
@@ -148,7 +155,7 @@ def _text_encoder(recipe: Recipe) -> Qwen3VLModel:
             "deepstack_visual_indexes": [],
         },
     )
-    return Qwen3VLModel(config).eval()
+    return transformers.Qwen3VLModel(config).eval()
 
 
 CHAT_TEMPLATE = (
@@ -163,25 +170,24 @@ CORPUS = (
     "an illustration with bold outlines of three foxes reading under the stars, flat colour, poster for the city",
     "close portrait of a woman with grey hair in the garden, shallow depth of field, soft shadow, natural skin",
     "the words open every day painted on a wooden sign above the door of the bakery on the corner",
-    'user assistant {"high_level_description":"","style_description":{"aesthetics":"","lighting":"","photo":"",'
-    '"medium":"","art_style":"","color_palette":["#FFFFFF","#102030"]},"compositional_deconstruction":'
-    '{"background":"","elements":[{"type":"obj","bbox":[120,40,880,960],"desc":""},{"type":"text","text":""}]}}',
+    (
+        'user assistant {"high_level_description":"","style_description":{"aesthetics":"","lighting":"","photo":"",'
+        '"medium":"","art_style":"","color_palette":["#FFFFFF","#102030"]},"compositional_deconstruction":'
+        '{"background":"","elements":[{"type":"obj","bbox":[120,40,880,960],"desc":""},{"type":"text","text":""}]}}'
+    ),
 )
 """What the tokenizer learned its merges from: enough that a caption is not spelled letter by letter, so
 that the limit of 2048 tokens means about what it means to the real tokenizer."""
 
 
-def _tokenizer(recipe: Recipe) -> Qwen2Tokenizer:
-    from tokenizers import pre_tokenizers, trainers  # noqa: PLC0415
-    from transformers import Qwen2Tokenizer  # noqa: PLC0415
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # every byte, so that any text can be spelled
-    student = Qwen2Tokenizer(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[])
+def _tokenizer(recipe: Recipe) -> Untyped:
+    alphabet = sorted(ByteLevel.alphabet())  # every byte, so that any text can be spelled
+    student = transformers.Qwen2Tokenizer(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[])
     trained = student.train_new_from_iterator(
         iter(CORPUS), vocab_size=recipe.vocabulary - len(SPECIAL), show_progress=False
     )
     model = json.loads(trained.backend_tokenizer.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
+    tokenizer = transformers.Qwen2Tokenizer(
         vocab=model["vocab"],
         merges=[tuple(pair) for pair in model["merges"]],
         extra_special_tokens=list(SPECIAL[1:]),

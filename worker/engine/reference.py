@@ -1,0 +1,227 @@
+"""The reference engine: diffusers' `Ideogram4Pipeline` as it comes, through its own call.
+
+It is what every faster engine is compared with, and it stays selectable. It serves the tiny model on a
+CPU, and on a GPU any repository in diffusers' layout; the nf4 ones carry their quantisation in their
+configuration, so they load as any other. (Those are gated: this was tried with random weights only.)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worker import png, tiny, weights
+from worker.contract import MAX_PROMPT_TOKENS, GenerationRequest
+from worker.engine import (
+    Description,
+    EngineBrokenError,
+    InvalidRequestError,
+    LoadError,
+    OnStage,
+    OnStep,
+    OutOfMemoryError,
+    Picture,
+    Spent,
+    Stop,
+    StoppedError,
+)
+from worker.presets import sampling
+from worker.settings import TINY
+from worker.untyped import Untyped, diffusers
+
+
+class ReferenceEngine:
+    """The stock pipeline on one device. `cpu_threads` bounds torch's threads; None leaves them alone."""
+
+    def __init__(self, model: str, device: str, cache: Path, cpu_threads: int | None = None) -> None:
+        self._model = model
+        self._wanted = device
+        self._cache = cache
+        self._threads = cpu_threads
+        self._pipe: Untyped = None
+        self._noise = False
+
+    def load(self, on_stage: OnStage) -> Description:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        device = _device(self._wanted, self._model)
+        folder = weights.locate(self._model, self._cache, on_stage)
+        on_stage(f"loading {self._model} to {device}")
+        # fp16 gives NaN in these weights; a CPU is slow in bf16.
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        with _torch_errors():
+            try:
+                pipe = diffusers.Ideogram4Pipeline.from_pretrained(folder, dtype=dtype).to(device)
+            except (OSError, ValueError) as error:
+                raise LoadError(f"model {self._model} cannot be loaded from {folder}: {error}") from error
+        pipe.set_progress_bar_config(disable=True)
+        self._pipe = pipe
+        self._noise = tiny.is_tiny(folder)
+        name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+        return Description(model=self._model, engine="reference", device=name)
+
+    def generate(self, request: GenerationRequest, on_step: OnStep, stop: Stop) -> Picture:
+        pipe = self._pipe
+        if pipe is None:
+            raise EngineBrokenError("the engine was asked for an image before it was loaded")
+        tokens = _count_tokens(pipe, request.prompt)
+        if tokens > MAX_PROMPT_TOKENS:
+            raise InvalidRequestError(
+                f"prompt: has {tokens} tokens with its chat template; the text encoder takes {MAX_PROMPT_TOKENS}"
+            )
+        wanted = sampling(request)
+        watch = _Watch(settle=lambda: _settle(pipe.device))
+        begun = pipe.transformer.register_forward_pre_hook(lambda *_: watch.text_done())
+
+        def after_step(_pipe: object, index: int, _t: object, kwargs: dict[str, Any]) -> dict[str, Any]:
+            watch.step_done()
+            on_step(index + 1)
+            if stop():
+                raise StoppedError(f"stopped after step {index + 1} of {wanted.steps}")
+            return kwargs
+
+        try:
+            with _torch_errors():
+                image = pipe(
+                    request.prompt,
+                    height=request.height,
+                    width=request.width,
+                    num_inference_steps=wanted.steps,
+                    guidance_schedule=list(wanted.guidance),
+                    mu=wanted.mu,
+                    std=wanted.std,
+                    # Exactly as long as the prompt. The default pads every prompt to 2048 tokens and masks them
+                    # out again; positions are counted per prompt, so the numbers are the same (latents after 20
+                    # steps differ by 2e-7 of their range in float32) and a third of a 1024x1024 step is saved.
+                    max_sequence_length=tokens,
+                    # Drawn on the CPU, so that a seed means the same noise on every device.
+                    generator=torch.Generator("cpu").manual_seed(request.seed),
+                    callback_on_step_end=after_step,
+                ).images[0]
+        finally:
+            begun.remove()
+        watch.decode_done()
+        data = png.encode(image, self._about(request))
+        return Picture(png=data, spent=watch.spent())
+
+    def _about(self, request: GenerationRequest) -> dict[str, str]:
+        """What the file says of itself. Not the prompt: a picture is shown to more people than its prompt."""
+        sampler = f"steps {request.steps}" if request.steps else f"preset {request.preset or 'V4_DEFAULT_20'}"
+        about = {
+            "Software": f"letterpress {version('letterpress')}",
+            "Source": f"{self._model}, seed {request.seed}, {sampler}",
+        }
+        return {"Comment": tiny.NOTICE, **about} if self._noise else about
+
+
+def _count_tokens(pipe: Untyped, prompt: str) -> int:
+    """As the pipeline itself counts them: the prompt within its chat template."""
+    messages = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
+    text = pipe.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    # The backend encodes without the warning that a long text draws; its length is ours to judge.
+    return len(pipe.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _device(wanted: str, model: str) -> torch.device:
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda:0")
+        if model != TINY:
+            raise LoadError(
+                f"model {model} wants a GPU and torch sees none; check the driver (nvidia-smi) and torch's CUDA build, "
+                "serve the tiny model, or say device cpu to run it very slowly"
+            )
+        return torch.device("cpu")
+    device = torch.device(wanted if wanted != "cuda" else "cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise LoadError(
+            f"device {wanted}: torch sees {torch.cuda.device_count()} GPUs; check the driver (nvidia-smi), "
+            "torch's CUDA build and CUDA_VISIBLE_DEVICES"
+        )
+    return device
+
+
+def _settle(device: torch.device) -> None:
+    """Wait for the GPU: kernels are only queued when a call returns, and progress must not run ahead of them."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _torch_errors() -> Iterator[None]:
+    """torch's errors, told apart by what they mean for the worker; others pass."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        match _meaning(error):
+            case _Meaning.OUT_OF_MEMORY:
+                # Give the cache back: what failed may have left it in pieces that fit nobody. (Without a GPU: nothing.)
+                torch.cuda.empty_cache()
+                raise OutOfMemoryError(f"the memory did not suffice: {error}") from error
+            case _Meaning.BROKEN:
+                raise EngineBrokenError(f"the GPU failed, and every later call with it: {error}") from error
+            case _Meaning.OTHER:
+                raise
+
+
+class _Meaning(Enum):
+    OUT_OF_MEMORY = auto()
+    BROKEN = auto()
+    OTHER = auto()
+
+
+def _meaning(error: RuntimeError | MemoryError) -> _Meaning:
+    # Some of torch's errors have classes; those of cuBLAS, cuDNN and the CPU's allocator have only their words.
+    words = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in words:
+        return _Meaning.OUT_OF_MEMORY
+    if isinstance(error, torch.AcceleratorError) or words.startswith(
+        ("CUDA error", "cuDNN error", "CUDA driver error")
+    ):
+        return _Meaning.BROKEN
+    return _Meaning.OTHER
+
+
+@dataclass
+class _Watch:
+    """Reads the clock where one part ends and the next begins. `settle` waits for queued work first."""
+
+    settle: Callable[[], None]
+    begun: float = field(default_factory=time.monotonic)
+    text: float | None = None
+    denoise: float | None = None
+    decode: float | None = None
+
+    def text_done(self) -> None:
+        """Called before every use of the transformer; the first one ends the text part."""
+        if self.text is None:
+            self.text = self._now()
+
+    def step_done(self) -> None:
+        self.denoise = self._now()
+
+    def decode_done(self) -> None:
+        self.decode = self._now()
+
+    def spent(self) -> Spent:
+        """The parts up to now; encoding is the last."""
+        if self.text is None or self.denoise is None or self.decode is None:
+            raise EngineBrokenError("the pipeline returned without using its transformer; is it another version?")
+        return Spent(
+            text=self.text - self.begun,
+            denoise=self.denoise - self.text,
+            decode=self.decode - self.denoise,
+            encode=time.monotonic() - self.decode,
+        )
+
+    def _now(self) -> float:
+        self.settle()
+        return time.monotonic()

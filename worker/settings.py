@@ -1,0 +1,135 @@
+"""What a worker is told by its environment (`LETTERPRESS_WORKER_*`), checked before anything heavy loads.
+
+The bearer token comes by file only: an environment or an argument list can be read by others. The
+hub's token is none of ours: `huggingface_hub` reads `HF_TOKEN` where it needs it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import stat
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "LETTERPRESS_WORKER_"
+TINY = "tiny"
+TOKEN_MIN_CHARS = 16
+
+
+class SettingsError(Exception):
+    """The environment does not describe a worker; the message names each variable and what it should be."""
+
+
+class EngineName(StrEnum):
+    REFERENCE = "reference"  # diffusers' own pipeline, untouched
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    JSON = "json"  # one object a line
+    CONSOLE = "console"  # for a person's eyes
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "letterpress" / "worker"
+
+
+class Settings(BaseSettings):
+    """A worker, described. Durations are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    model: str = TINY
+    """`tiny`, a hub repository (`owner/name`), or a folder in diffusers' layout."""
+    engine: EngineName = EngineName.REFERENCE
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")] = "auto"
+    """`auto` is the first GPU if there is one. The tiny model runs anywhere, the real one needs a GPU."""
+    cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Threads of one CPU operation; torch takes all cores if nothing is said. Say 1 where workers share a CPU."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8100
+    """0 takes a free one; the log says which."""
+    token_file: Path
+    cache_dir: Path = Field(default_factory=_cache_dir)
+    """Where the tiny repository is built; workers share it."""
+    keep_finished_s: Annotated[float, Field(gt=0)] = 600.0
+    drain_grace_s: Annotated[float, Field(ge=0)] = 30.0
+    """After SIGTERM: how long a generation that is accepted may still wait to start. What runs is finished
+    in any case, so whoever stops the worker allows for this and one generation."""
+    log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.JSON
+
+    @field_validator("model")
+    @classmethod
+    def _model_is_one_of_three(cls, value: str) -> str:
+        if value == TINY or is_folder(value) or re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+            return value
+        raise ValueError(f"{value!r} is none of: {TINY}, a hub repository (owner/name), a folder (/…, ./… or ~/…)")
+
+    @field_validator("host")
+    @classmethod
+    def _host_is_loopback(cls, value: str) -> str:
+        try:
+            loopback = value == "localhost" or ipaddress.ip_address(value).is_loopback
+        except ValueError:
+            loopback = False
+        if not loopback:
+            raise ValueError(
+                f"{value!r} is not a loopback address; a worker never listens to the network: "
+                "reach it from elsewhere by an SSH forward"
+            )
+        return value
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Settings from `environment`; SettingsError names every variable that is wrong or unknown."""
+        known = {PREFIX + name.upper() for name in cls.model_fields}
+        unknown = sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
+        if unknown:
+            hint = "; the token comes by file: set LETTERPRESS_WORKER_TOKEN_FILE" if PREFIX + "TOKEN" in unknown else ""
+            raise SettingsError(f"{', '.join(unknown)}: no such setting{hint}. There are: {', '.join(sorted(known))}")
+        given = {
+            name: environment[PREFIX + name.upper()]
+            for name in cls.model_fields
+            if PREFIX + name.upper() in environment
+        }
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            lines = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
+            raise SettingsError("; ".join(lines)) from None  # the cause would quote values
+
+    def read_token(self) -> str:
+        """The bearer token; SettingsError if the file is missing, too open, or holds something else."""
+        path = self.token_file
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            token = path.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{PREFIX}TOKEN_FILE: {path} cannot be read ({error})") from error
+        if mode & 0o077:
+            raise SettingsError(f"{PREFIX}TOKEN_FILE: {path} can be read by others; chmod 600 {path}")
+        if len(token) < TOKEN_MIN_CHARS or not re.fullmatch(r"[!-~]+", token):
+            raise SettingsError(
+                f"{PREFIX}TOKEN_FILE: {path} must hold one line of at least {TOKEN_MIN_CHARS} visible ASCII characters"
+            )
+        return token
+
+
+def is_folder(model: str) -> bool:
+    """Whether `model` is spelled as a path: a hub repository never begins like one."""
+    return model.startswith(("/", "./", "../", "~"))
