@@ -38,7 +38,10 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A process to keep. `env` holds no secret: secrets are files, and `env` names their paths."""
+    """A process to keep. `env` holds no secret: secrets are files, and `env` names their paths.
+
+    What the user has in the environment and nowhere else (the hub's token) goes by name: see `inherits`.
+    """
 
     name: str
     argv: tuple[str, ...]
@@ -47,6 +50,8 @@ class Unit:
     stop_signal: str = "SIGTERM"
     stop_grace: float = 10.0
     """Seconds between the stop signal and SIGKILL."""
+    inherits: tuple[str, ...] = ()
+    """Names of environment variables that it takes over, if set, from whoever starts it."""
     config: str = ""
     """Digest of the configuration files that it reads when it starts; empty if there are none."""
     reload_signal: str = ""
@@ -55,7 +60,7 @@ class Unit:
     @property
     def fingerprint(self) -> str:
         """Changes whenever what would run changes."""
-        described = json.dumps([self.argv, sorted(self.env.items()), [str(a) for a in self.listens]])
+        described = json.dumps([self.argv, sorted(self.env.items()), [str(a) for a in self.listens], self.inherits])
         return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 

@@ -28,11 +28,12 @@ from infra.hosts.record import Launch, Sighting, holders, look, note_reload
 
 INHERITED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|TMPDIR|TZ|LANG|LC_\w+|LD_LIBRARY_PATH|(HTTPS?|NO|ALL)_PROXY|SSL_CERT_\w+"
-    r"|REQUESTS_CA_BUNDLE|(XDG|HF|CUDA|NVIDIA|NCCL|TORCH|PYTORCH|TRITON|OMP|MKL|COVERAGE)_\w+",
+    r"|REQUESTS_CA_BUNDLE|(XDG|HF(?!_TOKEN$)|CUDA|NVIDIA|NCCL|TORCH|PYTORCH|TRITON|OMP|MKL|COVERAGE)_\w+",
     re.IGNORECASE,
 )
 """What a unit gets of the environment of whoever starts it: where things are on this computer, and how its
-GPU libraries behave. No more, so that it runs as described and no command's secrets live on in it."""
+GPU libraries behave. The rest by `Unit.inherits` alone, so that it runs as described and no command's
+secrets live on in it."""
 
 UNIT_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 MUTEX = ".mutex"
@@ -61,6 +62,12 @@ def needed(seen: Sighting, unit: Unit) -> Change:
     return Change.RELOAD if unit.reload_signal else Change.REPLACE
 
 
+def environment(unit: Unit, ours: Mapping[str, str]) -> dict[str, str]:
+    """What the unit runs with, of what we run with ourselves and what it says."""
+    inherited = {name: value for name, value in ours.items() if INHERITED.fullmatch(name) or name in unit.inherits}
+    return inherited | dict(unit.env)
+
+
 @dataclass(frozen=True, slots=True)
 class LocalHost:
     """Keeps units under `root` (their pid files in `root/units`), with their output in `logs`."""
@@ -72,8 +79,8 @@ class LocalHost:
     """Seconds: a unit that dies this soon (a typing error, a missing file) is reported by `ensure` itself."""
 
     async def observe(self, unit: str) -> UnitStatus:
-        """What runs now; never waits for a change that somebody else is making."""
-        return look(self._pid_file(unit)).status
+        """What runs now; never waits for a change that somebody else is making. Unknown if another user keeps it."""
+        return _status(self._pid_file(unit))
 
     async def ensure(self, unit: Unit, progress: Progress) -> UnitStatus:
         """Adopt, reload, replace or start; returns when the process runs, which is before it serves.
@@ -131,7 +138,7 @@ class LocalHost:
     async def units(self) -> Mapping[str, UnitStatus]:
         """Everything that was started here and not removed since, by name."""
         mutexes = sorted(_listing(self.root / "units", MUTEX))
-        return {mutex.stem: look(self._pid_file(mutex.stem)).status for mutex in mutexes}
+        return {mutex.stem: _status(self._pid_file(mutex.stem)) for mutex in mutexes}
 
     def _pid_file(self, unit: str) -> Path:
         if not UNIT_NAME.fullmatch(unit):
@@ -153,7 +160,7 @@ class LocalHost:
         launcher = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", launch.__file__),
             *(str(mutex), Launch.of(unit, self.root, self._log(unit.name), pid_file).specification),
-            env={key: value for key, value in os.environ.items() if INHERITED.fullmatch(key)} | dict(unit.env),
+            env=environment(unit, os.environ),
             pass_fds=(mutex,),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
@@ -191,8 +198,7 @@ class LocalHost:
 
     async def _end(self, unit: str, seen: Sighting) -> None:
         """End every process of the unit: by its own signal, and after its grace by SIGKILL."""
-        assert seen.record is not None  # noqa: S101 - something runs, so its record was read
-        if not seen.members():
+        if seen.record is None or not seen.members():
             raise self._not_ours(unit)
         asked = await _all_end(seen, signal.Signals[seen.record.stop_signal], seen.record.stop_grace)
         if not asked and not await _all_end(seen, signal.SIGKILL, KILL_TIMEOUT_S):
@@ -231,6 +237,13 @@ async def _all_end(seen: Sighting, number: signal.Signals, patience: float) -> b
     except TimeoutError:
         return False
     return True
+
+
+def _status(pid_file: Path) -> UnitStatus:
+    try:
+        return look(pid_file).status
+    except PermissionError:
+        return UnitStatus(UnitState.UNKNOWN)
 
 
 def _listing(folder: Path, suffix: str) -> list[Path]:

@@ -27,7 +27,7 @@ async def only_one(path: Path, what: str) -> AsyncIterator[int]:
     """
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            while (descriptor := _acquired(path)) is None:  # noqa: ASYNC110 - a file lock wakes nobody
+            while (descriptor := _acquired(path, what)) is None:  # noqa: ASYNC110 - a file lock wakes nobody
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
         raise HostError(
@@ -39,8 +39,11 @@ async def only_one(path: Path, what: str) -> AsyncIterator[int]:
         os.close(descriptor)
 
 
-def _acquired(path: Path) -> int | None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+def _acquired(path: Path, what: str) -> int | None:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except PermissionError:
+        raise HostError(f"{what}: {path} is another user's; run this as the user who deployed the stack") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), path.stat()):

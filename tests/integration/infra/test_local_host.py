@@ -353,6 +353,31 @@ async def test_a_name_that_would_leave_the_folder_is_refused(host: LocalHost) ->
         await host.observe("../elsewhere")
 
 
+async def test_another_users_unit_is_unknown_and_theirs_to_change(host: LocalHost) -> None:
+    script = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from infra.hosts import HostError\n"
+        "from infra.hosts.local import LocalHost\n"
+        "host = LocalHost('there', Path(sys.argv[1]), Path(sys.argv[1]))\n"
+        "print(asyncio.run(host.observe('sleeper')).state)\n"
+        "try:\n"
+        "    asyncio.run(host.remove('sleeper', print))\n"
+        "except HostError as error:\n"
+        "    print(error)\n"
+    )
+    with nobody() as user:
+        theirs = LocalHost("theirs", user.short / "root's", user.short / "root's", first_moment=0.05)
+        status = await theirs.ensure(sleeper(mark()), silent)
+        theirs.root.chmod(0o755)
+        (theirs.root / "units").chmod(0o755)
+        done = await asyncio.to_thread(user.run, script, str(theirs.root))
+        assert await theirs.observe("sleeper") == status
+        await theirs.remove("sleeper", silent)
+    assert done.stderr == ""
+    assert re.fullmatch(r"unknown\nthere: sleeper: .* is another user's; run this as the user who .*\n", done.stdout)
+
+
 def test_an_ordinary_user_in_a_deep_folder_can_start_adopt_and_end_a_unit() -> None:
     script = ENSURE + (
         "unit = Unit(name, tuple(argv))\n"

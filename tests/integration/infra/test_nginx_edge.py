@@ -408,14 +408,19 @@ from infra.nginx import configure_edge, edge_user, find_nginx
 deep, short, port = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 run = short / "run"
 settings = EdgeSettings("127.0.0.1", port, run / "r.sock", deep / "edge", run, deep / "logs", edge_user())
-host = LocalHost("there", deep / "host", deep / "logs", first_moment=1)
+host = LocalHost("there", deep / "host", deep / "logs")
 
 async def main():
     await host.ensure(await configure_edge(settings, find_nginx()), lambda stage: None)
-    try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/generate", data=b"x" * 2_000_000)
-    except urllib.error.HTTPError as error:
-        print(error.code, error.read().decode())
+    answer = None
+    while answer is None:  # until it listens; the test's own deadline ends this
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/generate", data=b"x" * 2_000_000)
+        except urllib.error.HTTPError as error:
+            answer = f"{error.code} {error.read().decode()}"
+        except urllib.error.URLError:
+            pass
+    print(answer)
     await host.remove("edge", lambda stage: None)
 
 asyncio.run(main())

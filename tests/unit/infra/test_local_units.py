@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from infra.hosts import Unit, UnitState
 from infra.hosts.launch import boot_id, lock, start_ticks
-from infra.hosts.local import Change, needed
+from infra.hosts.local import Change, environment, needed
 from infra.hosts.logs import TAIL_BYTES, last_lines
 from infra.hosts.record import Launch, Record, Sighting, look, note_reload
 
@@ -38,6 +38,22 @@ def test_a_unit_is_changed_no_more_than_it_has_to_be(seen: Sighting, unit: Unit,
 
 def test_how_a_unit_is_stopped_is_no_reason_to_restart_it() -> None:
     assert replace(UNIT, stop_grace=1.0, stop_signal="SIGINT", reload_signal="").fingerprint == UNIT.fingerprint
+
+
+def test_a_unit_inherits_where_things_are_and_what_it_names_and_no_more() -> None:
+    ours = {
+        "PATH": "/bin",
+        "https_proxy": "http://p",
+        "HF_HOME": "/models",
+        "HF_TOKEN": "hf_1",
+        "PULUMI_CONFIG_PASSPHRASE": "p",
+        "LETTERPRESS_WORKER_PORT": "1",
+        "EDITOR": "vi",
+    }
+    common = {"PATH": "/bin", "https_proxy": "http://p", "HF_HOME": "/models"}
+    assert environment(UNIT, ours) == common
+    assert environment(replace(UNIT, inherits=("HF_TOKEN", "UNSET")), ours) == common | {"HF_TOKEN": "hf_1"}
+    assert environment(replace(UNIT, env={"PATH": "/opt/bin"}), ours) == common | {"PATH": "/opt/bin"}
 
 
 @pytest.fixture
