@@ -92,6 +92,14 @@ class Store(Protocol):
         """Jobs by pool and state."""
         ...
 
+    async def attempt_counts(self) -> Mapping[str, Mapping[AttemptEnd, int]]:
+        """Attempts that have ended, by pool and end."""
+        ...
+
+    async def attempt_counts(self) -> Mapping[str, Mapping[AttemptEnd, int]]:
+        """Attempts that have ended, by pool and end."""
+        ...
+
     async def queued(self, pool: str) -> int:
         """Jobs that wait in one pool; cheap however many have ended."""
         ...

@@ -79,14 +79,16 @@ def lease_next(connection: Connection, now: Now, worker: str, ttl_ms: int) -> Le
             attempt=jobs.c.attempt + 1,
             worker=worker,
             lease_expires_at=now + ttl_ms,
-            started_at=now,
+            started_at=func.coalesce(jobs.c.started_at, now),
         )
-        .returning(jobs)
+        .returning(jobs, now.label("leased_at"))
     ).one_or_none()
     if row is None:
         return None
     connection.execute(
-        insert(attempts).values(job_id=row.id, attempt=row.attempt, worker=worker, started_at=row.started_at)
+        insert(attempts).values(
+            job_id=row.id, attempt=row.attempt, worker=worker, pool=row.pool, started_at=row.leased_at
+        )
     )
     return _lease(row)
 
@@ -194,6 +196,23 @@ def counts(connection: Connection) -> Mapping[str, Mapping[JobState, int]]:
     return dict(found)
 
 
+def attempt_counts(connection: Connection) -> Mapping[str, Mapping[AttemptEnd, int]]:
+    found: defaultdict[str, dict[AttemptEnd, int]] = defaultdict(dict)
+    ended = select(attempts.c.pool, attempts.c.end, func.count()).where(attempts.c.end.is_not(None))
+    for pool, end, count in connection.execute(ended.group_by(attempts.c.pool, attempts.c.end)):
+        found[pool][end] = count
+    return dict(found)
+
+
+def attempt_counts(connection: Connection) -> Mapping[str, Mapping[AttemptEnd, int]]:
+    found: defaultdict[str, dict[AttemptEnd, int]] = defaultdict(dict)
+    ended = attempts.join(jobs, jobs.c.id == attempts.c.job_id)
+    counted = select(jobs.c.pool, attempts.c.end, func.count()).select_from(ended).where(attempts.c.end.is_not(None))
+    for pool, end, count in connection.execute(counted.group_by(jobs.c.pool, attempts.c.end)):
+        found[pool][end] = count
+    return dict(found)
+
+
 def queued(connection: Connection, pool: str) -> int:
     waiting = select(func.count()).where(jobs.c.pool == pool, jobs.c.state == JobState.QUEUED)
     return connection.execute(waiting).scalar_one()
@@ -218,7 +237,6 @@ def _requeued(now: Now) -> dict[str, Any]:
     asked = jobs.c.cancel_requested == true()
     return {
         "state": case((asked, JobState.CANCELLED), else_=JobState.QUEUED),
-        "started_at": case((asked, jobs.c.started_at), else_=null()),
         "finished_at": case((asked, now), else_=null()),
         **_NO_LEASE,
     }

@@ -92,10 +92,12 @@ attempts = Table(
     Column("attempt", Integer, primary_key=True, autoincrement=False),
     # No foreign key: the history outlives the worker.
     Column("worker", String(63), nullable=False),
+    Column("pool", String(32), nullable=False),
     Column("started_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
     Column("end", _one_of(AttemptEnd)),
     Column("detail", Text),
     Column("timings", Text),
     Index("ix_attempts_worker", "worker", "end"),
+    Index("ix_attempts_pool", "pool", "end"),
 )

@@ -54,6 +54,7 @@ def upgrade() -> None:
         sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id"), primary_key=True),
         sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("worker", sa.String(63), nullable=False),
+        sa.Column("pool", sa.String(32), nullable=False),
         sa.Column("started_at", sa.BigInteger, nullable=False),
         sa.Column("ended_at", sa.BigInteger),
         sa.Column("end", sa.String(16)),
@@ -61,3 +62,4 @@ def upgrade() -> None:
         sa.Column("timings", sa.Text),
     )
     op.create_index("ix_attempts_worker", "attempts", ["worker", "end"])
+    op.create_index("ix_attempts_pool", "attempts", ["pool", "end"])
