@@ -55,6 +55,10 @@ class WorkerUnreachableError(WorkerError):
     """No connection, a broken one, or a silent one: the worker, its machine or the way to it is gone."""
 
 
+class WorkerSilentError(WorkerUnreachableError):
+    """The connection stands, but nothing has come over it for longer than a live worker would let pass."""
+
+
 class WorkerUnavailableError(WorkerError):
     """The worker answers, but takes no generation now: loading, draining or broken."""
 

@@ -38,7 +38,7 @@ class JobError:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image that the router has promised to finish."""
+    """One image that the router has promised to finish. `started_at` is when its first attempt began."""
 
     id: str
     api_key_id: str

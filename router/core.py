@@ -1,0 +1,91 @@
+"""Puts the core together and takes it apart: store, queue, fleet, sweeper, service.
+
+No HTTP of its own: `router.app` and `router.admin` stand on `Core`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from router.artifacts import Artifacts, LocalArtifacts
+from router.dispatch import Dispatcher
+from router.fleet import Fleet
+from router.member import Rhythm
+from router.notices import Notices
+from router.queue import EmbeddedQueue
+from router.service import JobService
+from router.store import Store
+from router.store.sql import SqlStore
+from router.supervise import forever
+from router.sweeper import keep_sweeping, sweep
+from router.worker_client import Patience
+
+
+@dataclass(frozen=True, slots=True)
+class CoreConfig:
+    """What the core needs to know. Times are in the unit that ends their name."""
+
+    database_url: str
+    artifacts_root: Path
+    lease_ttl_ms: int = 15_000
+    """A lease is renewed three times in this; after it, a job whose router died is given to another worker."""
+    sweep_s: float = 5.0
+    probe_s: float = 2.0
+    probe_soon_s: float = 0.1
+    idle_s: float = 2.0
+    look_s: float = 2.0
+    queue_bound: int = 10_000
+    """Jobs that may wait in one pool."""
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    store: Store
+    service: JobService
+    fleet: Fleet
+    notices: Notices
+    artifacts: Artifacts
+
+
+@asynccontextmanager
+async def open_core(config: CoreConfig) -> AsyncIterator[Core]:
+    """A core at work. At the start, attempts that an earlier router left running are joined; at the end,
+    those that run are left for the next one.
+
+    Raises StoreUnavailableError if the database cannot be opened.
+    """
+    store = await SqlStore.open(config.database_url)
+    try:
+        queue, notices = EmbeddedQueue(), Notices()
+        artifacts = LocalArtifacts(config.artifacts_root)
+        dispatcher = Dispatcher(store, artifacts, notices, queue, config.lease_ttl_ms)
+        rhythm = Rhythm(config.lease_ttl_ms, config.probe_s, config.probe_soon_s, config.idle_s)
+        fleet = Fleet(store, queue, dispatcher, rhythm, config.patience, partial(datetime.now, UTC))
+        service = JobService(
+            store,
+            queue,
+            notices,
+            artifacts,
+            dispatcher,
+            fleet,
+            queue_bound=config.queue_bound,
+            look_s=config.look_s,
+        )
+        await sweep(store, notices, queue)
+        await fleet.start()
+        sweeper = asyncio.create_task(forever("sweeper", partial(keep_sweeping, store, notices, queue, config.sweep_s)))
+        try:
+            yield Core(store, service, fleet, notices, artifacts)
+        finally:
+            sweeper.cancel()
+            await asyncio.gather(sweeper, return_exceptions=True)
+            await fleet.stop()
+    finally:
+        await store.close()

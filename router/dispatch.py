@@ -1,0 +1,268 @@
+"""Runs a job on a worker under a lease: the only code that does.
+
+PUT, follow the events, renew the lease meanwhile, fetch the image, check its digest, store it, commit; or
+end the attempt with the reason. Who gets which job is the store's choice, when a worker is asked is the
+fleet's, and what becomes of a job after an attempt is `router.jobs.after`.
+
+Cancelling `drive` ends nothing: lease and generation stay as they are, for the next router to join.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import TypeVar, assert_never
+
+import structlog
+
+from router.artifacts import Artifacts
+from router.contract import JobState, Progress
+from router.errors import (
+    ArtifactError,
+    StoreUnavailableError,
+    WorkerError,
+    WorkerProtocolError,
+    WorkerRefusedError,
+    WorkerSilentError,
+    WorkerUnauthorizedError,
+    WorkerUnavailableError,
+    WorkerUnreachableError,
+)
+from router.jobs import AttemptEnd, Image, Lease
+from router.notices import Notices
+from router.queue import Queue
+from router.store import Renewal, Store
+from router.worker_client import WorkerClient
+from worker.contract import Accepted, Failed, FailureType, Finished, Started, Step, Timings
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+REJOINS = 2
+"""How often a broken connection is made again within one attempt: the generation does not depend on it."""
+CALL_OFF_S = 2.0
+"""How long a worker may take to hear that its generation is called off."""
+STORE_PAUSE_S = 1.0
+"""Between two tries to write the end of an attempt while the database does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The image is stored, and not yet committed."""
+
+    image: Image
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Unmade:
+    """The attempt came to nothing. `error` is the worker's, if the worker is to blame."""
+
+    end: AttemptEnd
+    detail: str
+    error: WorkerError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the fleet learns. `end` is None if the attempt was no longer ours to end."""
+
+    end: AttemptEnd | None
+    error: WorkerError | None = None
+
+
+def unmade_by(failed: Failed) -> Unmade:
+    """How an attempt ends whose generation the worker reports as failed."""
+    match failed.type:
+        case FailureType.INVALID_REQUEST:
+            end = AttemptEnd.REFUSED
+        case FailureType.DRAINING:
+            end = AttemptEnd.RETURNED
+        case FailureType.CANCELLED:
+            end = AttemptEnd.LOST  # not by this router, or it would not listen any more
+        case FailureType.OUT_OF_MEMORY | FailureType.ENGINE_ERROR:
+            end = AttemptEnd.CRASHED if failed.retryable else AttemptEnd.REFUSED
+        case _:
+            assert_never(failed.type)
+    return Unmade(end, failed.detail)
+
+
+def _stopped_by(renewal: Renewal) -> Unmade | None:
+    """Why a lease is not renewed any more; None if its attempt is not ours to end."""
+    return Unmade(AttemptEnd.CANCELLED, "cancelled by its owner") if renewal is Renewal.CANCEL else None
+
+
+class Dispatcher:
+    """Everything that driving needs besides a lease and a worker."""
+
+    def __init__(self, store: Store, artifacts: Artifacts, notices: Notices, queue: Queue, lease_ttl_ms: int) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._notices = notices
+        self._queue = queue
+        self._ttl_ms = lease_ttl_ms
+        self._hurried: dict[str, asyncio.Event] = {}
+
+    def hurry(self, job_id: str) -> None:
+        """The job's owner has asked for something (a cancellation): look at once, not at the next renewal."""
+        if job_id in self._hurried:
+            self._hurried[job_id].set()
+
+    async def drive(self, lease: Lease, worker: WorkerClient) -> Outcome:
+        """Run the leased job on `worker` until the attempt has ended."""
+        self._hurried[lease.job_id] = hurried = asyncio.Event()
+        making = asyncio.create_task(self._make(lease, worker))
+        holding = asyncio.create_task(self._hold(lease, hurried))
+        try:
+            await self._tell(lease.job_id)
+            await asyncio.wait({making, holding}, return_when=asyncio.FIRST_COMPLETED)
+            made: Made | Unmade | None
+            if making.done():
+                made = making.result()
+            else:
+                making.cancel()
+                await asyncio.gather(making, return_exceptions=True)
+                made = _stopped_by(holding.result())
+            outcome = await self._conclude(lease, made)
+            await self._tell(lease.job_id)
+            if made is None or (isinstance(made, Unmade) and made.end in (AttemptEnd.LOST, AttemptEnd.CANCELLED)):
+                await self._call_off(lease, worker)
+            return outcome
+        finally:
+            for task in (making, holding):
+                task.cancel()
+            await asyncio.gather(making, holding, return_exceptions=True)
+            if self._hurried.get(lease.job_id) is hurried:
+                del self._hurried[lease.job_id]
+            self._notices.forget(lease.job_id, lease.attempt)
+
+    async def _make(self, lease: Lease, worker: WorkerClient) -> Made | Unmade:
+        """Everything up to the commit; each way to fail has its end, by name."""
+        try:
+            end = await self._follow(lease, worker)
+            return unmade_by(end) if isinstance(end, Failed) else await self._collect(lease, worker, end)
+        except WorkerRefusedError as error:
+            return Unmade(AttemptEnd.REFUSED, str(error))
+        except (WorkerUnavailableError, WorkerUnauthorizedError) as error:
+            return Unmade(AttemptEnd.RETURNED, str(error), error)
+        except (WorkerUnreachableError, WorkerProtocolError) as error:
+            return Unmade(AttemptEnd.LOST, str(error), error)
+        except ArtifactError as error:
+            log.error("artifact_not_stored", job=lease.job_id, attempt=lease.attempt, error=str(error))  # noqa: TRY400
+            return Unmade(AttemptEnd.LOST, str(error))
+        except Exception as error:
+            log.exception("attempt_failed_unexpectedly", job=lease.job_id, attempt=lease.attempt, worker=lease.worker)
+            return Unmade(AttemptEnd.LOST, f"unexpected: {type(error).__name__}: {error}")
+
+    async def _follow(self, lease: Lease, worker: WorkerClient) -> Finished | Failed:
+        rejoins = 0
+        while True:
+            accepted = False
+            try:
+                async with aclosing(worker.generate(lease.generation_id, lease.request)) as events:
+                    async for event in events:
+                        accepted = True
+                        match event:
+                            case Finished() | Failed():
+                                return event
+                            case Started():
+                                self._report(lease, 0, event.steps)
+                            case Step():
+                                self._report(lease, event.step, event.steps)
+                            case Accepted():
+                                pass
+                            case _:
+                                assert_never(event)
+            except WorkerUnreachableError as error:
+                # A silent worker would be silent again, and one that never answered is simply not there.
+                if isinstance(error, WorkerSilentError) or not accepted or rejoins == REJOINS:
+                    raise
+                rejoins += 1
+                log.warning("generation_rejoined", job=lease.job_id, attempt=lease.attempt, error=str(error))
+
+    async def _collect(self, lease: Lease, worker: WorkerClient, finished: Finished) -> Made | Unmade:
+        data = await worker.image(lease.generation_id)
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+        if digest != finished.sha256:
+            error = WorkerProtocolError(
+                f"worker {worker.name}: the image of {lease.generation_id} is not the one that it announced "
+                f"({len(data)} bytes, sha256 {digest[:12]}; announced {finished.bytes}, {finished.sha256[:12]})"
+            )
+            return Unmade(AttemptEnd.LOST, str(error), error)
+        image = await self._artifacts.put(lease.generation_id, data, finished.media_type)
+        return Made(image, finished.timings)
+
+    async def _hold(self, lease: Lease, hurried: asyncio.Event) -> Renewal:
+        """Renew until that is no use any more, and say why. A store that does not answer may answer in time."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._ttl_ms / 3000):
+                    await hurried.wait()
+            hurried.clear()
+            try:
+                renewal = await self._store.renew(lease, self._ttl_ms)
+            except StoreUnavailableError as error:
+                log.warning("lease_not_renewed", job=lease.job_id, attempt=lease.attempt, error=str(error))
+                continue
+            if renewal is not Renewal.HELD:
+                return renewal
+
+    async def _call_off(self, lease: Lease, worker: WorkerClient) -> None:
+        """Spare the worker what nobody waits for any more; it may not be there to hear it."""
+        try:
+            async with asyncio.timeout(CALL_OFF_S):
+                await worker.cancel(lease.generation_id)
+        except (WorkerError, TimeoutError) as error:
+            log.info("generation_not_called_off", job=lease.job_id, attempt=lease.attempt, error=str(error))
+
+    async def _conclude(self, lease: Lease, made: Made | Unmade | None) -> Outcome:
+        match made:
+            case Made(image, timings):
+                committed = await _insist(lambda: self._store.finish(lease, image, timings))
+                outcome = Outcome(AttemptEnd.FINISHED if committed else None)
+            case Unmade(end, detail, error):
+                job = await _insist(lambda: self._store.end_attempt(lease, end, detail))
+                outcome = Outcome(None if job is None else end, error)
+            case None:
+                outcome = Outcome(None)
+            case _:
+                assert_never(made)
+        log.info(
+            "attempt_ended",
+            job=lease.job_id,
+            attempt=lease.attempt,
+            worker=lease.worker,
+            end="not_ours" if outcome.end is None else outcome.end.value,
+            detail=made.detail if isinstance(made, Unmade) else "",
+        )
+        return outcome
+
+    async def _tell(self, job_id: str) -> None:
+        """Whoever watches learns the job's state; what ended attempts left behind is cleared with its last."""
+        try:
+            job = await self._store.job(job_id)
+        except StoreUnavailableError:
+            return  # watchers look at the store themselves, later
+        if job is None:
+            return
+        self._notices.publish(job)
+        if job.state is JobState.QUEUED:
+            self._queue.announce(job.pool)
+        elif job.state.ended and (job.attempt > 1 or job.image is None):
+            await self._artifacts.keep_only(job_id, job.image)
+
+    def _report(self, lease: Lease, step: int, steps: int) -> None:
+        self._notices.progress(lease.job_id, Progress(attempt=lease.attempt, step=step, steps=steps))
+
+
+async def _insist(write: Callable[[], Awaitable[T]]) -> T:
+    """Until the database answers. What is written is guarded by the lease, so being late does no harm."""
+    while True:
+        try:
+            return await write()
+        except StoreUnavailableError as error:
+            log.error("end_not_written", error=str(error))  # noqa: TRY400 - its trace says nothing more
+            await asyncio.sleep(STORE_PAUSE_S)
