@@ -1,0 +1,227 @@
+"""stacks/*.yaml, typed: what a deployment is made of, and what is wrong with a file that does not say it.
+
+Reading and checking only. Which offer each machine takes is `infra.placement`'s, which resources come of
+it `infra.program`'s. `${NAME}` in a text stays a reference here; whoever uses the text resolves it then.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from infra.clouds import Market
+from infra.description import DescriptionError, read_yaml, say
+from infra.paths import repository_root
+from router.contract import PoolName
+
+REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+FOLDER_BEGINNINGS = ("/", "./", "../", "~", "${")
+TINY = "tiny"
+
+
+class CloudName(StrEnum):
+    """Clouds that a stack can be on. Each has a module in `infra.clouds` and a line in `infra.provider.site`."""
+
+    LOCAL = "local"
+
+
+class Device(StrEnum):
+    """What a pool's workers compute on. `auto` is the CPU for tiny weights and a GPU for all others."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+def _references_well_formed(text: str) -> str:
+    if "${" in REFERENCE.sub("", text):
+        raise PydanticCustomError("reference", "should hold references written as ${NAME}")
+    return text
+
+
+def _model(text: str) -> str:
+    if text == TINY or REPOSITORY.fullmatch(text) or text.startswith(FOLDER_BEGINNINGS):
+        return text
+    raise PydanticCustomError(
+        "model", "should be `tiny`, a repository (owner/name) or a folder (beginning with /, ./, ../ or ~)"
+    )
+
+
+def _loopback(text: str) -> str:
+    try:
+        loopback = text == "localhost" or ipaddress.ip_address(text).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise PydanticCustomError(
+            "loopback", "should be a loopback address such as 127.0.0.1: the admin app is never public"
+        )
+    return text
+
+
+Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_references_well_formed)]
+"""May hold `${NAME}`; `resolve` puts the environment's value in."""
+Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]+$")]
+Port = Annotated[int, Field(strict=True, ge=1, le=65_535)]
+
+
+class Described(BaseModel):
+    """A part of a stack file: nobody changes it, and a setting that does not exist is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Edge(Described):
+    """Where the edge listens: the stack's one public address."""
+
+    host: Host = "127.0.0.1"
+    port: Port = 8080
+
+
+class Admin(Described):
+    """Where the admin app listens, on the router host's loopback."""
+
+    host: Annotated[Host, AfterValidator(_loopback)] = "127.0.0.1"
+    port: Port = 8081
+
+
+class Router(Described):
+    """The router host: the router itself, and the edge in front of it."""
+
+    edge: Edge = Edge()
+    admin: Admin = Admin()
+
+
+class Pool(Described):
+    """Workers of one kind of traffic."""
+
+    machines: Annotated[int, Field(strict=True, ge=0, le=256)] = Field(description="How many machines it has.")
+    market: Market = Field(Market.ON_DEMAND, description="How its machines are paid.")
+    first_port: Port = Field(description="Its first worker listens here, on loopback; the next ones count up.")
+    device: Device = Field(Device.AUTO, description="auto: the CPU for tiny weights, a GPU for all others.")
+
+
+class StackDescription(Described):
+    """One stack file."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")] = Field(
+        description="Small letters, digits and dashes; names the folder of its run-time state."
+    )
+    cloud: CloudName = Field(CloudName.LOCAL, description="Who rents the machines out; local is this computer.")
+    model: Annotated[Text, AfterValidator(_model)] = Field(
+        description="`tiny` (random weights, pictures are noise), a repository of the hub, or a folder."
+    )
+    engine: Literal["reference"] = Field("reference", description="How a worker makes images.")
+    cache: Text | None = Field(None, description="Folder for weights on each machine; default: the worker's own.")
+    router: Router = Router()
+    pools: Annotated[dict[PoolName, Pool], Field(min_length=1)] = Field(description="By name.")
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        taken: dict[int, str] = {}
+        for setting, port in self._ports():
+            if port > 65_535:
+                raise PydanticCustomError(
+                    "port", "{path}: leaves no room, its last worker would listen on port {port}", _at(setting, port)
+                )
+            if port in taken:
+                raise PydanticCustomError(
+                    "port", "{path}: port {port} is already taken by {by}", _at(setting, port) | {"by": taken[port]}
+                )
+            taken[port] = setting
+        return self
+
+    def _ports(self) -> Iterator[tuple[str, int]]:
+        yield "router.edge.port", self.router.edge.port
+        yield "router.admin.port", self.router.admin.port
+        for name, pool in self.pools.items():
+            for index in range(pool.machines):
+                yield first_port_setting(name), pool.first_port + index
+
+
+def first_port_setting(pool: str) -> str:
+    """Where in the stack file a worker's port is changed."""
+    return f"pools.{pool}.first_port"
+
+
+def _at(path: str, port: int) -> dict[str, str | int]:
+    return {"path": path, "port": port}
+
+
+def parse(text: str, source: str, folder: Path) -> StackDescription:
+    """Check the text of a stack file. `source` names it in errors; relative folders in it are under `folder`.
+
+    Raises DescriptionError with one line for everything that is wrong.
+    """
+    document = read_yaml(text, source)
+    try:
+        description = StackDescription.model_validate(document.data)
+    except ValidationError as error:
+        raise DescriptionError(say(error, document, StackDescription)) from None
+    return description.model_copy(
+        update={
+            "model": _anchored(description.model, folder),
+            "cache": description.cache and _anchored(description.cache, folder),
+        }
+    )
+
+
+def load(name_or_path: str, stacks: Path | None = None) -> StackDescription:
+    """Read `stacks/<name>.yaml`, or the file at a path (it holds a slash or ends in .yaml)."""
+    by_path = "/" in name_or_path or name_or_path.endswith((".yaml", ".yml"))
+    folder = stacks or repository_root() / "stacks"
+    path = Path(name_or_path).expanduser() if by_path else folder / f"{name_or_path}.yaml"
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "none"
+        raise DescriptionError(f"there is no stack file {path}; the stacks here are: {known}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DescriptionError(f"{path} cannot be read: {error}") from None
+    description = parse(text, str(path), path.resolve().parent)
+    if not by_path and description.name != name_or_path:
+        # A copied file that kept its name would change the other stack's machines.
+        raise DescriptionError(f"{path} says `name: {description.name}`; it should say `name: {name_or_path}`")
+    return description
+
+
+def with_model(description: StackDescription, model: str, folder: Path) -> StackDescription:
+    """The same stack with other weights, as `MODEL=` asks; a relative folder is one under `folder`."""
+    try:
+        changed = StackDescription.model_validate(description.model_dump() | {"model": model})
+    except ValidationError as error:
+        raise DescriptionError(f"MODEL={model}: {error.errors()[0]['msg']}") from None
+    return changed.model_copy(update={"model": _anchored(changed.model, folder)})
+
+
+def resolve(text: str, environ: Mapping[str, str], setting: str) -> str:
+    """Put the environment's values in place of `${NAME}`; `setting` says in an error where the text stands."""
+
+    def value(match: re.Match[str]) -> str:
+        if not environ.get(match[1]):
+            raise DescriptionError(f"{setting}: {match[0]} refers to the environment, where {match[1]} is not set")
+        return environ[match[1]]
+
+    return REFERENCE.sub(value, text)
+
+
+def json_schema() -> str:
+    """The JSON Schema of stack files, as published in docs/stack.schema.json."""
+    schema = StackDescription.model_json_schema()
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"
+
+
+def _anchored(text: str, folder: Path) -> str:
+    """A relative folder as an absolute one; repositories, references and the rest as they are."""
+    if text.startswith("~"):
+        return str(Path(text).expanduser())
+    return str((folder / text).resolve()) if text.startswith(("./", "../")) else text
