@@ -1,0 +1,184 @@
+"""Description and placement in, resources out: the whole deployment as plain values.
+
+`resources` is pure. What it says of a resource it says from the description alone, never from another
+resource's outputs: a preview is therefore exact, and every id is known before anything exists. `declare`
+hands the values to Pulumi; only `infra.engine` runs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from infra.identity import Identity
+from infra.placement import Placed, Placement, devices, machine_names
+from infra.provider.machine import MachineInputs
+from infra.provider.registration import RegistrationInputs
+from infra.provider.resource import Inputs, Kind
+from infra.provider.router_host import RouterHostInputs, reachable_url
+from infra.provider.worker_host import WorkerHostInputs, WorkerInputs, worker_url
+from infra.secrets import ADMIN_KEY, API_KEY, SIGNING_KEY, worker_token
+from infra.stack import TINY, Pool, StackDescription, first_port_setting
+
+if TYPE_CHECKING:
+    import pulumi
+
+ROUTER_HOST = "router"
+ROUTER_KEYS = (API_KEY, ADMIN_KEY, SIGNING_KEY)
+
+READY_WITHIN_TINY_S = 300.0
+"""Several workers import torch at once on two cores; that takes a minute."""
+READY_WITHIN_S = 3600.0
+"""Real weights are 16 GB and more to download, the first time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """How one of our processes is started, and the digest of its code."""
+
+    argv: tuple[str, ...]
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    worker: Program
+    router: Program
+
+    @classmethod
+    def of_this_interpreter(cls, code: Mapping[str, str]) -> Programs:
+        """The packages `worker` and `router` run by this Python; `code` holds their digests by name."""
+        worker, router = ((sys.executable, "-m", name) for name in ("worker", "router"))
+        return cls(Program(worker, code["worker"]), Program(router, code["router"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One resource. `depends_on` names others that must be there before it, and go after it."""
+
+    kind: Kind
+    name: str
+    inputs: Inputs
+    depends_on: tuple[str, ...] = ()
+
+
+def worker_names(placed: Placed) -> tuple[str, ...]:
+    """The workers of a machine: one is called like the machine, several are numbered by their GPU."""
+    count = len(devices(placed.offer))
+    return (placed.machine,) if count == 1 else tuple(f"{placed.machine}-gpu{index}" for index in range(count))
+
+
+def secret_names(placement: Placement) -> tuple[str, ...]:
+    """Every secret whose fingerprint `resources` wants."""
+    tokens = (worker_token(name) for placed in placement.machines for name in worker_names(placed))
+    return (*ROUTER_KEYS, *tokens)
+
+
+def resources(
+    description: StackDescription,
+    placement: Placement,
+    identity: Identity,
+    fingerprints: Mapping[str, str],
+    programs: Programs,
+) -> tuple[Declared, ...]:
+    """Every resource of the stack, each after those that it depends on. `fingerprints` are by secret's name."""
+    router = _router_host(description, fingerprints, programs.router)
+    machines = (
+        resource
+        for name, pool in description.pools.items()
+        for resource in _pool(name, pool, description, placement, identity, fingerprints, programs.worker)
+    )
+    return (router, *machines)
+
+
+def declare(declared: Sequence[Declared]) -> None:
+    """Register the resources with the Pulumi engine; runs inside a Pulumi program."""
+    import pulumi  # noqa: PLC0415 - half a second that only those pay who run the engine
+
+    made: dict[str, pulumi.Resource] = {}
+    for resource in declared:
+        options = pulumi.ResourceOptions(depends_on=[made[name] for name in resource.depends_on])
+        properties = resource.inputs.model_dump(mode="json")
+        made[resource.name] = pulumi.CustomResource(resource.kind.value, resource.name, properties, options)
+
+
+def _router_host(description: StackDescription, fingerprints: Mapping[str, str], program: Program) -> Declared:
+    edge, admin = description.router.edge, description.router.admin
+    inputs = RouterHostInputs(
+        program=program.argv,
+        code=program.code,
+        edge_host=edge.host,
+        edge_port=edge.port,
+        admin_host=admin.host,
+        admin_port=admin.port,
+        keys={name: fingerprints[name] for name in ROUTER_KEYS},
+    )
+    return Declared(Kind.ROUTER_HOST, ROUTER_HOST, inputs)
+
+
+def _pool(
+    name: str,
+    pool: Pool,
+    description: StackDescription,
+    placement: Placement,
+    identity: Identity,
+    fingerprints: Mapping[str, str],
+    program: Program,
+) -> Iterator[Declared]:
+    port = pool.first_port
+    for machine in machine_names(name, pool.machines):
+        placed = placement.of(machine)
+        if placed is None:
+            raise ValueError(f"{machine} has no place; place() gives every described machine one")
+        workers = []
+        for worker, device in zip(worker_names(placed), devices(placed.offer), strict=True):
+            token = fingerprints[worker_token(worker)]
+            setting = first_port_setting(name)
+            workers.append(WorkerInputs(name=worker, device=device, port=port, token=token, setting=setting))
+            port += 1
+        yield from _machine(placed, identity, description, program, tuple(workers))
+        for worker_inputs in workers:
+            yield _registration(worker_inputs, machine, name, description)
+
+
+def _machine(
+    placed: Placed,
+    identity: Identity,
+    description: StackDescription,
+    program: Program,
+    workers: tuple[WorkerInputs, ...],
+) -> Iterator[Declared]:
+    rented_name = identity.machine(placed.machine, placed.generation)
+    machine = MachineInputs(name=rented_name, cloud=description.cloud, offer=placed.offer)
+    yield Declared(Kind.MACHINE, placed.machine, machine)
+    worker_host = WorkerHostInputs(
+        machine=rented_name,
+        cloud=description.cloud,
+        program=program.argv,
+        code=program.code,
+        model=description.model,
+        engine=description.engine,
+        cache=description.cache,
+        workers=workers,
+        ready_within_s=READY_WITHIN_TINY_S if description.model == TINY else READY_WITHIN_S,
+    )
+    yield Declared(Kind.WORKER_HOST, _worker_host_name(placed.machine), worker_host, (placed.machine,))
+
+
+def _registration(worker: WorkerInputs, machine: str, pool: str, description: StackDescription) -> Declared:
+    admin = description.router.admin
+    inputs = RegistrationInputs(
+        worker=worker.name,
+        pool=pool,
+        url=worker_url(worker.port),
+        token=worker.token,
+        admin_url=reachable_url(admin.host, admin.port),
+    )
+    name = f"{worker.name}-registration"
+    return Declared(Kind.REGISTRATION, name, inputs, (_worker_host_name(machine), ROUTER_HOST))
+
+
+def _worker_host_name(machine: str) -> str:
+    return f"{machine}-workers"

@@ -1,0 +1,173 @@
+"""WorkerHost: the workers of one machine, each a unit that owns one GPU (or the CPU).
+
+It is there when every worker says that it is ready. What failed stays where it is, running or not, with
+its log: the next deploy adopts it and goes on. Renting the machine is Machine's, telling the router is
+Registration's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import httpx
+
+from infra.clouds import CloudError
+from infra.errors import InfraError
+from infra.hosts import Host, HostError, Listen, Progress, Unit
+from infra.provider.readiness import Verdict, ask_worker, loopback_client, until_ready
+from infra.provider.resource import Condition, Found, IncompleteError, Inputs, ProviderError, UnitSeen, worst
+from infra.provider.site import Site
+from infra.secrets import worker_token
+from infra.stack import CloudName, resolve
+
+LOOPBACK = "127.0.0.1"
+"""Workers listen nowhere else: no inference port is ever public."""
+
+STOP_GRACE_S = 30.0
+"""A worker that drains may finish the image it is at; at 48 steps that takes about this long."""
+
+
+class WorkerInputs(Inputs):
+    """One worker. `token` is its token's fingerprint; `setting` says where the stack file sets its port."""
+
+    name: str
+    device: str
+    port: int
+    token: str
+    setting: str
+
+
+class WorkerHostInputs(Inputs):
+    """`machine` is the name it is rented under; `program` runs a worker, `code` is that program's digest."""
+
+    machine: str
+    cloud: CloudName
+    program: tuple[str, ...]
+    code: str
+    model: str
+    engine: str
+    cache: str | None = None
+    workers: tuple[WorkerInputs, ...]
+    ready_within_s: float
+
+
+class WorkerHostState(WorkerHostInputs, Found):
+    units: tuple[UnitSeen, ...] = ()
+
+
+def worker_url(port: int) -> str:
+    return f"http://{LOOPBACK}:{port}"
+
+
+def worker_unit(inputs: WorkerHostInputs, worker: WorkerInputs, root: PurePath, environ: Mapping[str, str]) -> Unit:
+    """The worker as a unit of a host whose folder is `root`. Raises DescriptionError for a missing reference."""
+    settings = {
+        "MODEL": resolve(inputs.model, environ, "model"),
+        "ENGINE": inputs.engine,
+        "DEVICE": worker.device,
+        "HOST": LOOPBACK,
+        "PORT": str(worker.port),
+        "TOKEN_FILE": str(root / _token_file(worker)),
+    }
+    if inputs.cache:
+        settings["CACHE_DIR"] = resolve(inputs.cache, environ, "cache")
+    return Unit(
+        name=worker.name,
+        argv=inputs.program,
+        env={f"LETTERPRESS_WORKER_{name}": value for name, value in settings.items()},
+        listens=(Listen(LOOPBACK, worker.port, worker.setting),),
+        stop_grace=STOP_GRACE_S,
+        # A new token, or new code after an upgrade, takes effect only in a new process.
+        config=hashlib.sha256(f"{worker.token} {inputs.code}".encode()).hexdigest()[:16],
+    )
+
+
+def _token_file(worker: WorkerInputs) -> PurePath:
+    return PurePath("secrets") / worker_token(worker.name)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHostResource:
+    site: Site
+    inputs: type[WorkerHostInputs] = WorkerHostInputs
+    state: type[WorkerHostState] = WorkerHostState
+    replaced_by: frozenset[str] = frozenset({"machine", "cloud"})
+
+    def identify(self, inputs: WorkerHostInputs) -> str:
+        return f"workers-{inputs.machine}"
+
+    async def ensure(
+        self, inputs: WorkerHostInputs, before: WorkerHostState | None, progress: Progress
+    ) -> WorkerHostState:
+        """End what is described no more, bring up the rest, and leave alone every worker that is as described."""
+        host = await self._host(inputs)
+        if host is None:
+            raise ProviderError(f"{inputs.machine}: the machine is gone; run `make deploy` again to rent it anew")
+        described = {worker.name for worker in inputs.workers}
+        for worker in before.workers if before else ():
+            if worker.name not in described:
+                await host.remove(worker.name, progress)
+        outcomes = await asyncio.gather(
+            *(self._bring_up(host, inputs, worker, progress) for worker in inputs.workers), return_exceptions=True
+        )
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        unexpected = [failure for failure in failures if not isinstance(failure, InfraError)]
+        if unexpected:
+            raise unexpected[0]
+        state = await self._look(host, _state(inputs))
+        if failures:
+            raise IncompleteError("\n".join(str(failure) for failure in failures), state)
+        return state
+
+    async def read(self, state: WorkerHostState) -> WorkerHostState | None:
+        try:
+            host = await self._host(state)
+            return await self._look(host, state) if host else None
+        except (CloudError, HostError) as error:
+            return state.model_copy(update={"condition": Condition.UNKNOWN, "reason": str(error)})
+
+    async def delete(self, state: WorkerHostState, progress: Progress) -> None:
+        host = await self._host(state)
+        if host:  # without its machine there is nothing left of it
+            await asyncio.gather(*(host.remove(worker.name, progress) for worker in state.workers))
+
+    async def _host(self, inputs: WorkerHostInputs) -> Host | None:
+        machine = await self.site.cloud(inputs.cloud).find(inputs.machine)
+        return self.site.machine_host(inputs.cloud, machine) if machine else None
+
+    async def _bring_up(self, host: Host, inputs: WorkerHostInputs, worker: WorkerInputs, progress: Progress) -> None:
+        def say(stage: str) -> None:
+            progress(stage if len(inputs.workers) == 1 else f"{worker.name}: {stage}")
+
+        token = self.site.secrets.ensure(worker_token(worker.name))
+        await host.write(_token_file(worker), token.encode())
+        await host.ensure(worker_unit(inputs, worker, host.root, self.site.environ), say)
+        async with loopback_client() as client:
+            url = worker_url(worker.port)
+            await until_ready(host, worker.name, lambda: ask_worker(client, url), inputs.ready_within_s, say)
+
+    async def _look(self, host: Host, state: WorkerHostState) -> WorkerHostState:
+        async with loopback_client() as client:
+            units = await asyncio.gather(*(self._see(host, state, worker, client) for worker in state.workers))
+        condition = worst([unit.condition for unit in units])
+        reason = ", ".join(f"{unit.name}: {unit.condition}" for unit in units if not unit.condition.good)
+        return state.model_copy(update={"units": tuple(units), "condition": condition, "reason": reason})
+
+    async def _see(
+        self, host: Host, state: WorkerHostState, worker: WorkerInputs, client: httpx.AsyncClient
+    ) -> UnitSeen:
+        described = worker_unit(state, worker, host.root, self.site.environ)
+        seen = UnitSeen.of(worker.name, await host.observe(worker.name), described.fingerprint)
+        if seen.condition is Condition.RUNNING:
+            answer = await ask_worker(client, worker_url(worker.port))
+            if answer.verdict is not Verdict.READY:
+                return seen.model_copy(update={"condition": Condition.NOT_READY})
+        return seen
+
+
+def _state(inputs: WorkerHostInputs) -> WorkerHostState:
+    return WorkerHostState.model_validate(inputs.model_dump())
