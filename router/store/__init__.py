@@ -96,10 +96,6 @@ class Store(Protocol):
         """Attempts that have ended, by pool and end."""
         ...
 
-    async def attempt_counts(self) -> Mapping[str, Mapping[AttemptEnd, int]]:
-        """Attempts that have ended, by pool and end."""
-        ...
-
     async def queued(self, pool: str) -> int:
         """Jobs that wait in one pool; cheap however many have ended."""
         ...

@@ -204,15 +204,6 @@ def attempt_counts(connection: Connection) -> Mapping[str, Mapping[AttemptEnd, i
     return dict(found)
 
 
-def attempt_counts(connection: Connection) -> Mapping[str, Mapping[AttemptEnd, int]]:
-    found: defaultdict[str, dict[AttemptEnd, int]] = defaultdict(dict)
-    ended = attempts.join(jobs, jobs.c.id == attempts.c.job_id)
-    counted = select(jobs.c.pool, attempts.c.end, func.count()).select_from(ended).where(attempts.c.end.is_not(None))
-    for pool, end, count in connection.execute(counted.group_by(jobs.c.pool, attempts.c.end)):
-        found[pool][end] = count
-    return dict(found)
-
-
 def queued(connection: Connection, pool: str) -> int:
     waiting = select(func.count()).where(jobs.c.pool == pool, jobs.c.state == JobState.QUEUED)
     return connection.execute(waiting).scalar_one()

@@ -67,9 +67,6 @@ class SqlStore:
     async def attempt_counts(self) -> Mapping[str, Mapping[AttemptEnd, int]]:
         return await self._database.read(job_rows.attempt_counts)
 
-    async def attempt_counts(self) -> Mapping[str, Mapping[AttemptEnd, int]]:
-        return await self._database.read(job_rows.attempt_counts)
-
     async def queued(self, pool: str) -> int:
         return await self._database.read(job_rows.queued, pool)
 
