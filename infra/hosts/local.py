@@ -102,9 +102,7 @@ class LocalHost:
                     progress("reloading its configuration")
                     self._reload(seen, unit)
                 case Change.REPLACE:
-                    progress(
-                        "ending what is left of it" if seen.main() is None else "stopping the one described before"
-                    )
+                    progress("stopping what runs of it")
                     await self._end(unit.name, seen)
                     await self._start(unit, mutex, progress)
                 case Change.START:
@@ -198,10 +196,11 @@ class LocalHost:
 
     async def _end(self, unit: str, seen: Sighting) -> None:
         """End every process of the unit: by its own signal, and after its grace by SIGKILL."""
-        if seen.record is None or not seen.members():
-            raise self._not_ours(unit)
-        asked = await _all_end(seen, signal.Signals[seen.record.stop_signal], seen.record.stop_grace)
-        if not asked and not await _all_end(seen, signal.SIGKILL, KILL_TIMEOUT_S):
+        record = seen.record
+        if record is not None and not (
+            await _all_end(seen, signal.Signals[record.stop_signal], record.stop_grace)
+            or await _all_end(seen, signal.SIGKILL, KILL_TIMEOUT_S)
+        ):
             left = ", ".join(str(member.pid) for member in seen.members())
             raise HostError(
                 f"{self.name}: {unit}: process {left} has not ended {KILL_TIMEOUT_S:g} s after SIGKILL; it waits for a "
