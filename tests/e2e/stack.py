@@ -36,6 +36,7 @@ class UserStack:
 
     folder: Path
     name: str = field(default_factory=lambda: f"t-{uuid.uuid4().hex[:8]}")
+    deployed: str = ""
 
     def __post_init__(self) -> None:
         edge, admin, first, batch = _spaced_ports()

@@ -1,0 +1,250 @@
+"""The Makefile, driven as a user drives it: a stack comes up, serves, loses processes, is repaired, and goes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from tests.e2e.stack import UserStack, pasted_command
+from tests.waiting import eventually
+
+pytestmark = [pytest.mark.e2e, pytest.mark.engine]
+
+QUICK = {"prompt": "a small picture, at once", "width": 256, "height": 256, "steps": 1}
+LONG = {"prompt": "a long look at a small machine", "width": 512, "height": 512, "steps": 100}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UserStack]:
+    """A stack of this module's own, brought up once; `deployed` holds what that printed."""
+    stack = UserStack(tmp_path_factory.mktemp("e2e"))
+    try:
+        stack.deployed = stack.ok("deploy")
+        yield stack
+    finally:
+        stack.make("destroy")
+
+
+def picture(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def busy_worker(stack: UserStack) -> str:
+    """The name of a worker that is making an image now."""
+    admin = stack.endpoint()["admin_url"]
+
+    def running() -> str | None:
+        views = httpx.get(f"{admin}/workers", trust_env=False).json()
+        return next((view["name"] for view in views if view["running"]), None)
+
+    return eventually(running, 20, "no worker took the job")
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_deploy_prints_an_endpoint_a_key_and_a_call_that_works_when_pasted(stack: UserStack, tmp_path: Path) -> None:
+    assert f"http://127.0.0.1:{stack.ports[0]}" in stack.deployed
+    assert "secrets/api-key" in stack.deployed
+    command = pasted_command(stack.deployed)
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command], cwd=tmp_path, env=stack.environment, check=True, timeout=60
+    )
+    (made,) = tmp_path.glob("*.png")
+    assert picture(made.read_bytes()).size == (512, 512)
+
+
+def test_deploying_again_changes_nothing_and_says_so(stack: UserStack) -> None:
+    before = stack.units()
+    assert "nothing to change" in stack.ok("deploy").lower()
+    assert stack.units() == before
+
+
+def test_the_published_clients_request_gets_a_png_of_the_asked_size(stack: UserStack) -> None:
+    with stack.client() as client:
+        answer = client.post("/generate", json={"prompt": "a", "width": 320, "height": 256, "steps": 4})
+    assert answer.status_code == 200, answer.text
+    assert picture(base64.b64decode(answer.json()["image"])).size == (320, 256)
+
+
+def test_the_openai_client_gets_images_by_base64_and_by_url(stack: UserStack) -> None:
+    endpoint = stack.endpoint()
+    with openai.OpenAI(base_url=f"{endpoint['url']}/v1", api_key=endpoint["api_key"], max_retries=0) as client:
+        steps = {"num_inference_steps": 2}
+        inline = client.images.generate(prompt="a fox", size="256x256", extra_body=steps)
+        linked = client.images.generate(prompt="a fox", size="256x256", response_format="url", extra_body=steps)
+        assert [model.id for model in client.models.list()]
+    assert inline.data
+    assert linked.data
+    assert picture(base64.b64decode(inline.data[0].b64_json or "")).size == (256, 256)
+    assert picture(httpx.get(linked.data[0].url or "", trust_env=False).content).size == (256, 256)
+
+
+def test_the_same_request_makes_the_same_bytes_on_either_worker(stack: UserStack) -> None:
+    request = {"prompt": "twice the same", "width": 256, "height": 256, "steps": 3, "seed": 7}
+    digests = set()
+    with stack.client() as client:
+        made = [client.post("/v1/jobs", json=request).json()["id"] for _ in range(4)]
+        for job in made:
+            view = eventually(lambda job=job: _ended(client, job), 60, f"{job} did not end")  # type: ignore[misc]
+            digests.add(view["image"]["sha256"])
+    assert len(digests) == 1
+
+
+def test_a_batch_job_is_made_by_the_batch_pool(stack: UserStack) -> None:
+    with stack.client() as client:
+        job = client.post(
+            "/v1/jobs", json={"prompt": "b", "width": 256, "height": 256, "steps": 1, "pool": "batch"}
+        ).json()
+        eventually(lambda: _ended(client, job["id"]), 60, "the batch job did not end")
+    with closing(_database(stack)) as database:
+        (worker,) = database.execute("select worker from attempts where job_id = ?", [job["id"]]).fetchone()
+    assert worker == "batch-1"
+
+
+def test_status_shows_every_process_with_its_pool_and_address(stack: UserStack) -> None:
+    shown = stack.ok("status")
+    for resource in ("edge", "router", "interactive-1", "interactive-2", "batch-1"):
+        assert resource in shown
+    for port in stack.ports:
+        assert str(port) in shown
+    assert "ready" in shown
+
+
+def test_logs_hold_lines_of_every_process(stack: UserStack) -> None:
+    shown = stack.ok("logs")
+    for unit in ("router", "interactive-1", "interactive-2", "batch-1"):
+        assert unit in shown
+
+
+def test_admin_prints_an_address_that_answers(stack: UserStack) -> None:
+    shown = stack.ok("admin")
+    admin = f"http://127.0.0.1:{stack.ports[1]}"
+    assert admin in shown
+    assert "interactive-1" in httpx.get(admin, trust_env=False).text
+
+
+def test_a_worker_killed_in_mid_generation_costs_its_client_nothing_and_deploy_repairs_it(
+    stack: UserStack,
+) -> None:
+    with stack.client() as client, ThreadPoolExecutor(1) as background:
+        waiting = background.submit(client.post, "/generate", json=LONG)
+        victim = busy_worker(stack)
+        before = stack.units()
+        os.kill(before[victim], signal.SIGKILL)
+        answer = waiting.result(timeout=120)
+    assert answer.status_code == 200, answer.text
+    assert picture(base64.b64decode(answer.json()["image"])).size == (512, 512)
+    assert "stopped" in stack.ok("status")
+
+    stack.ok("deploy")
+
+    after = stack.units()
+    assert after[victim] != before[victim]
+    assert {name: pid for name, pid in after.items() if name != victim} == {
+        name: pid for name, pid in before.items() if name != victim
+    }
+    assert "stopped" not in stack.ok("status")
+
+
+@pytest.mark.parametrize("victim", ["edge", "router", "batch-1"])
+def test_deploy_repairs_just_the_process_that_was_killed(stack: UserStack, victim: str) -> None:
+    before = stack.units()
+    os.kill(before[victim], signal.SIGKILL)
+    stack.ok("deploy")
+    after = stack.units()
+    assert [name for name in before if after[name] != before[name]] == [victim]
+    with stack.client() as client:
+        assert client.post("/generate", json=QUICK).status_code == 200
+
+
+def test_a_router_killed_with_fifty_queued_jobs_finishes_each_exactly_once(stack: UserStack) -> None:
+    request = {"prompt": "one of fifty", "width": 256, "height": 256, "steps": 2}
+    with stack.client() as client:
+        jobs = [client.post("/v1/jobs", json={**request, "seed": seed}).json()["id"] for seed in range(50)]
+        os.kill(stack.units()["router"], signal.SIGKILL)
+        stack.ok("deploy")
+        for job in jobs:
+            view = eventually(lambda job=job: _ended(client, job), 120, f"{job} did not end")  # type: ignore[misc]
+            assert view["state"] == "succeeded"
+    with closing(_database(stack)) as database:
+        marks = ",".join("?" * len(jobs))
+        commits = database.execute(
+            f"select job_id, count(*) from attempts where outcome = 'finished' and job_id in ({marks}) group by job_id",  # noqa: S608 - question marks
+            jobs,
+        ).fetchall()
+    assert sorted(commits) == sorted((job, 1) for job in jobs)
+
+
+def test_no_secret_is_in_the_state_the_logs_or_any_command_line(stack: UserStack) -> None:
+    secrets = [path.read_text().strip().encode() for path in (stack.root / "secrets").iterdir()]
+    assert len(secrets) >= 7
+    searched = [
+        *(stack.root / "pulumi").rglob("*"),
+        *(stack.root / "logs").rglob("*"),
+        *(path for path in Path("/proc").glob("[0-9]*/cmdline")),
+    ]
+    found = []
+    for path in searched:
+        try:
+            content = path.read_bytes()
+        except OSError:
+            continue
+        found += [path for secret in secrets if secret in content]
+    assert found == []
+
+
+def test_a_second_stack_runs_beside_the_first(stack: UserStack, tmp_path: Path) -> None:
+    other = UserStack(tmp_path)
+    try:
+        other.ok("deploy")
+        for one in (stack, other):
+            with one.client() as client:
+                answer = client.post("/generate", json=QUICK)
+                assert answer.status_code == 200
+        with other.client() as client:
+            key = stack.endpoint()["api_key"]
+            assert client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 401
+    finally:
+        other.ok("destroy")
+    assert other.processes() == []
+    with stack.client() as client:
+        assert client.get("/healthz").status_code == 200
+
+
+def test_destroy_leaves_no_process_no_port_and_an_empty_state(stack: UserStack) -> None:
+    stack.ok("destroy")
+    assert stack.processes() == []
+    assert [port for port in stack.ports if listening(port)] == []
+    for state in (stack.root / "pulumi").rglob("*.json"):
+        assert "letterpress:index" not in state.read_text() or "backups" in str(state) or "history" in str(state)
+    assert "nothing" in stack.ok("destroy").lower()
+
+
+def _ended(client: httpx.Client, job: str) -> dict[str, Any] | None:
+    view: dict[str, Any] = client.get(f"/v1/jobs/{job}").raise_for_status().json()
+    return view if view["state"] in ("succeeded", "failed", "cancelled") else None
+
+
+def _database(stack: UserStack) -> sqlite3.Connection:
+    (path,) = (stack.root / "router").rglob("*.db")
+    return sqlite3.connect(f"file:{path}?mode=ro", uri=True)
