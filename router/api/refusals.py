@@ -38,9 +38,11 @@ class Kind(StrEnum):
     MODEL_NOT_FOUND = "model_not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     NOT_FINISHED = "not_finished"
+    NO_IMAGE = "no_image"
     CANCELLED = "cancelled"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    MISDIRECTED = "misdirected"
     RATE_LIMITED = "rate_limited"
     CLIENT_GONE = "client_gone"
     INTERNAL = "internal"
@@ -67,9 +69,11 @@ _MEANING: Mapping[Kind, tuple[int, str]] = {
     Kind.MODEL_NOT_FOUND: (404, "This model is not served here"),
     Kind.METHOD_NOT_ALLOWED: (405, "This method is not allowed here"),
     Kind.NOT_FINISHED: (409, "There is no image yet"),
+    Kind.NO_IMAGE: (409, "There will be no image"),
     Kind.CANCELLED: (409, "The job was cancelled"),
     Kind.BODY_TOO_LARGE: (413, "The body is too large"),
     Kind.UNSUPPORTED_MEDIA_TYPE: (415, "The body must be JSON"),
+    Kind.MISDIRECTED: (421, "This name is not served here"),
     Kind.RATE_LIMITED: (429, "Too many requests"),
     Kind.CLIENT_GONE: (499, "The client went away"),  # nginx's number for it; only logs and metrics see it
     Kind.INTERNAL: (500, "The router failed"),
@@ -161,7 +165,7 @@ def _of_validation(error: RequestValidationError) -> Refusal:
 
 
 def _of_http(error: HTTPException) -> Refusal:
-    """Starlette's and FastAPI's own: no such path, no such method, a body out of bounds or beyond reading."""
+    """Starlette's and FastAPI's own: no such path, no such method, a body beyond reading."""
     headers = dict(error.headers or {})
     match error.status_code:
         case 400:
@@ -171,7 +175,5 @@ def _of_http(error: HTTPException) -> Refusal:
         case 405:
             allowed = headers.get("Allow") or headers.get("allow") or "another method"
             return Refusal(Kind.METHOD_NOT_ALLOWED, f"use {allowed} here", headers=headers)
-        case 413:
-            return Refusal(Kind.BODY_TOO_LARGE, f"the body is larger than {MAX_BODY_BYTES} bytes")
         case _:
             return Refusal(Kind.INTERNAL, "the router failed; its log says why")

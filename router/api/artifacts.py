@@ -1,0 +1,59 @@
+"""Finished images as files over HTTP: to their owner by job, and to whoever holds a signed URL."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Query
+from fastapi.responses import FileResponse, Response
+
+from router.api.context import Context, InContext
+from router.api.refusals import Kind, refused
+from router.jobs import Image, Job
+from worker.contract import Problem
+
+router = APIRouter(tags=["images"])
+
+IfNoneMatch = Annotated[str, Header(description="ETags that the caller already has.")]
+Answers = dict[int | str, dict[str, Any]]
+"""FastAPI's own shape for documented answers."""
+PNG: Answers = {
+    200: {"content": {"image/png": {}}, "description": "The image."},
+    304: {"description": "The caller has it."},
+}
+PROBLEM: dict[str, Any] = {"model": Problem, "description": "What is wrong, and what to do."}
+
+
+@router.get(
+    "/artifacts/{job_id}.png",
+    summary="A finished image by its signed URL",
+    response_class=FileResponse,
+    responses={**PNG, "4XX": PROBLEM, "5XX": PROBLEM},
+)
+async def artifact(
+    job_id: Annotated[str, Path(max_length=64)],
+    expires: Annotated[int, Query(description="Seconds since the epoch.", ge=0, le=2**40)],
+    signature: Annotated[str, Query(max_length=128)],
+    context: InContext,
+    if_none_match: IfNoneMatch = "",
+) -> Response:
+    """Needs no key: the signature is the permission. The links themselves come from the other routes."""
+    if not context.links.allows(job_id, expires, signature):
+        raise refused(Kind.FORBIDDEN, "this URL was not signed here; ask for the image again to get a good one")
+    left = expires - int(context.clock())
+    if left <= 0:
+        raise refused(Kind.FORBIDDEN, "this URL has expired; ask for the image again to get a new one")
+    job = await context.core.store.job(job_id)
+    if job is None or job.image is None:
+        raise refused(Kind.NOT_FOUND, f"there is no image of job {job_id}")
+    return image_answer(context, job, job.image, if_none_match, max_age_s=left)
+
+
+def image_answer(context: Context, job: Job, image: Image, if_none_match: str, max_age_s: int) -> Response:
+    """The file, or 304 for a caller who has it. An image never changes; only the permission ends."""
+    etag = f'"{image.sha256}"'
+    headers = {"ETag": etag, "Cache-Control": f"private, max-age={max_age_s}, immutable"}
+    known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    if etag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return FileResponse(context.core.service.image_path(job), headers=headers, media_type=image.media_type)

@@ -1,0 +1,32 @@
+"""What every route of the public app needs, handed over once when the app is made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from router.api.links import Links
+from router.core import Core
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """`closing` is set when the router is told to stop; `clock` gives seconds since the epoch."""
+
+    core: Core
+    links: Links
+    closing: asyncio.Event
+    draw_seed: Callable[[], int]
+    clock: Callable[[], float]
+    version: str
+
+
+def _of(request: Request) -> Context:
+    return cast("Context", request.app.state.context)
+
+
+InContext = Annotated[Context, Depends(_of)]

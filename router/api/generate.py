@@ -1,0 +1,46 @@
+"""The seed-style dialect: the request and the answer of the published server, to the letter.
+
+One image, in the interactive pool, in the answer. What the published server did not have (seeds, presets,
+pools) is not here: `/v1/jobs` has it.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import Field
+
+from router.api.auth import Caller
+from router.api.context import InContext
+from router.api.errors import SeedError
+from router.api.requests import json_only
+from router.api.waiting import image_base64, make
+from router.contract import INTERACTIVE
+from worker.contract import Frozen, Prompt, Side, Steps
+
+router = APIRouter(tags=["seed-style"])
+
+
+class GenerateRequest(Frozen):
+    """Sides are in pixels."""
+
+    prompt: Prompt = Field(examples=["a letterpress print shop at night"])
+    width: Side = 1024
+    height: Side = 1024
+    steps: Steps = 25
+
+
+class GenerateResponse(Frozen):
+    image: str = Field(description="A PNG file in base64.")
+
+
+@router.post(
+    "/generate",
+    summary="Make an image and wait for it",
+    dependencies=[Depends(json_only)],
+    responses={"default": {"model": SeedError, "description": "What is wrong, and what it should be."}},
+)
+async def generate(body: GenerateRequest, request: Request, context: InContext, key: Caller) -> GenerateResponse:
+    """Waits as long as it takes; closing the connection cancels the image."""
+    wanted = {**body.model_dump(), "seed": context.draw_seed()}
+    (job,) = await make(context, request, key, INTERACTIVE, [wanted])
+    return GenerateResponse(image=await image_base64(context, job))

@@ -1,0 +1,134 @@
+"""The native dialect: jobs that outlive the connection that asked for them (`router.contract`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TypeVar
+
+import structlog
+from fastapi import APIRouter, Depends
+from fastapi.responses import FileResponse, Response, StreamingResponse
+from pydantic import ValidationError
+
+from router.api.artifacts import PNG, PROBLEM, IfNoneMatch, image_answer
+from router.api.auth import Caller
+from router.api.context import Context, InContext
+from router.api.refusals import Kind, RefusedError, of_job, of_values, refused
+from router.api.requests import json_only
+from router.api.views import view
+from router.contract import JobRequest, JobState, JobView
+from router.jobs import Job
+from router.store import ApiKey
+from worker.contract import GenerationRequest
+
+HEARTBEAT_S = 15.0
+"""A comment this often keeps every proxy and client on the way from calling the stream dead."""
+OWNER_CACHE_S = 365 * 86_400
+
+T = TypeVar("T")
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={"4XX": PROBLEM, "5XX": PROBLEM})
+
+
+@router.post("", status_code=202, summary="Ask for an image", dependencies=[Depends(json_only)])
+async def submit(body: JobRequest, response: Response, context: InContext, key: Caller) -> JobView:
+    """The job is committed before this answers; `Location` says where to look for it."""
+    fields = body.model_dump(exclude={"pool"})
+    seed = context.draw_seed() if body.seed is None else body.seed
+    try:
+        request = GenerationRequest.model_validate({**fields, "seed": seed})
+    except ValidationError as error:
+        raise of_values(error) from error
+    job = await context.core.service.submit(key, body.pool, request)
+    structlog.contextvars.bind_contextvars(job=job.id)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return view(context, job)
+
+
+@router.get("/{job_id}", summary="How a job is doing")
+async def read(job_id: str, context: InContext, key: Caller) -> JobView:
+    job = await _own(context, key, job_id)
+    return view(context, job, context.core.notices.latest_progress(job.id))
+
+
+@router.delete("/{job_id}", summary="Cancel a job")
+async def cancel(job_id: str, context: InContext, key: Caller) -> JobView:
+    """At once while it waits, between two steps while it runs; a job that has ended stays as it is."""
+    job = await context.core.service.cancel(key, job_id)
+    if job is None:
+        raise _nothing(job_id)
+    return view(context, job, context.core.notices.latest_progress(job.id))
+
+
+@router.get(
+    "/{job_id}/image",
+    summary="A job's finished image",
+    response_class=FileResponse,
+    responses={**PNG, 409: {**PROBLEM, "description": "There is no image: not yet, or not any more to come."}},
+)
+async def image(job_id: str, context: InContext, key: Caller, if_none_match: IfNoneMatch = "") -> Response:
+    job = await _own(context, key, job_id)
+    if job.image is not None:
+        return image_answer(context, job, job.image, if_none_match, OWNER_CACHE_S)
+    if job.state.ended:
+        why = of_job(job)
+        raise refused(Kind.CANCELLED if job.state is JobState.CANCELLED else Kind.NO_IMAGE, why.detail)
+    raise refused(Kind.NOT_FINISHED, f"job {job_id} is {job.state}; its events say when the image is there")
+
+
+@router.get(
+    "/{job_id}/events",
+    summary="A job's progress, as it happens",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}, "description": "Events, each with a JobView."}},
+)
+async def events(job_id: str, context: InContext, key: Caller) -> StreamingResponse:
+    """The first event says how the job is now, the last how it ended. A stream may be opened again at any time."""
+    job = await _own(context, key, job_id)
+    return StreamingResponse(
+        _events(context, job, HEARTBEAT_S),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+async def _events(context: Context, job: Job, heartbeat_s: float) -> AsyncIterator[str]:
+    """Server-sent events until the job ends or the router stops; a client opens the stream again then."""
+    watched = aiter(context.core.service.watch(job))
+    closing = asyncio.create_task(context.closing.wait())
+    coming = asyncio.create_task(_next(watched))
+    yield "retry: 1000\n\n"
+    try:
+        while not closing.done():
+            done, _ = await asyncio.wait({coming, closing}, timeout=heartbeat_s, return_when=asyncio.FIRST_COMPLETED)
+            if coming in done:
+                if (happened := coming.result()) is None:
+                    return
+                coming = asyncio.create_task(_next(watched))
+                event, job, progress = happened
+                yield f"event: {event}\ndata: {view(context, job, progress).model_dump_json()}\n\n"
+            elif not done:
+                yield ": still here\n\n"
+    finally:
+        for task in (coming, closing):
+            task.cancel()
+        await asyncio.gather(coming, closing, return_exceptions=True)
+        if isinstance(watched, AsyncGenerator):
+            await watched.aclose()
+
+
+async def _next(watched: AsyncIterator[T]) -> T | None:
+    return await anext(watched, None)
+
+
+async def _own(context: Context, key: ApiKey, job_id: str) -> Job:
+    job = await context.core.service.get(key, job_id)
+    if job is None:
+        raise _nothing(job_id)
+    return job
+
+
+def _nothing(job_id: str) -> RefusedError:
+    # Another key's job is no job: whether an id exists is nobody else's business.
+    return refused(Kind.NOT_FOUND, f"there is no job {job_id[:64]} of this API key")

@@ -1,0 +1,212 @@
+"""OpenAI's dialect: `POST /v1/images/generations` and `GET /v1/models`, good enough for their own clients.
+
+What OpenAI's fields mean here:
+    model            "ideogram-4", or what a registered worker says that it serves; checked, and otherwise free:
+                     the pool decides who makes the image, and a pool's workers serve the same model
+    n                n jobs, with seeds seed, seed+1, …; one fails, all are cancelled
+    size             WIDTHxHEIGHT in pixels; auto is 1024x1024
+    quality          a sampler preset: low V4_TURBO_12, medium V4_DEFAULT_20, high V4_QUALITY_48
+    response_format  b64_json unless asked for url, as OpenAI's newest models answer
+    user             taken and not used; background, moderation: only values that are true here anyway
+More than OpenAI has (the clients' `extra_body`): seed, num_inference_steps, preset, pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import AfterValidator, Field, field_validator
+
+from router.api.auth import Caller
+from router.api.context import Context, InContext
+from router.api.errors import OpenAIError
+from router.api.explain import Fault
+from router.api.refusals import Kind, RefusedError, of_faults, refused
+from router.api.requests import json_only
+from router.api.waiting import image_base64, make
+from router.contract import INTERACTIVE, PoolName
+from router.jobs import Job
+from worker.contract import MAX_SEED, Frozen, Preset, Prompt, Seed, Steps
+
+MODEL = "ideogram-4"
+PUBLISHED = 1_780_444_800
+"""2026-06-03, the day of the weights' licence; OpenAI's model objects must carry a time."""
+MAX_IMAGES = 10
+AUTO = "auto"
+
+router = APIRouter(
+    tags=["openai"],
+    responses={"default": {"model": OpenAIError, "description": "What is wrong, and what it should be."}},
+)
+
+
+class Quality(StrEnum):
+    """OpenAI's words for it, old and new."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    STANDARD = "standard"
+    HD = "hd"
+    AUTO = "auto"
+
+
+_PRESETS: Mapping[Quality, Preset] = {
+    Quality.LOW: Preset.TURBO_12,
+    Quality.MEDIUM: Preset.DEFAULT_20,
+    Quality.STANDARD: Preset.DEFAULT_20,
+    Quality.HIGH: Preset.QUALITY_48,
+    Quality.HD: Preset.QUALITY_48,
+}
+_QUALITIES: Mapping[Preset, Quality] = {
+    Preset.TURBO_12: Quality.LOW,
+    Preset.DEFAULT_20: Quality.MEDIUM,
+    Preset.QUALITY_48: Quality.HIGH,
+}
+_NAMES = {"width": "size", "height": "size", "steps": "num_inference_steps"}
+"""Our fields by this dialect's names."""
+
+
+class ResponseFormat(StrEnum):
+    B64_JSON = "b64_json"
+    URL = "url"
+
+
+def _size(size: str) -> str:
+    if size != AUTO and not re.fullmatch(r"\d{1,5}x\d{1,5}", size):
+        raise ValueError(f"'{size[:20]}' is neither WIDTHxHEIGHT in pixels, as in 1024x1024, nor auto")
+    return size
+
+
+class ImagesRequest(Frozen):
+    """Unknown fields are errors; those of OpenAI's that cannot be honoured are refused by name."""
+
+    prompt: Prompt = Field(examples=["a letterpress print shop at night"])
+    model: str | None = Field(default=None, examples=[MODEL])
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = 1
+    size: Annotated[str, AfterValidator(_size)] | None = Field(default=AUTO, examples=["1024x1024"])
+    quality: Quality | None = Quality.AUTO
+    response_format: ResponseFormat | None = ResponseFormat.B64_JSON
+    output_format: Literal["png"] | None = "png"
+    output_compression: Annotated[int, Field(ge=100, le=100, description="A PNG is never lossy.")] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    moderation: Literal["auto", "low"] | None = Field(default=None, description="There is no filter to set.")
+    style: None = Field(default=None, description="Say it in the prompt.")
+    stream: bool | None = False
+    partial_images: Literal[0] | None = None
+    user: str | None = None
+    seed: Seed | None = None
+    num_inference_steps: Steps | None = None
+    preset: Preset | None = None
+    pool: PoolName = INTERACTIVE
+
+    @field_validator("stream")
+    @classmethod
+    def _whole_answers_only(cls, stream: bool | None) -> bool | None:
+        if stream:
+            raise ValueError("streamed images are not served yet; leave it out, or follow a job's events at /v1/jobs")
+        return stream
+
+    def sampler(self) -> tuple[Steps | None, Preset | None]:
+        """Steps or a preset, whichever was asked for in one way or another."""
+        asked = [
+            name for name in ("quality", "num_inference_steps", "preset") if getattr(self, name) not in (None, AUTO)
+        ]
+        if len(asked) > 1:
+            fault = Fault(tuple(asked), "each of them sets the sampler; give one")
+            raise RefusedError(of_faults((fault,)))
+        if self.num_inference_steps is not None:
+            return self.num_inference_steps, None
+        return None, self.preset or _PRESETS.get(self.quality or Quality.AUTO, Preset.DEFAULT_20)
+
+
+class ImageData(Frozen):
+    """One image, in the one of the two ways that was asked for."""
+
+    b64_json: str | None = None
+    url: str | None = Field(default=None, description="Good for a while, without a key.")
+    seed: Seed = Field(description="Makes the same image again.")
+
+
+class ImagesResponse(Frozen):
+    created: int = Field(description="Seconds since the epoch.")
+    data: list[ImageData]
+    background: Literal["opaque"] = "opaque"
+    output_format: Literal["png"] = "png"
+    quality: Quality | None = Field(default=None, description="Absent when steps were asked for.")
+    size: str
+
+
+class Model(Frozen):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="Seconds since the epoch.")
+    owned_by: str = "ideogram-ai"
+
+
+class ModelList(Frozen):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+@router.post(
+    "/v1/images/generations",
+    summary="Make images and wait for them",
+    dependencies=[Depends(json_only)],
+    response_model_exclude_none=True,
+)
+async def generations(body: ImagesRequest, request: Request, context: InContext, key: Caller) -> ImagesResponse:
+    """Waits as long as it takes; closing the connection cancels the images."""
+    if body.model is not None:
+        _model(context, body.model)
+    steps, preset = body.sampler()
+    size = "1024x1024" if body.size in (None, AUTO) else str(body.size)
+    width, height = map(int, size.split("x"))
+    first = context.draw_seed() if body.seed is None else body.seed
+    one = {"prompt": body.prompt, "width": width, "height": height, "steps": steps, "preset": preset}
+    wanted = [{**one, "seed": (first + i) % (MAX_SEED + 1)} for i in range(body.n or 1)]
+    jobs = await make(context, request, key, body.pool, wanted, _NAMES)
+    by_url = body.response_format is ResponseFormat.URL
+    return ImagesResponse(
+        created=int(context.clock()),
+        data=await asyncio.gather(*(_data(context, job, by_url=by_url) for job in jobs)),
+        quality=_QUALITIES[preset] if preset else None,
+        size=size,
+    )
+
+
+async def _data(context: Context, job: Job, *, by_url: bool) -> ImageData:
+    if by_url:
+        return ImageData(url=context.links.url(job.id, context.clock()), seed=job.request.seed)
+    return ImageData(b64_json=await image_base64(context, job), seed=job.request.seed)
+
+
+@router.get("/v1/models", summary="The models that are served")
+async def models(context: InContext, _: Caller) -> ModelList:
+    return ModelList(data=[_described(name) for name in _served(context)])
+
+
+@router.get("/v1/models/{model:path}", summary="One model")
+async def model(model: str, context: InContext, _: Caller) -> Model:
+    return _model(context, model)
+
+
+def _model(context: Context, name: str) -> Model:
+    served = _served(context)
+    if name not in served:
+        raise refused(Kind.MODEL_NOT_FOUND, f"model '{name[:80]}' is not served here; there is: {', '.join(served)}")
+    return _described(name)
+
+
+def _served(context: Context) -> tuple[str, ...]:
+    theirs = {view.model for view in context.core.fleet.views() if view.model}
+    return (MODEL, *sorted(theirs - {MODEL}))
+
+
+def _described(name: str) -> Model:
+    return Model(id=name, created=PUBLISHED)

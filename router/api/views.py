@@ -1,0 +1,46 @@
+"""A job as its owner sees it: the native dialect's view of the core's values."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from router.api.context import Context
+from router.contract import ErrorView, ImageView, JobView, Progress
+from router.jobs import Job
+
+
+def view(context: Context, job: Job, progress: Progress | None = None) -> JobView:
+    """`progress` is shown only while the job runs the attempt that made it."""
+    request, image = job.request, job.image
+    return JobView(
+        id=job.id,
+        pool=job.pool,
+        state=job.state,
+        prompt=request.prompt,
+        width=request.width,
+        height=request.height,
+        steps=request.steps,
+        preset=request.preset,
+        seed=request.seed,
+        attempt=job.attempt,
+        created_at=moment(job.created_at),
+        started_at=moment(job.started_at) if job.started_at is not None else None,
+        finished_at=moment(job.finished_at) if job.finished_at is not None else None,
+        progress=progress if progress and not job.state.ended and progress.attempt == job.attempt else None,
+        image=image
+        and ImageView(
+            url=context.links.url(job.id, context.clock()),
+            sha256=image.sha256,
+            bytes=image.bytes,
+            media_type=image.media_type,
+            width=request.width,
+            height=request.height,
+            seed=request.seed,
+        ),
+        error=job.error and ErrorView(type=job.error.type, detail=job.error.detail),
+    )
+
+
+def moment(at_ms: int) -> datetime:
+    """Milliseconds since the epoch as a time in UTC."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC)
