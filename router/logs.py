@@ -33,8 +33,10 @@ def configure(log_format: LogFormat, level: int = logging.INFO) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+    # Never with locals: among them are prompts, keys and tokens.
+    traceback = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     render: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [structlog.processors.ExceptionRenderer(traceback), structlog.processors.JSONRenderer()]
         if log_format is LogFormat.JSON
         else [structlog.dev.ConsoleRenderer()]
     )
@@ -47,6 +49,6 @@ def configure(log_format: LogFormat, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Each logs every request of its own; ours says it once, with the ids.
-    for chatty in ("httpx", "httpcore", "aiosqlite", "alembic"):
+    # What they say at less is said by us, once and with the ids.
+    for chatty in ("httpx", "httpcore", "aiosqlite", "alembic", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,31 @@
+"""`python -m router`: read the environment, serve until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+import uvloop
+
+from router.logs import configure
+from router.serve import serve
+from router.settings import SettingsError, read_settings
+
+
+def main() -> int:
+    """The exit status: 0 after a stop that was asked for, 78 (EX_CONFIG) when the settings must change."""
+    os.umask(0o077)
+    try:
+        settings = read_settings()
+        configure(settings.log_format)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
+    except SettingsError as error:
+        print(f"the router cannot start:\n{error}", file=sys.stderr)
+        return os.EX_CONFIG
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

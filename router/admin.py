@@ -1,0 +1,166 @@
+"""The admin app: workers come and go, and the operator looks. On loopback only, reached through SSH.
+
+Reading is free to whoever is on the host; changing wants the admin key. A browser on the host is a way in for
+any web page, by DNS rebinding: so the Host header must be a loopback name, and no answer allows another origin.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Annotated, cast
+
+from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response, Security
+from fastapi.responses import HTMLResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from router import console
+from router.api import errors
+from router.api.artifacts import PROBLEM
+from router.api.auth import digest
+from router.api.refusals import MAX_BODY_BYTES, Kind, Refusal, RefusedError, refused, unauthorized
+from router.api.requests import BodyBound, Rim, json_only
+from router.app import health
+from router.contract import Health, PoolView, WorkerName, WorkerRegistration, WorkerView
+from router.core import Core
+from router.metrics import MEDIA_TYPE, Metrics
+
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+_SCHEME = HTTPBearer(auto_error=False, scheme_name="admin-key", description="The admin key of this router.")
+
+
+@dataclass(frozen=True, slots=True)
+class AdminContext:
+    core: Core
+    metrics: Metrics
+    admin_key: str = field(repr=False)
+    version: str
+
+
+def _of(request: Request) -> AdminContext:
+    return cast("AdminContext", request.app.state.context)
+
+
+InContext = Annotated[AdminContext, Depends(_of)]
+Name = Annotated[WorkerName, Path()]
+
+
+async def _operator(
+    context: InContext, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_SCHEME)]
+) -> None:
+    if credentials is None:
+        raise unauthorized("no admin key was sent; send the header: Authorization: Bearer <admin key>")
+    if not hmac.compare_digest(digest(credentials.credentials), digest(context.admin_key)):
+        raise unauthorized("this is not the admin key of this router")
+
+
+_CHANGES = [Depends(_operator)]
+_router = APIRouter(responses={"4XX": PROBLEM, "5XX": PROBLEM})
+
+
+@_router.get("/workers", tags=["workers"], summary="All workers")
+async def workers(context: InContext) -> list[WorkerView]:
+    return list(context.core.fleet.views())
+
+
+@_router.get("/workers/{name}", tags=["workers"], summary="One worker")
+async def worker(name: Name, context: InContext) -> WorkerView:
+    for view in context.core.fleet.views():
+        if view.name == name:
+            return view
+    raise _nobody(name)
+
+
+@_router.put("/workers/{name}", tags=["workers"], summary="Use a worker", dependencies=[*_CHANGES, Depends(json_only)])
+async def register(name: Name, body: WorkerRegistration, context: InContext) -> WorkerView:
+    """Registers or updates; again with the same body changes nothing. A worker that was draining is so no more."""
+    return await context.core.fleet.register(name, body)
+
+
+@_router.post("/workers/{name}/drain", tags=["workers"], summary="Give a worker no new job", dependencies=_CHANGES)
+async def drain(name: Name, context: InContext) -> WorkerView:
+    """What it runs is finished."""
+    view = await context.core.fleet.drain(name)
+    if view is None:
+        raise _nobody(name)
+    return view
+
+
+@_router.delete("/workers/{name}", tags=["workers"], summary="Forget a worker", status_code=204, dependencies=_CHANGES)
+async def remove(name: Name, context: InContext) -> None:
+    """Gone is success. What it was running is tried again elsewhere."""
+    await context.core.fleet.remove(name)
+
+
+@_router.get("/pools", tags=["pools"], summary="All pools")
+async def pools(context: InContext) -> list[PoolView]:
+    return list(await context.core.fleet.pools())
+
+
+@_router.get("/healthz", tags=["health"], summary="Whether the router can answer", responses={503: {"model": Health}})
+async def healthz(context: InContext, response: Response) -> Health:
+    found = await health(context.core, context.version)
+    response.status_code = 200 if found.status == "ok" else 503
+    return found
+
+
+@_router.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response)
+async def metrics(context: InContext) -> Response:
+    store = context.core.store
+    text = context.metrics.text(await store.counts(), await store.attempt_counts(), context.core.fleet.views())
+    return Response(text, media_type=MEDIA_TYPE)
+
+
+@_router.get("/", include_in_schema=False, response_class=HTMLResponse)
+async def page(context: InContext) -> HTMLResponse:
+    fleet = context.core.fleet
+    html = console.page(await fleet.pools(), fleet.views(), context.version, datetime.now(UTC))
+    # Nothing is loaded from anywhere, and no other page may frame this one.
+    policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+    return HTMLResponse(html, headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"})
+
+
+def _nobody(name: str) -> RefusedError:
+    return refused(Kind.NOT_FOUND, f"no worker is registered as {name}; GET /workers lists them")
+
+
+class LoopbackNames:
+    """ASGI middleware: a request whose Host is not a loopback name came here by somebody's trick."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _is_loopback(Headers(scope=scope).get("host", "")):
+            names = ", ".join(sorted(_LOOPBACK))
+            refusal = Refusal(Kind.MISDIRECTED, f"the admin app answers only to the names {names}; use one of them")
+            await errors.answer(refusal, errors.Dialect.PROBLEM)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whatever the port: a forward's near end may have any."""
+    name, colon, port = host.lower().rpartition(":")
+    return (name if colon and port.isdecimal() else host.lower()) in _LOOPBACK
+
+
+def admin_app(context: AdminContext) -> FastAPI:
+    """The app. Its own requests are counted with the public app's."""
+    app = FastAPI(
+        title="Letterpress, admin",
+        summary="Workers, pools, metrics; for the operator.",
+        version=context.version,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.context = context
+    errors.install(app)
+    app.add_middleware(BodyBound, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(LoopbackNames)
+    app.add_middleware(Rim, observe=context.metrics.served)
+    app.include_router(_router)
+    return app

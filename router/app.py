@@ -1,0 +1,63 @@
+"""The public app: the dialects wired to one core. Served on a unix socket; the edge is its only caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import APIRouter, FastAPI, Response
+
+from router.api import artifacts, errors, generate, jobs, openai
+from router.api.context import Context, InContext
+from router.api.refusals import MAX_BODY_BYTES
+from router.api.requests import BodyBound, Rim, Served
+from router.contract import Health
+from router.core import Core
+from router.errors import StoreUnavailableError
+
+ABOUT = """
+Images from Ideogram 4, made by your own workers. One endpoint, several dialects: the seed-style `/generate`,
+OpenAI's Images API, and native jobs that outlive the connection.
+
+Send an API key as `Authorization: Bearer <key>`. Every answer carries `X-Request-Id`; quote it when you ask the
+operator about one. 503 comes with `Retry-After`: nothing was promised, and asking again is safe.
+"""
+
+_health = APIRouter(tags=["health"])
+
+
+@_health.get("/healthz", summary="Whether the router can answer", responses={503: {"model": Health}})
+async def healthz(context: InContext, response: Response) -> Health:
+    """Needs no key. `ready_pools` names those that could make an image now."""
+    found = await health(context.core, context.version)
+    response.status_code = 200 if found.status == "ok" else 503
+    return found
+
+
+async def health(core: Core, version: str) -> Health:
+    """Both apps say the same."""
+    pools = list(core.fleet.ready_pools())
+    try:
+        await core.store.ping()
+    except StoreUnavailableError as error:
+        return Health(status=f"the store does not answer: {error}", version=version, ready_pools=pools)
+    return Health(status="ok", version=version, ready_pools=pools)
+
+
+def public_app(context: Context, observe: Callable[[Served], None]) -> FastAPI:
+    """The app. `observe` is told of every request that has ended."""
+    app = FastAPI(
+        title="Letterpress",
+        summary="Ideogram 4 from your own GPU machines.",
+        description=ABOUT,
+        version=context.version,
+        # The pages that FastAPI would serve load scripts from a CDN; /openapi.json says the same without.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.context = context
+    errors.install(app)
+    app.add_middleware(BodyBound, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(Rim, observe=observe)
+    for part in (generate.router, openai.router, jobs.router, artifacts.router, _health):
+        app.include_router(part)
+    return app

@@ -1,0 +1,165 @@
+"""Two apps, one core, one loop: listening, and stopping so that nobody is left hanging.
+
+The public app listens on a unix socket that every user may connect to: the directory it lies in decides who
+gets that far. The admin app listens on loopback. When told to stop, the router takes nobody new, answers those
+who wait with 503, and leaves the leases: the workers go on, and the next router joins them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import disable_created_metrics
+
+from router.admin import AdminContext, admin_app
+from router.api.auth import digest
+from router.api.context import Context
+from router.api.links import Links
+from router.app import public_app
+from router.core import CoreConfig, open_core
+from router.metrics import Metrics
+from router.settings import PREFIX, RouterSettings, SettingsError, read_secret
+from worker.contract import MAX_SEED
+
+_log = structlog.stdlib.get_logger(__name__)
+
+DEFAULT_KEY = "default"
+"""The name under which the key file's key stands in the store."""
+STOP_S = 10
+"""Seconds that open answers get to leave when the router stops."""
+BACKLOG = 2048
+
+
+async def serve(settings: RouterSettings) -> None:
+    """Run until SIGTERM or SIGINT. Raises SettingsError for what the operator has to change."""
+    api_key, admin_key, signing_key = map(
+        read_secret, (settings.api_key_file, settings.admin_key_file, settings.signing_key_file)
+    )
+    with contextlib.ExitStack() as listening:
+        # Before the core: a second router must not touch the first one's leases.
+        public = listening.enter_context(unix_socket(settings.socket))
+        admin = listening.enter_context(loopback_socket(settings.admin_host, settings.admin_port))
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # nobody asks for that second series
+        metrics, closing, release = Metrics(), asyncio.Event(), version("letterpress")
+        config = CoreConfig(
+            database_url=settings.database,
+            artifacts_root=settings.artifacts,
+            lease_ttl_ms=int(settings.lease_ttl_s * 1000),
+            queue_bound=settings.queue_bound,
+        )
+        async with open_core(config) as core:
+            await core.store.put_api_key(DEFAULT_KEY, digest(api_key))
+            core.notices.listen(metrics.changed)
+            context = Context(
+                core=core,
+                links=Links(settings.public_base, signing_key.encode(), settings.link_lifetime_s),
+                closing=closing,
+                draw_seed=lambda: secrets.randbelow(MAX_SEED + 1),
+                clock=time.time,
+                version=release,
+            )
+            servers = {
+                _server(public_app(context, metrics.served)): public,
+                _server(admin_app(AdminContext(core, metrics, admin_key, release))): admin,
+            }
+            _stop_on_signals(servers, closing)
+            _log.info(
+                "router listens", socket=str(settings.socket), admin=f"{settings.admin_host}:{settings.admin_port}"
+            )
+            await asyncio.gather(*(server.serve(sockets=[sock]) for server, sock in servers.items()))
+            _log.info("router stops")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which two of share a process: signals are ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(app: FastAPI) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,  # router.api.requests writes one line a request
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=STOP_S,
+        )
+    )
+
+
+def _stop_on_signals(servers: dict[_Server, socket.socket], closing: asyncio.Event) -> None:
+    def stop() -> None:
+        closing.set()
+        for server in servers:
+            server.should_exit = True
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stop)
+
+
+@contextlib.contextmanager
+def unix_socket(path: Path) -> Iterator[socket.socket]:
+    """Listen at `path`, in place of a socket whose router is gone. SettingsError if one still answers there."""
+    if _answers(path):
+        raise SettingsError(f"{PREFIX}SOCKET: another router listens on {path}; stop it first")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        sock.bind(str(path))
+        path.chmod(0o666)
+        sock.listen(BACKLOG)
+        ours = path.stat().st_ino
+    except OSError as error:
+        sock.close()
+        raise SettingsError(f"{PREFIX}SOCKET: cannot listen on {path}: {error.strerror}") from error
+    try:
+        yield sock
+    finally:
+        sock.close()
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == ours:
+                path.unlink()
+
+
+def _answers(path: Path) -> bool:
+    if not path.is_socket():
+        if path.exists():
+            raise SettingsError(f"{PREFIX}SOCKET: {path} is there and is no socket; remove it or choose another path")
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        refused = probe.connect_ex(str(path)) in (errno.ECONNREFUSED, errno.ENOENT)
+    return not refused
+
+
+@contextlib.contextmanager
+def loopback_socket(host: str, port: int) -> Iterator[socket.socket]:
+    """Listen at `host:port`. SettingsError if somebody else does."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(address)
+            sock.listen(BACKLOG)
+        except OSError as error:
+            why = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror
+            raise SettingsError(f"{PREFIX}ADMIN_PORT: cannot listen on {host}:{port}: {why}") from error
+        yield sock
