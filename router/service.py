@@ -6,7 +6,7 @@ Admission is decided here. A job that was taken on is a committed row, whatever 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from math import ceil
 from pathlib import Path
@@ -75,7 +75,7 @@ class JobService:
                 latest = (await self._next(latest, ticks))[0]
             return latest
 
-    async def watch(self, job: Job) -> AsyncIterator[tuple[JobEvent, Job, Progress | None]]:
+    async def watch(self, job: Job) -> AsyncGenerator[tuple[JobEvent, Job, Progress | None]]:
         """What the job is now, and then every change, to its end. Steps may be skipped, the end never.
 
         To be closed by whoever stops early (contextlib.aclosing).

@@ -1,0 +1,326 @@
+"""A worker without a GPU: the contract's HTTP, plain-coloured images, and a pace and faults that a test sets.
+
+Run as a process of its own (`python -m tests.emulators.paced_worker --port 0 --token …`), so that it can be
+killed and frozen like a real one; `tests.emulators.paced_process` does that for a test. `PUT /emulator` changes its
+`Pace` while it runs and `GET /emulator` shows its `Ledger`: what it was asked and what it made.
+
+Prompts of more than 2048 words are refused as the real one refuses tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import re
+import socket
+import struct
+import zlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from time import monotonic
+
+import uvicorn
+from pydantic import Field, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from worker.contract import (
+    EVENTS_MEDIA_TYPE,
+    GENERATION_ID,
+    MAX_PROMPT_TOKENS,
+    PROBLEM_MEDIA_TYPE,
+    Accepted,
+    Failed,
+    FailureType,
+    Finished,
+    Frozen,
+    GenerationRequest,
+    Problem,
+    ProblemType,
+    Started,
+    Step,
+    Timings,
+    WorkerState,
+    WorkerStatus,
+)
+
+PLACES = 2
+PRESET_STEPS = 20
+
+
+class Fault(StrEnum):
+    NONE = "none"
+    DROP = "drop"  # the stream's connection breaks after the first step; the generation goes on
+    SILENT = "silent"  # the stream stays open and says nothing, not even heartbeats
+    DIGEST = "digest"  # the image is not the one that was announced
+    BUSY = "busy"  # looks free, and takes nothing
+    CRASH = "crash"  # every generation ends in an engine error
+    DEAF = "deaf"  # DELETE succeeds and changes nothing: a zombie goes on
+
+
+class Pace(Frozen):
+    """How the worker behaves from now on. `times` bounds how many generations the fault meets."""
+
+    step_s: float = Field(default=0.005, ge=0)
+    heartbeat_s: float = Field(default=0.5, gt=0)
+    state: WorkerState = WorkerState.READY
+    fault: Fault = Fault.NONE
+    times: int | None = Field(default=None, ge=0)
+
+
+class Ledger(Frozen):
+    """Generation ids, one entry each time."""
+
+    started: list[str]
+    finished: list[str]
+    fetched: list[str]
+    cancelled: list[str]
+    asked: int
+    """PUTs, the refused ones included."""
+
+
+@dataclass
+class Generation:
+    request: GenerationRequest
+    fault: Fault
+    events: list[Accepted | Started | Step | Finished | Failed] = field(default_factory=list)
+    news: asyncio.Condition = field(default_factory=asyncio.Condition)
+    cancelled: bool = False
+    image: bytes = b""
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.events) and isinstance(self.events[-1], Finished | Failed)
+
+    async def say(self, event: Accepted | Started | Step | Finished | Failed) -> None:
+        async with self.news:
+            self.events.append(event)
+            self.news.notify_all()
+
+
+class RefusalError(Exception):
+    """A request ends here, with this problem."""
+
+    def __init__(self, kind: ProblemType, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.problem = Problem(type=kind, title=kind.value, status=status, detail=detail)
+
+
+class PacedWorker:
+    """The emulator itself; `app()` is its HTTP."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self._pace = Pace()
+        self._generations: dict[str, Generation] = {}
+        self._gpu = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ledger: dict[str, list[str]] = {"started": [], "finished": [], "fetched": [], "cancelled": []}
+        self._asked = 0
+        self._running: str | None = None
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/livez", _alive),
+                Route("/readyz", self._ready),
+                Route("/generations/{id}", self._put, methods=["PUT"]),
+                Route("/generations/{id}", self._delete, methods=["DELETE"]),
+                Route("/generations/{id}/image", self._image),
+                Route("/emulator", self._control, methods=["GET", "PUT"]),
+            ],
+            exception_handlers={RefusalError: _refused},
+        )
+
+    async def _control(self, request: Request) -> Response:
+        if request.method == "PUT":
+            self._pace = Pace.model_validate_json(await request.body())
+        return _json(Ledger(**self._ledger, asked=self._asked))
+
+    async def _ready(self, _request: Request) -> Response:
+        state = self._pace.state
+        waiting = [name for name, it in self._generations.items() if not it.ended and name != self._running]
+        status = WorkerStatus(
+            state=state,
+            reason="" if state is WorkerState.READY else f"told to be {state.value}",
+            version="0",
+            model="paced",
+            engine="paced",
+            device="none",
+            running=self._running,
+            accepted=waiting[0] if waiting else None,
+        )
+        return _json(status, 200 if state is WorkerState.READY else 503)
+
+    async def _put(self, request: Request) -> Response:
+        self._asked += 1
+        name = self._name(request)
+        if not re.fullmatch(GENERATION_ID, name):
+            raise RefusalError(ProblemType.INVALID_REQUEST, 422, f"{name!r} is no generation id")
+        try:
+            body = GenerationRequest.model_validate_json(await request.body())
+        except ValidationError as error:
+            raise RefusalError(ProblemType.INVALID_REQUEST, 422, str(error)) from error
+        generation = self._generations.get(name) or self._begin(name, body)
+        if generation.request != body:
+            raise RefusalError(ProblemType.CONFLICT, 409, "this id was started with another body")
+        return StreamingResponse(self._follow(generation), media_type=EVENTS_MEDIA_TYPE)
+
+    async def _delete(self, request: Request) -> Response:
+        name = self._name(request)
+        self._ledger["cancelled"].append(name)
+        generation = self._generations.get(name)
+        if generation is not None and generation.fault is not Fault.DEAF:
+            generation.cancelled = True
+        return Response(status_code=204)
+
+    async def _image(self, request: Request) -> Response:
+        name = self._name(request)
+        generation = self._generations.get(name)
+        if generation is None:
+            raise RefusalError(ProblemType.NOT_FOUND, 404, f"no generation {name}")
+        if not generation.image:
+            raise RefusalError(ProblemType.NOT_FINISHED, 409, f"{name} has no image yet")
+        self._ledger["fetched"].append(name)
+        return Response(generation.image, media_type="image/png")
+
+    def _name(self, request: Request) -> str:
+        """The generation that a request with the right token names."""
+        if request.headers.get("authorization") != f"Bearer {self._token}":
+            raise RefusalError(ProblemType.UNAUTHORIZED, 401, "wrong token")
+        return str(request.path_params["id"])
+
+    def _begin(self, name: str, body: GenerationRequest) -> Generation:
+        if self._pace.state is not WorkerState.READY:
+            raise RefusalError(ProblemType.NOT_READY, 503, f"told to be {self._pace.state.value}")
+        taken = sum(not generation.ended for generation in self._generations.values())
+        if self._pace.fault is Fault.BUSY or taken >= PLACES:
+            raise RefusalError(ProblemType.BUSY, 503, "both places are taken")
+        generation = self._generations[name] = Generation(body, self._next_fault())
+        task = asyncio.create_task(self._generate(name, generation))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return generation
+
+    def _next_fault(self) -> Fault:
+        fault, times = self._pace.fault, self._pace.times
+        if times == 0:
+            return Fault.NONE
+        if times is not None:
+            self._pace = self._pace.model_copy(update={"times": times - 1})
+        return fault
+
+    async def _generate(self, name: str, generation: Generation) -> None:
+        arrived = monotonic()
+        await generation.say(Accepted(id=name))
+        async with self._gpu:
+            self._running = name
+            try:
+                await generation.say(await self._denoise(name, generation, monotonic() - arrived))
+            finally:
+                self._running = None
+
+    async def _denoise(self, name: str, generation: Generation, queued: float) -> Finished | Failed:
+        request, began = generation.request, monotonic()
+        if len(request.prompt.split()) > MAX_PROMPT_TOKENS:
+            detail = f"the prompt has {len(request.prompt.split())} tokens; at most {MAX_PROMPT_TOKENS} are possible"
+            return Failed(id=name, type=FailureType.INVALID_REQUEST, detail=detail, retryable=False)
+        self._ledger["started"].append(name)
+        steps = request.steps or PRESET_STEPS
+        await generation.say(Started(id=name, steps=steps))
+        for step in range(1, steps + 1):
+            await asyncio.sleep(self._pace.step_s)
+            if generation.cancelled:
+                return Failed(id=name, type=FailureType.CANCELLED, detail="cancelled", retryable=False)
+            await generation.say(Step(id=name, step=step, steps=steps))
+        if generation.fault is Fault.CRASH:
+            return Failed(id=name, type=FailureType.ENGINE_ERROR, detail="told to crash", retryable=True)
+        generation.image = png(request)
+        self._ledger["finished"].append(name)
+        announced = b"another image" if generation.fault is Fault.DIGEST else generation.image
+        took = monotonic() - began
+        return Finished(
+            id=name,
+            sha256=hashlib.sha256(announced).hexdigest(),
+            bytes=len(generation.image),
+            width=request.width,
+            height=request.height,
+            seed=request.seed,
+            timings=Timings(queued=queued, text=0, denoise=took, decode=0, encode=0, total=queued + took),
+        )
+
+    async def _follow(self, generation: Generation) -> AsyncIterator[bytes]:
+        told = 0
+        while True:
+            while told < len(generation.events):
+                event = generation.events[told]
+                told += 1
+                yield event.model_dump_json().encode() + b"\n"
+                if isinstance(event, Finished | Failed):
+                    return
+                if isinstance(event, Step) and generation.fault is Fault.DROP:
+                    generation.fault = Fault.NONE
+                    raise ConnectionAbortedError("told to drop the connection")
+                if isinstance(event, Started) and generation.fault is Fault.SILENT:
+                    await asyncio.Event().wait()
+            try:
+                async with asyncio.timeout(self._pace.heartbeat_s), generation.news:
+                    while told == len(generation.events):
+                        await generation.news.wait()
+            except TimeoutError:
+                yield b"\n"
+
+
+def png(request: GenerationRequest) -> bytes:
+    """A valid PNG of the asked size in one colour, which depends on prompt and seed: the same bytes again."""
+    colour = hashlib.sha256(f"{request.prompt}\0{request.seed}".encode()).digest()[:3]
+    row = b"\0" + colour * request.width
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", request.width, request.height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(row * request.height, level=1)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+async def _alive(_request: Request) -> Response:
+    return JSONResponse({})
+
+
+def _json(value: Frozen, status: int = 200) -> Response:
+    return Response(value.model_dump_json(), status, media_type="application/json")
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, RefusalError):
+        raise TypeError("this handler is for refusals") from error
+    problem = error.problem
+    headers = {"Retry-After": "1"} if problem.status == 503 else {}
+    return Response(problem.model_dump_json(), problem.status, headers, media_type=PROBLEM_MEDIA_TYPE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A worker without a GPU, for tests.")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--token", required=True)
+    arguments = parser.parse_args()
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", arguments.port))
+        listener.listen(128)
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        asyncio.run(_serve(arguments.token, listener))
+
+
+async def _serve(token: str, listener: socket.socket) -> None:
+    config = uvicorn.Config(PacedWorker(token).app(), log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+    await uvicorn.Server(config).serve(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()
