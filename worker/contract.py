@@ -5,10 +5,14 @@ the worker's HTTP border is one of these types; behaviour lives in `worker.runne
 
     PUT    /generations/{id}        body GenerationRequest -> a stream of Event, one JSON object a line
     GET    /generations/{id}/image  the finished bytes, for some minutes after the end
-    DELETE /generations/{id}        cancel between steps; gone is success
+    DELETE /generations/{id}        204: cancel between steps; ended, gone and never seen are success too
     GET    /livez                   200 while the process can answer
     GET    /readyz                  WorkerStatus; 200 when ready, otherwise 503
     GET    /metrics                 Prometheus text
+
+The stream starts with the first event whenever it is asked for, and ends after `finished` or `failed`.
+Between events, every HEARTBEAT_S seconds, comes an empty line: whoever hears nothing for a few of those
+has lost the worker, and the worker learns that a reader is gone. A reader's going ends nothing; DELETE does.
 
 All but /livez and /readyz want `Authorization: Bearer <token>`. Errors are RFC 9457 problem details
 (`Problem`, media type `application/problem+json`).
@@ -38,6 +42,10 @@ MAX_SEED = 2**31 - 1
 
 EVENTS_MEDIA_TYPE = "application/x-ndjson"
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+HEARTBEAT_S = 5.0
+"""Seconds between the empty lines of a stream in which nothing happens."""
+MAX_BODY_BYTES = 2**20
+"""Of any request; four times what the longest prompt can fill."""
 
 
 class Frozen(BaseModel):
@@ -101,7 +109,7 @@ class FailureType(StrEnum):
     CANCELLED = "cancelled"
     OUT_OF_MEMORY = "out_of_memory"
     ENGINE_ERROR = "engine_error"
-    DRAINING = "draining"  # the worker was told to stop before this generation started
+    DRAINING = "draining"  # the worker was told to stop, or broke, before this generation started
 
 
 class Timings(Frozen):
@@ -194,6 +202,9 @@ class ProblemType(StrEnum):
     UNAUTHORIZED = "unauthorized"  # 401
     INVALID_REQUEST = "invalid_request"  # 422
     NOT_FOUND = "not_found"  # 404
+    METHOD_NOT_ALLOWED = "method_not_allowed"  # 405
+    TOO_LARGE = "too_large"  # 413: the body is over MAX_BODY_BYTES
+    INTERNAL = "internal"  # 500: a fault of the worker's own; its log has the rest
     CONFLICT = "conflict"  # 409: this id was started with another body
     BUSY = "busy"  # 503 with Retry-After: both places are taken
     NOT_READY = "not_ready"  # 503: loading, draining or broken

@@ -14,3 +14,11 @@ transformers: Any = import_module("transformers")
 
 Untyped = Any
 """An object of theirs."""
+
+
+def quiet() -> None:
+    """No progress bars, and what they log goes where the process logs, rather than to handlers of their own."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.disable_default_handler()
+        library.utils.logging.enable_propagation()

@@ -35,7 +35,7 @@ from worker.engine import (
 )
 from worker.presets import sampling
 from worker.settings import TINY
-from worker.untyped import Untyped, diffusers
+from worker.untyped import Untyped, diffusers, quiet
 
 
 class ReferenceEngine:
@@ -50,6 +50,7 @@ class ReferenceEngine:
         self._noise = False
 
     def load(self, on_stage: OnStage) -> Description:
+        quiet()
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         device = _device(self._wanted, self._model)

@@ -1,0 +1,144 @@
+"""`python -m worker`: one process that owns one GPU, from its environment to its exit status.
+
+Answers at once and loads behind it. Exits 0 after it was told to stop and has drained, 70 when it broke or
+was made to leave earlier (start it again), 78 when its settings or weights are wrong (starting it again
+changes nothing).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from functools import partial
+from types import FrameType
+
+import structlog
+import uvicorn
+import uvloop
+
+from worker import logs
+from worker.app import create_app
+from worker.engine import Description, Engine, EngineError, LoadError
+from worker.metrics import Metrics
+from worker.runner import Limits, Runner
+from worker.settings import PREFIX, EngineName, Settings, SettingsError
+
+EXIT_BROKEN = 70  # sysexits.h: EX_SOFTWARE
+EXIT_CONFIG = 78  # sysexits.h: EX_CONFIG
+COLLECT_S = 5.0
+"""How long a stopping worker holds the door open for whoever still fetches a finished image."""
+CLOSE_S = 5
+"""How long open connections may take after that, their last bytes included."""
+
+log = structlog.get_logger("worker")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that drains before it closes: its own answer to SIGTERM is to stop listening at once."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.told_to_stop = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Once: drain. Twice: leave now."""
+        if self.told_to_stop.is_set():
+            self.force_exit = self.should_exit = True
+        log.info("told to stop", signal=signal.Signals(sig).name)
+        self._loop.call_soon_threadsafe(self.told_to_stop.set)
+
+
+def make_engine(settings: Settings) -> Engine:
+    """The configured engine. Imports torch, so it is called in the engine's thread."""
+    from worker.engine.reference import ReferenceEngine  # noqa: PLC0415
+
+    match settings.engine:
+        case EngineName.REFERENCE:
+            return ReferenceEngine(settings.model, settings.device, settings.cache_dir, settings.cpu_threads)
+
+
+async def serve(settings: Settings, token: str, listener: socket.socket) -> int:
+    """Serve on `listener` until told to stop or broken; the exit status."""
+    metrics = Metrics()
+    runner = Runner(
+        partial(make_engine, settings),
+        Description(model=settings.model, engine=settings.engine, device=settings.device),
+        clock=time.monotonic,
+        observer=metrics,
+        limits=Limits(keep_finished_s=settings.keep_finished_s, drain_grace_s=settings.drain_grace_s),
+    )
+    metrics.follow(runner.status, lambda: runner.kept.bytes)
+    app = create_app(runner, metrics, token)
+    server = _Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_S))
+    ending = asyncio.create_task(_until_the_end(runner, server))
+    await server.serve(sockets=[listener])
+    if ending.done():
+        status = ending.result()
+    else:
+        ending.cancel()  # told twice
+        status = EXIT_BROKEN
+    if not runner.close():
+        # The engine is within a call that may never return, and an interpreter must not be torn down under it.
+        log.warning("leaving the engine in the midst of its work")
+        logging.shutdown()
+        os._exit(status)
+    return status
+
+
+async def _until_the_end(runner: Runner, server: _Server) -> int:
+    """Load; wait until told to stop or broken; have the server close."""
+    loading = asyncio.create_task(runner.load())
+    stopped, broken = asyncio.create_task(server.told_to_stop.wait()), asyncio.create_task(runner.broken.wait())
+    try:
+        await asyncio.wait({stopped, broken}, return_when=asyncio.FIRST_COMPLETED)
+        if broken.done():
+            error = await loading
+            if error is not None and not isinstance(error, EngineError):
+                log.error("the engine failed while it was loaded", exc_info=error)
+            status = EXIT_CONFIG if isinstance(error, LoadError) else EXIT_BROKEN
+        else:
+            await runner.drain("told to stop")
+            # What it drained may have broken it.
+            status = EXIT_BROKEN if broken.done() else 0
+        await runner.collected(COLLECT_S)
+        return status
+    finally:
+        for task in (stopped, broken, loading):
+            task.cancel()
+        server.should_exit = True
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise SettingsError(
+            f"{PREFIX}PORT: cannot listen on {settings.host}:{settings.port} ({error.strerror}); "
+            "end what holds it, or take another port"
+        ) from error
+    log.info("listening", host=settings.host, port=listener.getsockname()[1])
+    return listener
+
+
+def main() -> int:
+    try:
+        settings = Settings.from_environment(os.environ)
+        token = settings.read_token()
+        logs.configure(settings.log_level, settings.log_format)
+        listener = _listen(settings)
+    except SettingsError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(settings, token, listener))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

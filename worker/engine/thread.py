@@ -1,0 +1,47 @@
+"""The one thread that an engine lives in, seen from the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class EngineThread:
+    """Runs calls one after another. A daemon, unlike an executor's thread: a call that never returns (a
+    hung device, an import in its midst) must not keep a process that was told to end."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Have `function` run; the future holds what it returned or raised."""
+        future: Future[T] = Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - it is the caller's, who waits for it elsewhere
+                future.set_exception(error)
+
+        self._calls.put(work)
+        return asyncio.wrap_future(future)
+
+    def close(self, timeout_s: float) -> bool:
+        """Take no more calls; whether the thread ended within `timeout_s` (it is within a call otherwise)."""
+        self._calls.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (work := self._calls.get()) is not None:
+            work()
