@@ -17,7 +17,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -97,7 +97,9 @@ async def _transact(engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
     try:
         async with engine.begin() as connection:
             return await connection.run_sync(work)
-    except (OperationalError, InterfaceError, PoolTimeoutError, OSError) as error:
+    except (DataError, IntegrityError, ProgrammingError):
+        raise  # the database is well; what it was asked was wrong
+    except (DBAPIError, PoolTimeoutError, OSError) as error:
         cause = getattr(error, "orig", None) or error
         raise StoreUnavailableError(
             f"the database {engine.url.database} did not do as asked: {cause}; look at its disk, its locks and its log"

@@ -1,0 +1,219 @@
+"""The lease rules as a state machine: any order of leases, renewals, finishes, ends, cancellations and sweeps,
+late ones included, on real SQLite with a steered clock, against a model of a few lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
+
+from router.contract import JobState
+from router.jobs import MAX_CRASHES, AttemptEnd, Lease
+from router.store import ApiKey, Renewal
+from router.store.sql import SqlStore
+from tests.stores import IMAGE, NO_TIME, SteeredClock, request, url
+
+T = TypeVar("T")
+TTL_MS = 1000
+WORKERS = ("a", "b", "c")
+POOL = "interactive"
+UNMADE = [end for end in AttemptEnd if end is not AttemptEnd.FINISHED]
+
+
+@dataclass
+class Expected:
+    """What a job should look like."""
+
+    created: int
+    state: JobState = JobState.QUEUED
+    attempt: int = 0
+    worker: str | None = None
+    expires: int = 0
+    cancel: bool = False
+    finishes: int = 0
+    crashed_on: list[str] = field(default_factory=list)
+
+
+class Leases(RuleBasedStateMachine):
+    jobs: Bundle[str] = Bundle("jobs")
+    leases: Bundle[Lease] = Bundle("leases")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.Runner()
+        self.folder = tempfile.TemporaryDirectory()
+        self.clock = SteeredClock()
+        self.expected: dict[str, Expected] = {}
+        self.store: SqlStore
+        self.key: ApiKey
+
+    def run(self, doing: Coroutine[object, object, T]) -> T:
+        return self.loop.run(doing)
+
+    @initialize()
+    def open(self) -> None:
+        self.store = self.run(SqlStore.open(url(Path(self.folder.name)), self.clock))
+        self.key = self.run(self.store.put_api_key("default", "0" * 64))
+        for name in WORKERS:
+            self.run(self.store.put_worker(name, "http://127.0.0.1:1", "t" * 16, POOL))
+
+    def teardown(self) -> None:
+        self.run(self.store.close())
+        self.loop.close()
+        self.folder.cleanup()
+
+    def held(self, lease: Lease) -> bool:
+        job = self.expected[lease.job_id]
+        return (
+            job.state is JobState.RUNNING
+            and (job.attempt, job.worker) == (lease.attempt, lease.worker)
+            and self.clock.ms < job.expires
+        )
+
+    def requeue(self, job: Expected) -> None:
+        job.state = JobState.CANCELLED if job.cancel else JobState.QUEUED
+        job.worker = None
+
+    @rule(target=jobs)
+    def submit(self) -> str:
+        self.clock.advance(1)
+        job = self.run(self.store.add_job(self.key.id, POOL, request()))
+        self.expected[job.id] = Expected(created=job.created_at)
+        return job.id
+
+    @rule(ms=st.sampled_from([1, TTL_MS // 2, TTL_MS - 1, TTL_MS, TTL_MS + 1]))
+    def time_passes(self, ms: int) -> None:
+        self.clock.advance(ms)
+
+    @rule(target=leases, worker=st.sampled_from(WORKERS))
+    def lease(self, worker: str) -> Lease | MultipleResults[Lease]:
+        lease = self.run(self.store.lease_next(worker, TTL_MS))
+        waiting = [(job.created, name) for name, job in self.expected.items() if job.state is JobState.QUEUED]
+        if not waiting:
+            assert lease is None
+            return multiple()
+        assert lease is not None
+        assert lease.job_id == min(waiting)[1], "not the oldest"
+        job = self.expected[lease.job_id]
+        assert lease.attempt == job.attempt + 1, "attempts count up"
+        assert lease.expires_at == self.clock.ms + TTL_MS
+        job.state, job.attempt, job.worker, job.expires = JobState.RUNNING, lease.attempt, worker, lease.expires_at
+        return lease
+
+    @rule(lease=leases)
+    def renew(self, lease: Lease) -> None:
+        held, job = self.held(lease), self.expected[lease.job_id]
+        said = self.run(self.store.renew(lease, TTL_MS))
+        if held:
+            job.expires = self.clock.ms + TTL_MS
+            assert said is (Renewal.CANCEL if job.cancel else Renewal.HELD)
+        else:
+            assert said is Renewal.LOST
+
+    @rule(lease=leases)
+    def finish(self, lease: Lease) -> None:
+        held, job = self.held(lease), self.expected[lease.job_id]
+        image = replace(IMAGE, path=lease.generation_id)
+        assert self.run(self.store.finish(lease, image, NO_TIME)) is held
+        if held:
+            job.state, job.finishes = JobState.SUCCEEDED, job.finishes + 1
+            stored = self.run(self.store.job(lease.job_id))
+            assert stored is not None
+            assert stored.image == image
+
+    @rule(lease=leases, forged=st.sampled_from(WORKERS))
+    def finish_anothers(self, lease: Lease, forged: str) -> None:
+        """Neither another worker nor another attempt may use a lease."""
+        if forged != lease.worker:
+            assert not self.run(self.store.finish(replace(lease, worker=forged), IMAGE, NO_TIME))
+        assert not self.run(self.store.finish(replace(lease, attempt=lease.attempt + 1000), IMAGE, NO_TIME))
+
+    @rule(lease=leases, end=st.sampled_from(UNMADE))
+    def end_attempt(self, lease: Lease, end: AttemptEnd) -> None:
+        held, job = self.held(lease), self.expected[lease.job_id]
+        ended = self.run(self.store.end_attempt(lease, end, "why"))
+        assert (ended is not None) is held
+        if not held:
+            return
+        if end is AttemptEnd.CRASHED:
+            job.crashed_on.append(lease.worker)
+        suspect = len(set(job.crashed_on)) >= 2 or len(job.crashed_on) >= MAX_CRASHES
+        if end is AttemptEnd.CANCELLED:
+            job.state = JobState.CANCELLED
+        elif end is AttemptEnd.REFUSED or (end is AttemptEnd.CRASHED and suspect):
+            job.state = JobState.FAILED
+        else:
+            self.requeue(job)
+
+    @rule(job=jobs)
+    def cancel(self, job: str) -> None:
+        self.run(self.store.cancel_job(job))
+        known = self.expected[job]
+        if known.state is JobState.QUEUED:
+            known.state = JobState.CANCELLED
+        known.cancel = known.cancel or known.state is JobState.RUNNING
+
+    @rule()
+    def sweep(self) -> None:
+        swept = {job.id for job in self.run(self.store.sweep())}
+        due = {
+            name
+            for name, job in self.expected.items()
+            if job.state is JobState.RUNNING and job.expires <= self.clock.ms
+        }
+        assert swept == due
+        for name in due:
+            self.requeue(self.expected[name])
+
+    @rule(lease=consumes(leases))
+    def forget(self, lease: Lease) -> None:
+        """Its driver died: nobody will use it again."""
+
+    @invariant()
+    def every_job_is_as_expected(self) -> None:
+        for name, known in self.expected.items():
+            job = self.run(self.store.job(name))
+            assert job is not None
+            assert (job.state, job.attempt, job.created_at) == (known.state, known.attempt, known.created)
+            assert job.state.ended == (job.finished_at is not None)
+            assert (job.error is not None) == (job.state is JobState.FAILED)
+            assert (job.image is not None) == (job.state is JobState.SUCCEEDED) == (known.finishes == 1)
+            assert known.finishes <= 1, "committed twice"
+
+    @invariant()
+    def held_leases_are_those_that_run_and_have_not_expired(self) -> None:
+        held = {(lease.job_id, lease.attempt, lease.worker) for lease in self.run(self.store.held_leases())}
+        assert held == {
+            (name, job.attempt, job.worker)
+            for name, job in self.expected.items()
+            if job.state is JobState.RUNNING and self.clock.ms < job.expires
+        }
+
+    @invariant()
+    def counts_agree(self) -> None:
+        states = Counter(job.state for job in self.expected.values())
+        assert self.run(self.store.counts()) == ({POOL: dict(states)} if states else {})
+
+
+TestLeases = Leases.TestCase
+TestLeases.settings = settings(
+    max_examples=20, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)

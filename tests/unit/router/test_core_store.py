@@ -1,0 +1,278 @@
+"""The store on real SQLite: what is kept, in which order, and what a broken database says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, insert
+from sqlalchemy.exc import IntegrityError
+
+from router.contract import JobState
+from router.errors import StoreUnavailableError
+from router.jobs import AttemptEnd, Lease
+from router.store import ApiKey, Renewal
+from router.store.clock import database_clock
+from router.store.database import Database
+from router.store.sql import SqlStore
+from router.store.tables import api_keys, metadata
+from tests.stores import DAWN, IMAGE, NO_TIME, SteeredClock, opened_store, request, url
+
+TTL_MS = 15_000
+POOL = "interactive"
+
+
+@pytest.fixture
+def clock() -> SteeredClock:
+    return SteeredClock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: SteeredClock) -> AsyncIterator[SqlStore]:
+    async with opened_store(tmp_path, clock) as opened:
+        for name in ("a", "b"):
+            await opened.put_worker(name, "http://127.0.0.1:1", "t" * 16, POOL)
+        yield opened
+
+
+@pytest.fixture
+async def key(store: SqlStore) -> ApiKey:
+    return await store.put_api_key("default", "0" * 64)
+
+
+async def leased(store: SqlStore, worker: str = "a") -> Lease:
+    lease = await store.lease_next(worker, TTL_MS)
+    assert lease is not None
+    return lease
+
+
+async def test_migrations_and_tables_say_the_same(tmp_path: Path) -> None:
+    database = await Database.open(url(tmp_path))
+
+    def differences(connection: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata))
+
+    assert await database.read(differences) == []
+    await database.close()
+
+
+async def test_opening_again_keeps_what_was_there(tmp_path: Path, clock: SteeredClock) -> None:
+    async with opened_store(tmp_path, clock) as store:
+        key = await store.put_api_key("default", "0" * 64)
+        job = await store.add_job(key.id, POOL, request("a fox — 🦊"))
+    async with opened_store(tmp_path, clock) as store:
+        assert await store.job(job.id) == job
+
+
+async def test_only_its_owner_may_read_the_database(store: SqlStore, key: ApiKey, tmp_path: Path) -> None:
+    made = [tmp_path / f"router.sqlite{suffix}" for suffix in ("", "-wal", "-shm")]
+    assert [oct(os.stat(path).st_mode & 0o777) for path in made] == ["0o600"] * 3  # noqa: PTH116
+
+
+async def test_the_databases_clock_tells_milliseconds(tmp_path: Path) -> None:
+    store = await SqlStore.open(url(tmp_path), database_clock)
+    key = await store.put_api_key("default", "0" * 64)
+    before = time.time_ns() // 1_000_000
+    job = await store.add_job(key.id, POOL, request())
+    after = time.time_ns() // 1_000_000
+    await store.close()
+    assert before - 1 <= job.created_at <= after + 1
+
+
+async def test_jobs_leave_the_queue_in_the_order_they_came(store: SqlStore, key: ApiKey, clock: SteeredClock) -> None:
+    jobs = []
+    for _ in range(5):
+        clock.advance(1)
+        jobs.append((await store.add_job(key.id, POOL, request())).id)
+    assert [(await leased(store)).job_id for _ in jobs] == jobs
+
+
+async def test_a_lost_job_goes_back_to_its_old_place(store: SqlStore, key: ApiKey, clock: SteeredClock) -> None:
+    first = await store.add_job(key.id, POOL, request())
+    clock.advance(1)
+    await store.add_job(key.id, POOL, request())
+    lease = await leased(store)
+    await store.end_attempt(lease, AttemptEnd.LOST, "gone")
+    again = await leased(store, "b")
+    assert (again.job_id, again.attempt, again.worker) == (first.id, 2, "b")
+
+
+async def test_a_worker_gets_only_its_own_pools_jobs(store: SqlStore, key: ApiKey) -> None:
+    await store.add_job(key.id, "batch", request())
+    assert await store.lease_next("a", TTL_MS) is None
+    assert await store.queued("batch") == 1
+
+
+async def test_a_draining_or_unknown_worker_gets_nothing(store: SqlStore, key: ApiKey) -> None:
+    await store.add_job(key.id, POOL, request())
+    await store.drain_worker("a")
+    assert await store.lease_next("a", TTL_MS) is None
+    assert await store.lease_next("nobody", TTL_MS) is None
+    await store.put_worker("a", "http://127.0.0.1:1", "t" * 16, POOL)
+    assert (await leased(store)).attempt == 1
+
+
+async def test_a_job_keeps_the_moment_that_its_first_attempt_began(
+    store: SqlStore, key: ApiKey, clock: SteeredClock
+) -> None:
+    job = await store.add_job(key.id, POOL, request())
+    clock.advance(10)
+    await store.end_attempt(await leased(store), AttemptEnd.LOST, "gone")
+    clock.advance(10)
+    await store.finish(await leased(store), IMAGE, NO_TIME)
+    ended = await store.job(job.id)
+    assert ended is not None
+    assert (ended.created_at, ended.started_at, ended.finished_at) == (DAWN, DAWN + 10, DAWN + 20)
+
+
+async def test_a_finished_job_has_its_image(store: SqlStore, key: ApiKey) -> None:
+    job = await store.add_job(key.id, POOL, request())
+    assert await store.finish(await leased(store), IMAGE, NO_TIME)
+    ended = await store.job(job.id)
+    assert ended is not None
+    assert (ended.state, ended.image, ended.error) == (JobState.SUCCEEDED, IMAGE, None)
+
+
+async def test_a_job_that_crashes_two_workers_fails_with_the_reason(store: SqlStore, key: ApiKey) -> None:
+    await store.add_job(key.id, POOL, request())
+    requeued = await store.end_attempt(await leased(store, "a"), AttemptEnd.CRASHED, "CUDA error")
+    assert requeued is not None
+    assert requeued.state is JobState.QUEUED
+    failed = await store.end_attempt(await leased(store, "b"), AttemptEnd.CRASHED, "CUDA error")
+    assert failed is not None
+    assert failed.error is not None
+    assert (failed.state, failed.error.type) == (JobState.FAILED, "engine_error")
+    assert failed.error.detail == "crashed 2 times, on a, b; last: CUDA error"
+
+
+async def test_cancelling_a_running_job_is_told_at_the_next_renewal(store: SqlStore, key: ApiKey) -> None:
+    job = await store.add_job(key.id, POOL, request())
+    lease = await leased(store)
+    asked = await store.cancel_job(job.id)
+    assert asked is not None
+    assert asked.state is JobState.RUNNING
+    assert await store.renew(lease, TTL_MS) is Renewal.CANCEL
+
+
+async def test_a_lost_job_that_was_to_be_cancelled_is_not_tried_again(store: SqlStore, key: ApiKey) -> None:
+    job = await store.add_job(key.id, POOL, request())
+    lease = await leased(store)
+    await store.cancel_job(job.id)
+    ended = await store.end_attempt(lease, AttemptEnd.LOST, "gone")
+    assert ended is not None
+    assert ended.state is JobState.CANCELLED
+    assert await store.lease_next("b", TTL_MS) is None
+
+
+async def test_cancelling_a_job_that_has_ended_changes_nothing(store: SqlStore, key: ApiKey) -> None:
+    job = await store.add_job(key.id, POOL, request())
+    await store.finish(await leased(store), IMAGE, NO_TIME)
+    ended = await store.job(job.id)
+    assert await store.cancel_job(job.id) == ended
+    assert await store.cancel_job("job_unknown") is None
+
+
+async def test_counts_are_by_pool_state_and_end(store: SqlStore, key: ApiKey) -> None:
+    for pool in (POOL, POOL, POOL, "batch"):
+        await store.add_job(key.id, pool, request())
+    await store.end_attempt(await leased(store), AttemptEnd.LOST, "gone")
+    await store.finish(await leased(store), IMAGE, NO_TIME)
+    await leased(store)
+    assert await store.counts() == {
+        POOL: {JobState.QUEUED: 1, JobState.RUNNING: 1, JobState.SUCCEEDED: 1},
+        "batch": {JobState.QUEUED: 1},
+    }
+    assert await store.attempt_counts() == {POOL: {AttemptEnd.LOST: 1, AttemptEnd.FINISHED: 1}}
+
+
+async def test_a_workers_finished_jobs_are_counted_from_its_attempts(store: SqlStore, key: ApiKey) -> None:
+    for end in (None, AttemptEnd.LOST, None):
+        await store.add_job(key.id, POOL, request())
+        lease = await leased(store)
+        await (store.finish(lease, IMAGE, NO_TIME) if end is None else store.end_attempt(lease, end, ""))
+        await store.finish(await leased(store, "b"), IMAGE, NO_TIME) if end else None
+    assert {worker.name: worker.finished for worker in await store.workers()} == {"a": 2, "b": 1}
+
+
+async def test_a_worker_registered_again_is_the_same_and_drains_no_more(store: SqlStore) -> None:
+    await store.drain_worker("a")
+    again = await store.put_worker("a", "unix:/run/a", "u" * 16, "batch")
+    assert (again.url, again.token, again.pool, again.draining) == ("unix:/run/a", "u" * 16, "batch", False)
+    assert len(await store.workers()) == 2
+
+
+async def test_a_worker_that_is_gone_is_gone(store: SqlStore) -> None:
+    await store.remove_worker("a")
+    await store.remove_worker("a")
+    assert [worker.name for worker in await store.workers()] == ["b"]
+    assert await store.drain_worker("a") is None
+
+
+async def test_a_key_is_found_by_its_hash_and_keeps_its_id_when_it_changes(store: SqlStore, key: ApiKey) -> None:
+    assert await store.api_key("0" * 64) == key
+    assert await store.put_api_key("default", "1" * 64) == key
+    assert await store.api_key("0" * 64) is None
+    assert await store.api_key("1" * 64) == key
+
+
+async def test_a_job_belongs_to_a_key_that_exists(store: SqlStore) -> None:
+    with pytest.raises(IntegrityError):
+        await store.add_job("key_unknown", POOL, request())
+
+
+async def test_two_workers_never_get_the_same_job(store: SqlStore, key: ApiKey) -> None:
+    for _ in range(20):
+        await store.add_job(key.id, POOL, request())
+    leases = await asyncio.gather(*(store.lease_next("ab"[n % 2], TTL_MS) for n in range(30)))
+    got = [lease.job_id for lease in leases if lease is not None]
+    assert (len(got), len(set(got))) == (20, 20)
+
+
+async def test_a_cancelled_caller_leaves_the_store_usable(store: SqlStore, key: ApiKey) -> None:
+    for _ in range(20):
+        asking = asyncio.create_task(store.add_job(key.id, POOL, request()))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    await store.add_job(key.id, POOL, request())
+    assert await store.queued(POOL) == 21  # those too that nobody waited for: they had begun
+
+
+async def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
+    database = await Database.open(url(tmp_path))
+
+    def half(connection: Connection) -> None:
+        connection.execute(insert(api_keys).values(id="key_1", name="n", sha256="0", created_at=0))
+        raise LookupError("half-way")
+
+    with pytest.raises(LookupError):
+        await database.write(half)
+    assert await database.read(lambda connection: connection.execute(api_keys.select()).all()) == []
+    await database.close()
+
+
+async def test_a_database_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailableError, match="cannot be made"):
+        await SqlStore.open(f"sqlite+aiosqlite:///{tmp_path}/missing/router.sqlite")
+
+
+async def test_a_file_that_is_no_database_says_so(tmp_path: Path) -> None:
+    (tmp_path / "router.sqlite").write_bytes(b"this is not SQLite at all" * 100)
+    with pytest.raises(StoreUnavailableError, match=r"router\.sqlite.*not a database"):
+        await SqlStore.open(url(tmp_path))
+
+
+@pytest.mark.parametrize("bad", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:", "what is this"])
+async def test_a_url_that_keeps_nothing_is_refused(bad: str) -> None:
+    with pytest.raises(StoreUnavailableError):
+        await SqlStore.open(bad)
+
+
+async def test_a_registered_worker_never_shows_its_token(store: SqlStore) -> None:
+    assert "tttt" not in repr(await store.workers())
