@@ -23,7 +23,7 @@ import uvloop
 
 from worker import logs
 from worker.app import create_app
-from worker.engine import Description, Engine, EngineError, LoadError
+from worker.engine import Description, Engine, EngineError, LoadError, MakeEngine
 from worker.metrics import Metrics
 from worker.runner import Limits, Runner
 from worker.settings import PREFIX, EngineName, Settings, SettingsError
@@ -63,11 +63,11 @@ def make_engine(settings: Settings) -> Engine:
             return ReferenceEngine(settings.model, settings.device, settings.cache_dir, settings.cpu_threads)
 
 
-async def serve(settings: Settings, token: str, listener: socket.socket) -> int:
-    """Serve on `listener` until told to stop or broken; the exit status."""
+async def serve(make: MakeEngine, settings: Settings, token: str, listener: socket.socket) -> int:
+    """Serve the engine that `make` makes on `listener` until told to stop or broken; the exit status."""
     metrics = Metrics()
     runner = Runner(
-        partial(make_engine, settings),
+        make,
         Description(model=settings.model, engine=settings.engine, device=settings.device),
         clock=time.monotonic,
         observer=metrics,
@@ -129,7 +129,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 def main() -> int:
     try:
-        settings = Settings.from_environment(os.environ)
+        settings = Settings.from_environment()
         token = settings.read_token()
         logs.configure(settings.log_level, settings.log_format)
         listener = _listen(settings)
@@ -137,7 +137,7 @@ def main() -> int:
         print(f"worker: {error}", file=sys.stderr)
         return EXIT_CONFIG
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(settings, token, listener))
+        return runner.run(serve(partial(make_engine, settings), settings, token, listener))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from worker.contract import Event, Failed, Finished, GenerationRequest
 
@@ -24,30 +24,30 @@ class Generation:
         self.image: bytes | None = None
         self.fetched = False
         self.followers = 0
-        self._events: list[Event] = []
+        self.events: list[Event] = []
         self._news = asyncio.Event()
 
     @property
     def end(self) -> Finished | Failed | None:
         """The last event, once there is one."""
-        last = self._events[-1] if self._events else None
+        last = self.events[-1] if self.events else None
         return last if isinstance(last, Finished | Failed) else None
 
     def publish(self, event: Event) -> None:
         """Tell every follower. Nothing follows an end: a step that comes after it is late and goes nowhere."""
         if self.end is None:
-            self._events.append(event)
+            self.events.append(event)
             self._news.set()
             self._news = asyncio.Event()
 
-    async def follow(self, heartbeat_s: float) -> AsyncIterator[Event | None]:
+    async def follow(self, heartbeat_s: float) -> AsyncGenerator[Event | None, None]:
         """All events from the first to the end, as they come; None after each `heartbeat_s` without one."""
         seen = 0
         self.followers += 1
         try:
             while True:
-                while seen < len(self._events):
-                    event = self._events[seen]
+                while seen < len(self.events):
+                    event = self.events[seen]
                     seen += 1
                     yield event
                 if self.end is not None:

@@ -10,7 +10,6 @@ import ipaddress
 import os
 import re
 import stat
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
@@ -95,20 +94,15 @@ class Settings(BaseSettings):
         return value
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> Self:
-        """Settings from `environment`; SettingsError names every variable that is wrong or unknown."""
+    def from_environment(cls) -> Self:
+        """Settings from this process's environment; SettingsError names every variable that is wrong or unknown."""
         known = {PREFIX + name.upper() for name in cls.model_fields}
-        unknown = sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
+        unknown = sorted({name.upper() for name in os.environ if name.upper().startswith(PREFIX)} - known)
         if unknown:
-            hint = "; the token comes by file: set LETTERPRESS_WORKER_TOKEN_FILE" if PREFIX + "TOKEN" in unknown else ""
+            hint = f"; the token comes by file: set {PREFIX}TOKEN_FILE" if PREFIX + "TOKEN" in unknown else ""
             raise SettingsError(f"{', '.join(unknown)}: no such setting{hint}. There are: {', '.join(sorted(known))}")
-        given = {
-            name: environment[PREFIX + name.upper()]
-            for name in cls.model_fields
-            if PREFIX + name.upper() in environment
-        }
         try:
-            return cls.model_validate(given)
+            return cls()
         except ValidationError as error:
             lines = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
             raise SettingsError("; ".join(lines)) from None  # the cause would quote values

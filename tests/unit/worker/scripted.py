@@ -1,0 +1,133 @@
+"""An engine that does what a test says, when the test says so, behind the real `Engine` protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import queue
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from worker.contract import Event, GenerationRequest
+from worker.engine import Description, OnStage, OnStep, Picture, Spent, Stop, StoppedError
+from worker.generation import Generation
+from worker.presets import sampling
+from worker.runner import WARM_UP, Limits, Runner
+
+PATIENCE_S = 30.0
+"""A test that waits longer than this has failed."""
+DESCRIPTION = Description(model="scripted", engine="scripted", device="none")
+
+
+class ScriptedEngine:
+    """Takes one command at a time. `hurried` finishes every generation by itself."""
+
+    def __init__(self, *, hurried: bool = False, loading: Exception | None = None) -> None:
+        self.asked: list[GenerationRequest] = []
+        self.active = 0
+        self.most_active = 0
+        self._hurried = hurried
+        self._loading = loading
+        self._commands: queue.SimpleQueue[str | BaseException] = queue.SimpleQueue()
+
+    def step(self) -> None:
+        self._commands.put("step")
+
+    def finish(self) -> None:
+        self._commands.put("finish")
+
+    def fail(self, error: BaseException) -> None:
+        self._commands.put(error)
+
+    def load(self, on_stage: OnStage) -> Description:
+        on_stage("reading the script")
+        if self._loading:
+            raise self._loading
+        return DESCRIPTION
+
+    def generate(self, request: GenerationRequest, on_step: OnStep, stop: Stop) -> Picture:
+        if request == WARM_UP:
+            return picture(request)
+        self.asked.append(request)
+        self.active += 1
+        self.most_active = max(self.active, self.most_active)
+        try:
+            return self._perform(request, on_step, stop)
+        finally:
+            self.active -= 1
+
+    def _perform(self, request: GenerationRequest, on_step: OnStep, stop: Stop) -> Picture:
+        for step in range(1, sampling(request).steps + 1):
+            if not self._hurried:
+                match self._commands.get(timeout=PATIENCE_S):
+                    case "finish":
+                        return picture(request)
+                    case BaseException() as error:
+                        raise error
+            on_step(step)
+            if stop():
+                raise StoppedError("stopped")
+        return picture(request)
+
+
+def picture(request: GenerationRequest) -> Picture:
+    """Some bytes that depend on the whole request and on nothing else."""
+    digest = hashlib.sha256(request.model_dump_json().encode()).digest()
+    return Picture(png=b"\x89PNG" + digest * 8, spent=Spent(text=0.0, denoise=0.0, decode=0.0, encode=0.0))
+
+
+class Witness:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def saw(self, event: Event, now: float) -> None:  # noqa: ARG002 - this one needs no time
+        self.events.append(event)
+
+
+class Clock:
+    """Stands still until it is told how many seconds to advance."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def scripted_runner(
+    engine: ScriptedEngine, *, clock: Callable[[], float] = time.monotonic, limits: Limits | None = None
+) -> Runner:
+    return Runner(lambda: engine, DESCRIPTION, clock=clock, observer=Witness(), limits=limits or Limits())
+
+
+@asynccontextmanager
+async def ready_runner(
+    engine: ScriptedEngine, *, clock: Callable[[], float] = time.monotonic, limits: Limits | None = None
+) -> AsyncIterator[Runner]:
+    runner = scripted_runner(engine, clock=clock, limits=limits)
+    assert await runner.load() is None
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+async def until(what: Callable[[], object], why: str) -> None:
+    """Let the loop run until `what` is true; AssertionError saying `why` if that takes too long."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < deadline, f"never came: {why}"
+        await asyncio.sleep(0.001)
+
+
+async def story(generation: Generation) -> list[Event]:
+    """Every event of `generation`, to its end."""
+    async with asyncio.timeout(PATIENCE_S):
+        return [event async for event in generation.follow(heartbeat_s=PATIENCE_S) if event]
+
+
+def request(seed: int = 1, *, prompt: str = "a fox", steps: int = 3) -> GenerationRequest:
+    return GenerationRequest(prompt=prompt, width=256, height=256, steps=steps, seed=seed)
