@@ -70,9 +70,6 @@ class Border(Generic[I, S]):
             changed.append(CONDITION)
         return Difference(tuple(changed), tuple(replaces))
 
-    def identify(self, news: Struct) -> str:
-        return self.resource.identify(self._inputs(news))
-
     def foreseen(self, news: Struct) -> Struct:
         """What a preview shows, and what is known of a create that was cut short: the inputs."""
         return struct_of(self.resource.state.model_validate(self._inputs(news).model_dump()))

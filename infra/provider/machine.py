@@ -37,9 +37,6 @@ class MachineResource:
     state: type[MachineState] = MachineState
     replaced_by: frozenset[str] = frozenset({"name", "cloud", "offer"})
 
-    def identify(self, inputs: MachineInputs) -> str:
-        return inputs.name
-
     async def ensure(self, inputs: MachineInputs, _before: MachineState | None, progress: Progress) -> MachineState:
         """Nothing of a machine can change but what is known of it, so to repair one is to look, too."""
         cloud = self.site.cloud(inputs.cloud)

@@ -42,9 +42,6 @@ class RegistrationResource:
     state: type[RegistrationState] = RegistrationState
     replaced_by: frozenset[str] = frozenset({"worker"})
 
-    def identify(self, inputs: RegistrationInputs) -> str:
-        return inputs.worker
-
     async def ensure(
         self, inputs: RegistrationInputs, _before: RegistrationState | None, progress: Progress
     ) -> RegistrationState:

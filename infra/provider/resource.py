@@ -24,6 +24,17 @@ class Kind(StrEnum):
     def short(self) -> str:
         return self.rpartition(":")[2]
 
+    @classmethod
+    def of(cls, urn: str) -> Kind | None:
+        """The kind of the resource behind `urn:pulumi:stack::project::type::name`; None if it is not ours."""
+        parts = urn.split("::")
+        return next((kind for kind in cls if len(parts) == 4 and kind == parts[2]), None)
+
+
+def name_of(urn: str) -> str:
+    """The name that the program gave to the resource. It is its id, too."""
+    return urn.rpartition("::")[2]
+
 
 class Condition(StrEnum):
     """What the last look found. Anything but the first two makes the next deploy repair the resource."""
@@ -94,10 +105,6 @@ class Resource(Protocol[I, S]):
     @property
     def replaced_by(self) -> frozenset[str]:
         """Inputs whose change makes it another thing; a change of any other is an update."""
-        ...
-
-    def identify(self, inputs: I, /) -> str:
-        """Its id: unique in the stack, and known before it exists."""
         ...
 
     async def ensure(self, inputs: I, before: S | None, progress: Progress, /) -> S:

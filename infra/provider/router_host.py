@@ -61,9 +61,6 @@ class RouterHostResource:
     state: type[RouterHostState] = RouterHostState
     replaced_by: frozenset[str] = frozenset()
 
-    def identify(self, _inputs: RouterHostInputs) -> str:
-        return ROUTER
-
     async def ensure(
         self, inputs: RouterHostInputs, _before: RouterHostState | None, progress: Progress
     ) -> RouterHostState:

@@ -97,9 +97,6 @@ class WorkerHostResource:
     state: type[WorkerHostState] = WorkerHostState
     replaced_by: frozenset[str] = frozenset({"machine", "cloud"})
 
-    def identify(self, inputs: WorkerHostInputs) -> str:
-        return f"workers-{inputs.machine}"
-
     async def ensure(
         self, inputs: WorkerHostInputs, before: WorkerHostState | None, progress: Progress
     ) -> WorkerHostState:

@@ -1,0 +1,78 @@
+"""Runs the Pulumi engine's binary for the Automation API, so that it can be stopped cleanly.
+
+The API's own runner leaves its child in our process group: a Ctrl-C at the terminal would reach the engine
+besides whatever we send, and a second interrupt makes it drop everything. Here the engine has a session
+of its own and is interrupted by us alone, once, as often as a person means it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import IO
+
+from pulumi.automation import CommandResult, OnOutput, PulumiCommand
+from pulumi.automation.errors import create_command_error
+from semver import VersionInfo
+
+from infra.setup.engine import ENGINE_VERSION
+
+
+class EngineCommand(PulumiCommand):
+    """The binary, run in `folder`'s environment. Not asked for its version: whoever found it has done that."""
+
+    def __init__(self, binary: Path) -> None:
+        self.command = str(binary)
+        self.version = VersionInfo.parse(ENGINE_VERSION)
+        self._lock = Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(
+        self,
+        args: list[str],
+        cwd: str,
+        additional_env: Mapping[str, str],
+        on_output: OnOutput | None = None,
+        on_error: OnOutput | None = None,
+    ) -> CommandResult:
+        """Run one command to its end; CommandError (one of its kinds) if it fails."""
+        with self._lock:
+            process = subprocess.Popen(
+                [self.command, *args, "--non-interactive"],
+                cwd=cwd,
+                env={**os.environ, **additional_env, "PULUMI_AUTOMATION_API": "true"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                start_new_session=True,
+            )
+            self._process = process
+        with process, ThreadPoolExecutor(2) as readers:
+            said = readers.submit(_lines, process.stdout, on_output)
+            complained = readers.submit(_lines, process.stderr, on_error)
+            code = process.wait()
+        result = CommandResult(stdout="\n".join(said.result()), stderr="\n".join(complained.result()), code=code)
+        if code != 0:
+            raise create_command_error(result)
+        return result
+
+    def interrupt(self) -> None:
+        """Ask what runs to stop: at first it finishes what it is writing, when asked again it just ends."""
+        with self._lock:
+            if self._process is not None:
+                self._process.send_signal(signal.SIGINT)
+
+
+def _lines(stream: IO[str] | None, tell: Callable[[str], object] | None) -> list[str]:
+    lines = []
+    for line in stream or ():
+        lines.append(line.rstrip())
+        if tell:
+            tell(lines[-1])
+    return lines
