@@ -31,7 +31,7 @@ class Artifacts(Protocol):
         ...
 
     async def keep_only(self, job_id: str, image: Image | None) -> None:
-        """Remove what other attempts at the job have left; with None, all of it."""
+        """Remove what other attempts at the job have left; with None, all of it. Raises ArtifactError."""
         ...
 
 
@@ -67,7 +67,12 @@ class LocalArtifacts:
 
     async def keep_only(self, job_id: str, image: Image | None) -> None:
         kept = None if image is None else self.root / image.path
-        await asyncio.to_thread(_remove_others, self.root / _fan(job_id), job_id, kept)
+        try:
+            await asyncio.to_thread(_remove_others, self.root / _fan(job_id), job_id, kept)
+        except OSError as error:
+            raise ArtifactError(
+                f"what lost attempts at {job_id} left under {self.root} could not be removed: {error.strerror}"
+            ) from error
 
 
 def _fan(job_id: str) -> str:

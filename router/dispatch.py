@@ -241,18 +241,19 @@ class Dispatcher:
         return outcome
 
     async def _tell(self, job_id: str) -> None:
-        """Whoever watches learns the job's state; what ended attempts left behind is cleared with its last."""
+        """Whoever watches learns the job's state; what lost attempts have stored goes when the job has ended."""
         try:
             job = await self._store.job(job_id)
-        except StoreUnavailableError:
-            return  # watchers look at the store themselves, later
-        if job is None:
-            return
-        self._notices.publish(job)
-        if job.state is JobState.QUEUED:
-            self._queue.announce(job.pool)
-        elif job.state.ended and (job.attempt > 1 or job.image is None):
-            await self._artifacts.keep_only(job_id, job.image)
+            if job is None:
+                return
+            self._notices.publish(job)
+            if job.state is JobState.QUEUED:
+                self._queue.announce(job.pool)
+            elif job.state.ended:
+                await self._artifacts.keep_only(job_id, job.image)
+        except (StoreUnavailableError, ArtifactError) as error:
+            # Watchers and idle consumers look for themselves; a file too many harms nobody.
+            log.warning("aftermath_left_undone", job=job_id, error=str(error))
 
     def _report(self, lease: Lease, step: int, steps: int) -> None:
         self._notices.progress(lease.job_id, Progress(attempt=lease.attempt, step=step, steps=steps))

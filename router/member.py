@@ -17,7 +17,13 @@ import structlog
 
 from router.contract import WorkerHealth, WorkerView, fingerprint
 from router.dispatch import Dispatcher, Outcome
-from router.errors import StoreUnavailableError, WorkerError, WorkerUnavailableError, WorkerUnreachableError
+from router.errors import (
+    StoreUnavailableError,
+    WorkerError,
+    WorkerUnauthorizedError,
+    WorkerUnavailableError,
+    WorkerUnreachableError,
+)
 from router.jobs import AttemptEnd, Lease
 from router.queue import Queue
 from router.store import RegisteredWorker, Store
@@ -100,6 +106,7 @@ class Member:
         self._usable = asyncio.Event()
         self._look = asyncio.Event()
         self._failures = 0
+        self._trusted = False
         self._tasks: list[asyncio.Task[None]] = []
         self.seconds_per_job: float | None = None
 
@@ -152,10 +159,11 @@ class Member:
         while True:
             try:
                 self._status = await self._client.status()
+                if self._status.state is WorkerState.READY and not self._trusted:
+                    await self._client.check_token()
+                    self._trusted = True
             except WorkerError as error:
-                belief = belief_of(error)
-                if belief is not None:
-                    self._believe(*belief)
+                self._suspect(error)
             else:
                 self._believe(HEALTH[self._status.state], self._status.reason)
             interval = self._rhythm.probe_s if self._usable.is_set() else min(2 * interval, self._rhythm.probe_s)
@@ -201,14 +209,15 @@ class Member:
         elif outcome.end is not AttemptEnd.CANCELLED:
             self._failures += 1
             self._suspect(outcome.error)
+            self._look.set()
         return outcome
 
     def _suspect(self, error: WorkerError | None) -> None:
-        """Something went wrong with it: no job until it has been asked again."""
+        if isinstance(error, WorkerUnauthorizedError):
+            self._trusted = False  # /readyz wants no token, so it would go on to look ready
         belief = None if error is None else belief_of(error)
         if belief is not None:
             self._believe(*belief)
-        self._look.set()
 
     def _believe(self, health: WorkerHealth, reason: str) -> None:
         if health is not self._belief.health:

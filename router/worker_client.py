@@ -39,6 +39,9 @@ from worker.contract import (
 
 Event = Accepted | Started | Step | Finished | Failed
 
+NO_GENERATION = "router.0"
+"""Well formed and never begun: jobs have longer names, and attempts count from 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Patience:
@@ -125,6 +128,10 @@ class WorkerClient:
             answer = await self._http.delete(f"/generations/{generation_id}")
         if not answer.is_success and answer.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
             self._raise_for(answer)
+
+    async def check_token(self) -> None:
+        """Whether the worker takes our token, asked in a way that changes nothing. Raises any WorkerError."""
+        await self.cancel(NO_GENERATION)
 
     @asynccontextmanager
     async def _speaking(self, doing: str) -> AsyncIterator[None]:

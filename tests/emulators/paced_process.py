@@ -29,12 +29,17 @@ class PacedProcess:
     token: str
 
     async def pace(self, pace: Pace) -> None:
-        async with httpx.AsyncClient(base_url=self.url, trust_env=False) as http:
+        async with self._http() as http:
             (await http.put("/emulator", content=pace.model_dump_json())).raise_for_status()
 
     async def ledger(self) -> Ledger:
-        async with httpx.AsyncClient(base_url=self.url, trust_env=False) as http:
+        async with self._http() as http:
             return Ledger.model_validate_json((await http.get("/emulator")).content)
+
+    def _http(self) -> httpx.AsyncClient:
+        socket = self.url.removeprefix("unix:") if self.url.startswith("unix:") else None
+        transport = httpx.AsyncHTTPTransport(uds=socket)
+        return httpx.AsyncClient(base_url="http://worker" if socket else self.url, transport=transport, trust_env=False)
 
     def freeze(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
@@ -50,10 +55,13 @@ class PacedProcess:
 
 
 @asynccontextmanager
-async def paced_worker(pace: Pace | None = None, token: str = TOKEN) -> AsyncIterator[PacedProcess]:
-    """A paced worker on a free loopback port; it is gone when the block ends."""
+async def paced_worker(
+    pace: Pace | None = None, token: str = TOKEN, socket: Path | None = None
+) -> AsyncIterator[PacedProcess]:
+    """A paced worker on a free loopback port, or on a unix socket; it is gone when the block ends."""
+    listen = ("--port", "0") if socket is None else ("--socket", str(socket))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.emulators.paced_worker", "--port", "0", "--token", token),
+        *(sys.executable, "-m", "tests.emulators.paced_worker", *listen, "--token", token),
         cwd=ROOT,
         stdout=PIPE,
         stderr=DEVNULL,

@@ -1,8 +1,9 @@
 """A worker without a GPU: the contract's HTTP, plain-coloured images, and a pace and faults that a test sets.
 
-Run as a process of its own (`python -m tests.emulators.paced_worker --port 0 --token …`), so that it can be
-killed and frozen like a real one; `tests.emulators.paced_process` does that for a test. `PUT /emulator` changes its
-`Pace` while it runs and `GET /emulator` shows its `Ledger`: what it was asked and what it made.
+Run as a process of its own (`python -m tests.emulators.paced_worker --port 0 --token …`, which prints its
+URL), so that it can be killed and frozen like a real one; `tests.emulators.paced_process` does that for a
+test. `PUT /emulator` changes its `Pace` while it runs and `GET /emulator` shows its `Ledger`: what it was
+asked and what it made.
 
 Prompts of more than 2048 words are refused as the real one refuses tokens.
 """
@@ -306,14 +307,16 @@ async def _refused(_request: Request, error: Exception) -> Response:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A worker without a GPU, for tests.")
-    parser.add_argument("--port", type=int, required=True)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--port", type=int, help="on 127.0.0.1; 0 for a free one")
+    where.add_argument("--socket", help="path of a unix socket")
     parser.add_argument("--token", required=True)
     arguments = parser.parse_args()
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", arguments.port))
+    with socket.socket(socket.AF_INET if arguments.socket is None else socket.AF_UNIX) as listener:
+        listener.bind(arguments.socket or ("127.0.0.1", arguments.port))
         listener.listen(128)
-        print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        name = listener.getsockname()
+        print(f"unix:{name}" if arguments.socket else f"http://127.0.0.1:{name[1]}", flush=True)
         asyncio.run(_serve(arguments.token, listener))
 
 

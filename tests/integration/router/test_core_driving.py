@@ -1,0 +1,407 @@
+"""Jobs on real workers over real HTTP: the way of an image, and every way to lose one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from router.contract import JobEvent, JobState, WorkerHealth
+from router.errors import ArtifactError, PoolUnavailableError, QueueFullError
+from router.jobs import AttemptEnd
+from tests.emulators.paced_process import PacedProcess, paced_worker
+from tests.emulators.paced_worker import Fault, Pace, png
+from tests.integration.router.core_rig import POOL, SLOW, Rig, eventually, rig
+from tests.stores import SteeredClock, opened_store, request
+from worker.contract import WorkerState
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with rig(tmp_path) as built:
+        yield built
+
+
+@pytest.fixture
+async def a() -> AsyncIterator[PacedProcess]:
+    async with paced_worker() as worker:
+        yield worker
+
+
+@pytest.fixture
+async def b() -> AsyncIterator[PacedProcess]:
+    async with paced_worker() as worker:
+        yield worker
+
+
+async def ends(house: Rig) -> dict[AttemptEnd, int]:
+    return dict((await house.core.store.attempt_counts()).get(POOL, {}))
+
+
+async def test_a_job_becomes_the_workers_image(house: Rig, a: PacedProcess) -> None:
+    await house.register("a", a)
+    asked = request("a red fox", seed=7)
+    job = await house.ended(await house.submit(asked))
+    assert job.state is JobState.SUCCEEDED
+    assert house.core.service.image_path(job).read_bytes() == png(asked)
+
+
+async def test_a_worker_is_credited_with_what_it_finished(house: Rig, a: PacedProcess) -> None:
+    await house.register("a", a)
+    for _ in range(3):
+        await house.ended(await house.submit())
+
+    async def credited() -> bool:
+        return (house.view("a").finished, house.view("a").running) == (3, 0)
+
+    await eventually(credited, "its finished jobs were not counted")
+    assert [worker.finished for worker in await house.core.store.workers()] == [3]
+
+
+async def test_a_worker_behind_a_unix_socket_works_as_well(house: Rig, tmp_path: Path) -> None:
+    async with paced_worker(socket=tmp_path / "w") as worker:
+        await house.register("a", worker)
+        assert (await house.ended(await house.submit())).state is JobState.SUCCEEDED
+
+
+async def test_whoever_watches_sees_the_job_from_its_state_now_to_its_end(house: Rig, a: PacedProcess) -> None:
+    await a.pace(Pace(step_s=0.05))
+    await house.register("a", a)
+    seen = [(event, progress) async for event, _, progress in house.core.service.watch(await house.submit())]
+    events = [event for event, _ in seen]
+    steps = [progress.step for event, progress in seen if event is JobEvent.PROGRESS and progress is not None]
+    assert events[:2] == [JobEvent.QUEUED, JobEvent.RUNNING]
+    assert set(events[2:-1]) == {JobEvent.PROGRESS}
+    assert events[-1] is JobEvent.SUCCEEDED
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 20
+
+
+async def test_watching_a_job_that_has_ended_tells_its_end_at_once(house: Rig, a: PacedProcess) -> None:
+    await house.register("a", a)
+    job = await house.ended(await house.submit())
+    assert [(event, seen) async for event, seen, _ in house.core.service.watch(job)] == [(JobEvent.SUCCEEDED, job)]
+
+
+async def test_a_broken_connection_is_made_again_within_the_attempt(house: Rig, a: PacedProcess) -> None:
+    await a.pace(Pace(step_s=0.02, fault=Fault.DROP))
+    await house.register("a", a)
+    job = await house.ended(await house.submit())
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+    ledger = await a.ledger()
+    assert (len(ledger.started), ledger.asked) == (1, 2)
+
+
+async def test_a_job_whose_worker_is_killed_finishes_elsewhere(house: Rig, a: PacedProcess, b: PacedProcess) -> None:
+    await a.pace(SLOW)
+    await house.register("a", a)
+    job = await house.submit()
+    await house.started(job, a)
+    await house.register("b", b)
+    await a.kill()
+    ended = await house.ended(job)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2)
+    assert await ends(house) == {AttemptEnd.LOST: 1, AttemptEnd.FINISHED: 1}
+    await house.believed("a", WorkerHealth.UNREACHABLE)
+    assert "worker a" in house.view("a").reason
+
+
+async def test_a_stream_without_heartbeats_is_a_lost_worker(house: Rig, a: PacedProcess, b: PacedProcess) -> None:
+    await a.pace(Pace(fault=Fault.SILENT, step_s=0.1))
+    await house.register("a", a)
+    job = await house.submit()
+    await house.started(job, a)
+    await house.register("b", b)
+    ended = await house.ended(job)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2)
+    assert (await b.ledger()).fetched == [f"{job.id}.2"]
+
+
+async def test_a_frozen_worker_that_thaws_after_its_lease_changes_nothing(
+    house: Rig, a: PacedProcess, b: PacedProcess
+) -> None:
+    await a.pace(Pace(step_s=0.1, fault=Fault.DEAF))
+    await house.register("a", a)
+    job = await house.submit()
+    await house.started(job, a)
+    a.freeze()
+    await house.register("b", b)
+    ended = await house.ended(job)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2)
+    a.thaw()
+
+    async def finished_late() -> bool:
+        return (await a.ledger()).finished == [f"{job.id}.1"]
+
+    await eventually(finished_late, "the zombie never finished")
+    assert await house.core.store.job(job.id) == ended
+    assert house.core.service.image_path(ended).read_bytes() == png(job.request)
+    await house.believed("a", WorkerHealth.READY)
+
+
+async def test_a_heartbeat_keeps_a_slow_generation_alive(house: Rig, a: PacedProcess) -> None:
+    await a.pace(Pace(step_s=4.0, heartbeat_s=0.2))  # longer than silence is borne, and than a lease runs
+    await house.register("a", a)
+    job = await house.ended(await house.submit(request(steps=1)))
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+
+
+async def test_an_image_that_is_not_the_announced_one_is_never_committed(house: Rig, a: PacedProcess) -> None:
+    await a.pace(Pace(fault=Fault.DIGEST, times=1))
+    await house.register("a", a)
+    job = await house.ended(await house.submit())
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
+    assert await ends(house) == {AttemptEnd.LOST: 1, AttemptEnd.FINISHED: 1}
+
+
+async def test_a_worker_that_takes_nothing_is_not_asked_in_a_hot_loop(house: Rig, a: PacedProcess) -> None:
+    await a.pace(Pace(fault=Fault.BUSY))
+    await house.register("a", a)
+    begun = time.monotonic()
+    job = await house.submit()
+
+    async def asked_thrice() -> bool:
+        return (await a.ledger()).asked >= 3
+
+    await eventually(asked_thrice, "the worker was given up")
+    assert time.monotonic() - begun > 1.4, "pauses of 0.5 s and 1 s lie between three tries"
+    await a.pace(Pace())
+    assert (await house.ended(job)).state is JobState.SUCCEEDED
+    assert (await ends(house)).keys() == {AttemptEnd.RETURNED, AttemptEnd.FINISHED}
+
+
+async def test_a_busy_workers_job_goes_to_one_that_is_free(house: Rig, a: PacedProcess, b: PacedProcess) -> None:
+    await a.pace(Pace(fault=Fault.BUSY))
+    await house.register("a", a)
+    job = await house.submit()
+
+    async def asked() -> bool:
+        return (await a.ledger()).asked >= 1
+
+    await eventually(asked, "a was never asked")
+    await house.register("b", b)
+    assert (await house.ended(job)).state is JobState.SUCCEEDED
+    assert len((await b.ledger()).fetched) == 1
+
+
+async def test_a_zombies_generation_is_let_end_before_the_worker_gets_a_job(house: Rig, a: PacedProcess) -> None:
+    await a.pace(Pace(step_s=0.1, heartbeat_s=0.1))
+    async with httpx.AsyncClient(base_url=a.url, headers={"Authorization": f"Bearer {a.token}"}) as http:
+        content = request(steps=10).model_dump_json()
+        async with http.stream("PUT", "/generations/zombie.1", content=content) as zombie:
+            await anext(zombie.aiter_lines())
+            await house.register("a", a)
+            job = await house.ended(await house.submit(request(steps=1)))
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+    ledger = await a.ledger()
+    assert ledger.started == ["zombie.1", f"{job.id}.1"]
+    assert ledger.finished[0] == "zombie.1"
+
+
+async def test_a_job_that_crashes_two_workers_fails_and_names_them(
+    house: Rig, a: PacedProcess, b: PacedProcess
+) -> None:
+    for name, worker in (("a", a), ("b", b)):
+        await worker.pace(Pace(fault=Fault.CRASH))
+        await house.register(name, worker)
+    job = await house.ended(await house.submit())
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert (job.error.type, job.error.detail) == ("engine_error", "crashed 2 times, on a, b; last: told to crash")
+
+
+async def test_a_crash_of_the_only_worker_is_tried_again(house: Rig, a: PacedProcess) -> None:
+    await a.pace(Pace(fault=Fault.CRASH, times=1))
+    await house.register("a", a)
+    job = await house.ended(await house.submit())
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
+
+
+async def test_a_prompt_that_the_worker_refuses_fails_the_job_with_its_words(house: Rig, a: PacedProcess) -> None:
+    await house.register("a", a)
+    job = await house.ended(await house.submit(request("word " * 3000)))
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert (job.error.type, job.attempt) == ("invalid_request", 1)
+    assert "3000 tokens" in job.error.detail
+    with pytest.raises(ArtifactError, match="has no image"):
+        house.core.service.image_path(job)
+
+
+async def test_a_job_that_waits_is_cancelled_at_once(house: Rig, a: PacedProcess) -> None:
+    await a.pace(Pace(state=WorkerState.LOADING))
+    await house.register("a", a)
+    job = await house.submit()
+    cancelled = await house.core.service.cancel(house.key, job.id)
+    assert cancelled is not None
+    assert cancelled.state is JobState.CANCELLED
+    assert (await a.ledger()).asked == 0
+
+
+async def test_a_job_that_runs_is_cancelled_between_steps_and_the_worker_is_free_again(
+    house: Rig, a: PacedProcess
+) -> None:
+    await a.pace(Pace(step_s=0.5, heartbeat_s=0.2))
+    await house.register("a", a)
+    job = await house.submit()
+    await house.started(job, a)
+    begun = time.monotonic()
+    await house.core.service.cancel(house.key, job.id)
+    assert (await house.ended(job)).state is JobState.CANCELLED
+    assert time.monotonic() - begun < 0.9, "a renewal later: nobody hurried"
+    await a.pace(Pace())
+    assert (await house.ended(await house.submit())).state is JobState.SUCCEEDED
+    ledger = await a.ledger()
+    assert (ledger.cancelled[-1], len(ledger.finished)) == (f"{job.id}.1", 1)
+
+
+async def test_an_attempt_whose_lease_was_taken_away_is_called_off(house: Rig, a: PacedProcess, tmp_path: Path) -> None:
+    await a.pace(SLOW)
+    await house.register("a", a)
+    job = await house.submit()
+    await house.started(job, a)
+    async with opened_store(tmp_path, SteeredClock(int(time.time() * 1000) + 3_600_000)) as another_routers:
+        assert [swept.id for swept in await another_routers.sweep()] == [job.id]
+    ended = await house.ended(job)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2)
+    assert await ends(house) == {AttemptEnd.EXPIRED: 1, AttemptEnd.FINISHED: 1}
+    assert f"{job.id}.1" in (await a.ledger()).cancelled
+
+
+async def test_another_keys_job_is_nobodys(house: Rig, a: PacedProcess) -> None:
+    await house.register("a", a)
+    job = await house.ended(await house.submit())
+    stranger = await house.core.store.put_api_key("stranger", "1" * 64)
+    assert await house.core.service.get(stranger, job.id) is None
+    assert await house.core.service.cancel(stranger, job.id) is None
+    assert await house.core.service.get(house.key, job.id) == job
+
+
+async def test_a_pool_without_workers_takes_no_jobs(house: Rig) -> None:
+    with pytest.raises(PoolUnavailableError, match="pool interactive: no worker is registered") as caught:
+        await house.submit()
+    assert caught.value.retry_after_s > 0
+
+
+async def test_a_pool_whose_workers_all_drain_takes_no_jobs(house: Rig, a: PacedProcess) -> None:
+    await house.register("a", a)
+    await house.core.fleet.drain("a")
+    with pytest.raises(PoolUnavailableError):
+        await house.submit()
+
+
+async def test_a_job_waits_for_a_worker_that_is_loading(house: Rig, a: PacedProcess) -> None:
+    await a.pace(Pace(state=WorkerState.LOADING))
+    await house.register("a", a)
+    await house.believed("a", WorkerHealth.LOADING)
+    job = await house.submit()
+    assert house.core.fleet.ready_pools() == []
+    await a.pace(Pace())
+    assert (await house.ended(job)).state is JobState.SUCCEEDED
+    assert house.core.fleet.ready_pools() == [POOL]
+
+
+async def test_a_full_queue_takes_no_more(house: Rig, a: PacedProcess) -> None:
+    await a.pace(Pace(state=WorkerState.LOADING))
+    await house.register("a", a)
+    for _ in range(100):
+        await house.submit()
+    with pytest.raises(QueueFullError, match="100 jobs already wait") as caught:
+        await house.submit()
+    assert caught.value.retry_after_s > 0
+
+
+async def test_a_draining_worker_finishes_what_it_runs_and_takes_no_more(
+    house: Rig, a: PacedProcess, b: PacedProcess
+) -> None:
+    await a.pace(SLOW)
+    await house.register("a", a)
+    running = await house.submit()
+    await house.started(running, a)
+    await house.register("b", b)
+    view = await house.core.fleet.drain("a")
+    assert view is not None
+    assert view.draining
+    for job in [running, *[await house.submit() for _ in range(5)]]:
+        assert (await house.ended(job)).state is JobState.SUCCEEDED
+    assert (await a.ledger()).fetched == [f"{running.id}.1"]
+
+
+async def test_a_removed_workers_job_goes_back_to_the_queue_at_once(
+    house: Rig, a: PacedProcess, b: PacedProcess
+) -> None:
+    await a.pace(Pace(step_s=60, heartbeat_s=0.2))
+    await house.register("a", a)
+    job = await house.submit()
+    await house.started(job, a)
+    await house.register("b", b)
+    await house.core.fleet.remove("a")
+    ended = await house.ended(job)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2)
+    assert await ends(house) == {AttemptEnd.LOST: 1, AttemptEnd.FINISHED: 1}
+    assert [view.name for view in house.core.fleet.views()] == ["b"]
+
+
+async def test_registering_again_with_the_same_disturbs_nothing(house: Rig, a: PacedProcess) -> None:
+    await a.pace(SLOW)
+    await house.register("a", a)
+    job = await house.submit()
+    await house.started(job, a)
+    await house.register("a", a)
+    ended = await house.ended(job)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 1)
+
+
+async def test_a_worker_that_moved_is_driven_at_its_new_address(house: Rig, a: PacedProcess, b: PacedProcess) -> None:
+    await house.register("a", a)
+    await house.ended(await house.submit())
+    await a.kill()
+    await house.register("a", b)
+    assert (await house.ended(await house.submit())).state is JobState.SUCCEEDED
+    assert len((await b.ledger()).fetched) == 1
+
+
+async def test_a_wrong_token_is_told_to_the_operator_and_costs_no_job(house: Rig, a: PacedProcess) -> None:
+    await house.register("a", a, token="not-the-workers-token")
+    job = await house.submit()
+    await house.believed("a", WorkerHealth.BROKEN)
+    assert house.view("a").reason == "worker a: wrong token; register it again with its own token"
+    await house.register("a", a)
+    ended = await house.ended(job)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 1)
+
+
+async def test_a_broken_worker_gets_no_job(house: Rig, a: PacedProcess, b: PacedProcess) -> None:
+    await a.pace(Pace(state=WorkerState.BROKEN))
+    await house.register("a", a)
+    await house.believed("a", WorkerHealth.BROKEN)
+    await house.register("b", b)
+    for job in [await house.submit() for _ in range(5)]:
+        assert (await house.ended(job)).state is JobState.SUCCEEDED
+    assert (await a.ledger()).asked == 0
+    assert house.view("a").reason == "told to be broken"
+
+
+async def test_a_disk_that_is_full_loses_no_job(house: Rig, a: PacedProcess, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    root.write_text("not a folder: every write fails")
+    await house.register("a", a)
+    job = await house.submit()
+
+    async def failed_once() -> bool:
+        return AttemptEnd.LOST in await ends(house)
+
+    await eventually(failed_once, "the image was stored after all")
+    root.unlink()
+    assert (await house.ended(job)).state is JobState.SUCCEEDED
+
+
+async def test_pools_count_workers_and_jobs(house: Rig, a: PacedProcess) -> None:
+    await house.register("a", a)
+    await asyncio.gather(*[house.ended(await house.submit()) for _ in range(3)])
+    (pool,) = await house.core.fleet.pools()
+    assert (pool.name, pool.workers, pool.ready, pool.succeeded, pool.queued) == (POOL, 1, 1, 3, 0)

@@ -1,0 +1,99 @@
+"""A router that stops or is killed: the next one on the same database finishes every job, and none twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from router.contract import JobState
+from router.jobs import AttemptEnd
+from tests.emulators.paced_process import ROOT, PacedProcess, paced_worker
+from tests.emulators.paced_worker import Pace
+from tests.integration.router.core_rig import POOL, SLOW, eventually, rig
+from tests.stores import request
+
+JOBS = 50
+
+
+async def test_a_router_that_stops_and_comes_back_joins_what_runs_and_wastes_no_image(tmp_path: Path) -> None:
+    async with paced_worker(SLOW) as worker:
+        async with rig(tmp_path) as before:
+            await before.register("a", worker)
+            job = await before.submit()
+            await before.started(job, worker)
+        async with rig(tmp_path) as after:
+            ended = await after.ended(job)
+        assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 1)
+        assert (await worker.ledger()).started == [f"{job.id}.1"]
+
+
+async def test_a_lease_that_ran_out_while_no_router_was_there_is_given_anew(tmp_path: Path) -> None:
+    async with paced_worker(SLOW) as worker, paced_worker() as other:
+        async with rig(tmp_path) as before:
+            await before.register("a", worker)
+            job = await before.submit()
+            await before.started(job, worker)
+        await worker.kill()
+
+        async def expired() -> bool:
+            async with rig(tmp_path) as after:
+                await after.register("b", other)
+                seen = await after.core.store.job(job.id)
+                return seen is not None and seen.state is not JobState.RUNNING
+
+        await eventually(expired, "the lease of a dead worker never ran out")
+        async with rig(tmp_path) as after:
+            assert (await after.ended(job)).state is JobState.SUCCEEDED
+
+
+async def test_a_killed_routers_jobs_all_finish_and_none_twice(tmp_path: Path) -> None:
+    async with paced_worker(Pace(step_s=0.02)) as a, paced_worker(Pace(step_s=0.02)) as b:
+        async with rig(tmp_path) as first:
+            for name, worker in (("a", a), ("b", b)):
+                await first.register(name, worker)
+            jobs = [await first.submit(request(seed=seed, steps=4)) for seed in range(JOBS)]
+        for part in (10, 25):
+            async with core_process(tmp_path) as router:
+                await made(part, (a, b))
+                router.kill()
+        async with rig(tmp_path) as last:
+            ended = [await last.ended(job) for job in jobs]
+            attempts = (await last.core.store.attempt_counts())[POOL]
+        assert {job.state for job in ended} == {JobState.SUCCEEDED}
+        assert attempts[AttemptEnd.FINISHED] == JOBS, "one commit a job"
+        stored = {path for path in (tmp_path / "artifacts").rglob("*") if path.is_file()}
+        named = {tmp_path / "artifacts" / job.image.path for job in ended if job.image is not None}
+        assert stored == named, "one file a job, and no other"
+        assert len(named) == JOBS
+        begun = (await a.ledger()).started + (await b.ledger()).started
+        assert len(begun) == len(set(begun)), "the same attempt was made twice"
+
+
+async def made(count: int, workers: tuple[PacedProcess, ...]) -> None:
+    """Wait until the workers have made so many images altogether."""
+
+    async def enough() -> bool:
+        return sum([len((await worker.ledger()).finished) for worker in workers]) >= count
+
+    await eventually(enough, f"{count} images were never made")
+
+
+@asynccontextmanager
+async def core_process(folder: Path) -> AsyncIterator[Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.integration.router.core_process", str(folder)),
+        cwd=ROOT,
+        stdout=DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
