@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import TypeVar
 
 import structlog
@@ -87,35 +88,36 @@ async def events(job_id: str, context: InContext, key: Caller) -> StreamingRespo
     """The first event says how the job is now, the last how it ended. A stream may be opened again at any time."""
     job = await _own(context, key, job_id)
     return StreamingResponse(
-        _events(context, job, HEARTBEAT_S),
+        stream(context, job, HEARTBEAT_S),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _events(context: Context, job: Job, heartbeat_s: float) -> AsyncIterator[str]:
+async def stream(context: Context, job: Job, heartbeat_s: float) -> AsyncGenerator[str]:
     """Server-sent events until the job ends or the router stops; a client opens the stream again then."""
-    watched = aiter(context.core.service.watch(job))
-    closing = asyncio.create_task(context.closing.wait())
-    coming = asyncio.create_task(_next(watched))
-    yield "retry: 1000\n\n"
-    try:
-        while not closing.done():
-            done, _ = await asyncio.wait({coming, closing}, timeout=heartbeat_s, return_when=asyncio.FIRST_COMPLETED)
-            if coming in done:
-                if (happened := coming.result()) is None:
+    async with aclosing(context.core.service.watch(job)) as watched:
+        closing = asyncio.create_task(context.closing.wait())
+        coming = asyncio.create_task(_next(watched))
+        try:
+            yield "retry: 1000\n\n"
+            while not closing.done():
+                # By wait, not by a timeout: that would cancel the generator that is waited for.
+                await asyncio.wait({coming, closing}, timeout=heartbeat_s, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    if not closing.done():
+                        yield ": still here\n\n"
+                    continue
+                happened = coming.result()
+                if happened is None:
                     return
                 coming = asyncio.create_task(_next(watched))
-                event, job, progress = happened
-                yield f"event: {event}\ndata: {view(context, job, progress).model_dump_json()}\n\n"
-            elif not done:
-                yield ": still here\n\n"
-    finally:
-        for task in (coming, closing):
-            task.cancel()
-        await asyncio.gather(coming, closing, return_exceptions=True)
-        if isinstance(watched, AsyncGenerator):
-            await watched.aclose()
+                event, now, progress = happened
+                yield f"event: {event}\ndata: {view(context, now, progress).model_dump_json()}\n\n"
+        finally:
+            for task in (coming, closing):
+                task.cancel()
+            await asyncio.gather(coming, closing, return_exceptions=True)
 
 
 async def _next(watched: AsyncIterator[T]) -> T | None:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from asyncio.subprocess import Process
+from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -40,6 +40,9 @@ class ServedRouter:
     @property
     def socket(self) -> str:
         return self.environment[f"{PREFIX}SOCKET"]
+
+    def socket_exists(self) -> bool:
+        return os.path.lexists(self.socket)
 
     @property
     def admin_url(self) -> str:
@@ -101,6 +104,21 @@ class ServedRouter:
             self.process.send_signal(by)
         async with asyncio.timeout(START_S):
             return await self.process.wait()
+
+
+async def attempt_to_start(environment: Mapping[str, str]) -> tuple[int, str]:
+    """For a router that must not start: its exit status, and what it said."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "router"), cwd=ROOT, env=environment, stdout=PIPE, stderr=STDOUT
+    )
+    try:
+        async with asyncio.timeout(START_S):
+            said, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0, said.decode()
 
 
 async def until(asked: Callable[[], Awaitable[bool]], what: str, within_s: float = START_S) -> None:
