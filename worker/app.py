@@ -41,6 +41,8 @@ from worker.runner import (
 )
 
 RETRY_AFTER_S = 1
+MAX_DROPPED_BYTES = 256 * 2**20
+"""Whoever sends more than this is not waited for."""
 GENERATION_ID: TypeAdapter[str] = TypeAdapter(GenerationId)
 
 log = structlog.get_logger(__name__)
@@ -134,16 +136,24 @@ def _generation_id(generation_id: str) -> str:
 
 
 async def _body(request: Request) -> bytes:
-    """The whole body, never more than the bound in memory, whatever Content-Length says."""
-    body = bytearray()
+    """The whole body, never more than the bound in memory, whatever Content-Length says.
+
+    What is too much is read and dropped before it is refused: whoever still writes when a connection is
+    closed under it sees a reset and never the answer.
+    """
+    body, size = bytearray(), 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise _RefusedError(
-                ProblemType.TOO_LARGE,
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the body is over {MAX_BODY_BYTES} bytes; a request with the longest prompt is far below",
-            )
+        size += len(chunk)
+        if size <= MAX_BODY_BYTES:
+            body += chunk
+        elif size > MAX_DROPPED_BYTES:
+            break
+    if size > MAX_BODY_BYTES:
+        raise _RefusedError(
+            ProblemType.TOO_LARGE,
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"the body is over {MAX_BODY_BYTES} bytes; a request with the longest prompt is far below",
+        )
     return bytes(body)
 
 
@@ -212,5 +222,5 @@ def _problem(kind: ProblemType, status: HTTPStatus, detail: str, errors: list[st
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_S)
     if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        headers["Connection"] = "close"  # the rest of the body is not read
+        headers["Connection"] = "close"  # part of the body may be unread
     return Response(problem.model_dump_json(), status, headers, media_type=PROBLEM_MEDIA_TYPE)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.unit.worker.scripted import Clock, ScriptedEngine, picture, request, scripted_runner, story, until
 from worker.contract import (
@@ -31,6 +31,7 @@ from worker.runner import (
     Limits,
     NotFinishedError,
     NotReadyError,
+    Runner,
     UnknownGenerationError,
 )
 
@@ -52,8 +53,18 @@ class RunnerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.engine = ScriptedEngine()
         self.clock = Clock()
+        self.start()
+
+    @precondition(lambda self: self.running is None and self.state is not WorkerState.READY)
+    @rule()
+    def restart(self) -> None:
+        """What a unit does after its worker has ended; without it, most of a run would be spent with a dead one."""
+        self.runner.close()
+        self.start()
+
+    def start(self) -> None:
+        self.engine = ScriptedEngine()
         self.generations: dict[str, Generation] = {}
         self.requests: dict[str, GenerationRequest] = {}
         self.running: str | None = None
@@ -66,6 +77,12 @@ class RunnerMachine(RuleBasedStateMachine):
         self.trouble = 0
         self.state = WorkerState.READY
         self.drained: asyncio.Task[None] | None = None
+        self.runner = self.do(self.loaded())
+
+    async def loaded(self) -> Runner:
+        runner = scripted_runner(self.engine, clock=self.clock, limits=Limits(KEEP_S, drain_grace_s=1e6))
+        await runner.load()
+        return runner
 
     def teardown(self) -> None:
         while self.running:
@@ -75,14 +92,6 @@ class RunnerMachine(RuleBasedStateMachine):
 
     def do(self, what: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(what)
-
-    @initialize()
-    def load(self) -> None:
-        async def load() -> None:
-            self.runner = scripted_runner(self.engine, clock=self.clock, limits=Limits(KEEP_S, drain_grace_s=1e6))
-            await self.runner.load()
-
-        self.do(load())
 
     @rule(generation_id=IDS, seed=SEEDS)
     def put(self, generation_id: str, seed: int) -> None:
@@ -126,6 +135,11 @@ class RunnerMachine(RuleBasedStateMachine):
         else:
             assert generation_id in self.kept
             assert got == picture(self.requests[generation_id]).png
+
+    @rule(held=st.sampled_from(["running", "accepted"]))
+    def cancel_what_is_held(self, held: str) -> None:
+        if generation_id := self.running if held == "running" else self.accepted:
+            self.cancel(generation_id)
 
     @rule(generation_id=IDS)
     def cancel(self, generation_id: str) -> None:
@@ -183,8 +197,6 @@ class RunnerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_places_are_as_modelled(self) -> None:
-        if not hasattr(self, "runner"):
-            return
         status = self.runner.status()
         assert (status.state, status.running, status.accepted) == (self.state, self.running, self.accepted)
         assert self.runner.broken.is_set() == (self.state is WorkerState.BROKEN)
@@ -221,14 +233,14 @@ class RunnerMachine(RuleBasedStateMachine):
 
     def _kept(self, generation_id: str, failure: FailureType | None) -> None:
         self.kept[generation_id] = self.clock.now
-        events = self.do(story(self.generations[generation_id]))
-        assert isinstance(events[0], Accepted)
-        assert all(isinstance(event, Started) for event in events[1:2] if event is not events[-1])
-        steps = events[2:-1]
-        assert [event.step for event in steps if isinstance(event, Step)] == list(range(1, len(steps) + 1))
-        end = events[-1]
+        accepted, *between, end = self.do(story(self.generations[generation_id]))
+        assert isinstance(accepted, Accepted)
+        if between:
+            started, *steps = between
+            assert isinstance(started, Started)
+            assert [isinstance(event, Step) and event.step for event in steps] == list(range(1, len(steps) + 1))
         assert isinstance(end, Finished) if failure is None else isinstance(end, Failed) and end.type is failure
 
 
 TestRunnerMachine = RunnerMachine.TestCase
-TestRunnerMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRunnerMachine.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
