@@ -8,22 +8,24 @@ import sys
 
 import uvloop
 
+from router.errors import RouterError
 from router.logs import configure
 from router.serve import serve
 from router.settings import SettingsError, read_settings
 
 
 def main() -> int:
-    """The exit status: 0 after a stop that was asked for, 78 (EX_CONFIG) when the settings must change."""
+    """The exit status: 0 after a stop that was asked for, 78 (EX_CONFIG) when the settings must change,
+    69 (EX_UNAVAILABLE) when something that it stands on is not there."""
     os.umask(0o077)
     try:
         settings = read_settings()
         configure(settings.log_format)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
-    except SettingsError as error:
+    except RouterError as error:
         print(f"the router cannot start:\n{error}", file=sys.stderr)
-        return os.EX_CONFIG
+        return os.EX_CONFIG if isinstance(error, SettingsError) else os.EX_UNAVAILABLE
     return 0
 
 

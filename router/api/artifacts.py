@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, Response
 from router.api.context import Context, InContext
 from router.api.refusals import Kind, refused
 from router.jobs import Image, Job
-from worker.contract import Problem
+from worker.contract import PROBLEM_MEDIA_TYPE, Problem
 
 router = APIRouter(tags=["images"])
 
@@ -21,7 +21,11 @@ PNG: Answers = {
     200: {"content": {"image/png": {}}, "description": "The image."},
     304: {"description": "The caller has it."},
 }
-PROBLEM: dict[str, Any] = {"model": Problem, "description": "What is wrong, and what to do."}
+PROBLEM: dict[str, Any] = {
+    # In place, because FastAPI would describe a `model` as plain JSON.
+    "content": {PROBLEM_MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+    "description": "What is wrong, and what to do.",
+}
 
 
 @router.get(

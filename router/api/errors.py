@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -22,6 +23,8 @@ from starlette.exceptions import HTTPException
 from router.api.refusals import Kind, Refusal, RefusedError, refusal_of
 from router.errors import RouterError
 from worker.contract import PROBLEM_MEDIA_TYPE, Frozen, Problem
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
 class Dialect(StrEnum):
@@ -114,4 +117,8 @@ def install(app: FastAPI) -> None:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    return answer(refusal_of(error), dialect_of(request.url.path), request.scope.get("request_id", ""))
+    refusal = refusal_of(error)
+    if refusal.kind in (Kind.INTERNAL, Kind.UNAVAILABLE) and not isinstance(error, RefusedError):
+        # The answer says less than the error does, on purpose: paths and databases are the operator's business.
+        _log.error("request failed", path=request.url.path, error=str(error))
+    return answer(refusal, dialect_of(request.url.path), request.scope.get("request_id", ""))

@@ -40,7 +40,8 @@ class Fault:
 
 def faults(errors: Iterable[ErrorDetails], names: Mapping[str, str] | None = None) -> tuple[Fault, ...]:
     """Pydantic's errors in words. `names` gives a dialect's own name for a field of ours."""
-    return tuple(renamed(_fault(error), names or {}) for error in errors)
+    found = (renamed(_fault(error), names or {}) for error in errors)
+    return tuple(dict.fromkeys(found))  # both sides of a dialect's one `size` may have the same fault
 
 
 def parsed(message: str) -> Fault:

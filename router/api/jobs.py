@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import structlog
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Body, Depends
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import ValidationError
 
@@ -26,14 +26,17 @@ from worker.contract import GenerationRequest
 HEARTBEAT_S = 15.0
 """A comment this often keeps every proxy and client on the way from calling the stream dead."""
 OWNER_CACHE_S = 365 * 86_400
+EXAMPLE = {"prompt": "a letterpress print shop at night", "width": 1024, "height": 768, "preset": "V4_DEFAULT_20"}
 
 T = TypeVar("T")
+
+Wanted = Annotated[JobRequest, Body(examples=[EXAMPLE])]
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={"4XX": PROBLEM, "5XX": PROBLEM})
 
 
 @router.post("", status_code=202, summary="Ask for an image", dependencies=[Depends(json_only)])
-async def submit(body: JobRequest, response: Response, context: InContext, key: Caller) -> JobView:
+async def submit(body: Wanted, response: Response, context: InContext, key: Caller) -> JobView:
     """The job is committed before this answers; `Location` says where to look for it."""
     fields = body.model_dump(exclude={"pool"})
     seed = context.draw_seed() if body.seed is None else body.seed

@@ -223,3 +223,18 @@ async def test_another_keys_job_is_not_there(router: ServedRouter, method: str, 
         job_id = await _submit(owner)
         assert (await other.request(method, f"/v1/jobs/{job_id}{path}")).status_code == 404
         assert (await _events(owner, job_id))[-1].event == "succeeded"
+
+
+async def test_an_image_that_somebody_deleted_is_an_internal_error_that_can_be_found_in_the_log(
+    router: ServedRouter,
+) -> None:
+    async with router.http() as http:
+        job_id = await _submit(http)
+        await _events(http, job_id)
+        for file in (router.folder / "data" / "artifacts").rglob(f"*{job_id}*"):
+            file.unlink()
+        answer = await http.get(f"/v1/jobs/{job_id}/image", headers={"X-Request-Id": "the-lost-one"})
+    assert (answer.status_code, answer.json()["type"]) == (500, "internal")
+    assert "the-lost-one" in answer.json()["detail"]
+    assert str(router.folder) not in answer.text
+    assert any("the-lost-one" in line and "was it removed by hand" in line for line in router.log.splitlines())

@@ -1,0 +1,54 @@
+"""The client is light: who keeps machines must not need what serves them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from router.client import AdminClient, RouterAnswerError, RouterAwayError, RouterRefusedError, RouterUnavailableError
+
+HEAVY = {"fastapi", "starlette", "sqlalchemy", "uvicorn", "prometheus_client", "torch"}
+
+
+def _admin(answer: httpx.Response | Exception) -> AdminClient:
+    def handle(_: httpx.Request) -> httpx.Response:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return AdminClient("http://127.0.0.1:1", "key", httpx.MockTransport(handle))
+
+
+def test_the_client_imports_nothing_of_the_server() -> None:
+    code = "import sys, router.client; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(done.stdout.split())
+
+
+async def test_an_answer_that_is_no_routers_is_called_so() -> None:
+    async with _admin(httpx.Response(200, text="<html>somebody else</html>")) as admin:
+        with pytest.raises(RouterAnswerError, match="/healthz: not a router's answer"):
+            await admin.health()
+
+
+async def test_not_now_comes_with_the_seconds_to_wait() -> None:
+    async with _admin(httpx.Response(503, headers={"Retry-After": "7"}, text="later")) as admin:
+        with pytest.raises(RouterUnavailableError, match="503, later") as caught:
+            await admin.health()
+    assert caught.value.retry_after_s == 7
+
+
+async def test_a_refusal_without_words_still_has_its_status() -> None:
+    async with _admin(httpx.Response(418)) as admin:
+        with pytest.raises(RouterRefusedError) as caught:
+            await admin.health()
+    assert caught.value.status == 418
+
+
+async def test_a_connection_that_breaks_is_a_router_that_is_away() -> None:
+    async with _admin(httpx.ReadError("reset")) as admin:
+        with pytest.raises(RouterAwayError, match="reset"):
+            await admin.workers()
