@@ -45,20 +45,20 @@ class Document:
 
 def read_yaml(text: str, source: str) -> Document:
     """Read one YAML document. Raises DescriptionError for bad syntax and for a key given twice."""
-    loader = yaml.SafeLoader(text)
+    lines: dict[Path, int] = {}
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
-        lines: dict[Path, int] = {}
         if node is not None:
             _note_lines(node, (), source, lines)
         data: object = loader.construct_document(node) if node is not None else None
+    except RecursionError:
+        raise DescriptionError(f"{source}: not usable: a part of it contains itself (by `*`)") from None
     except yaml.MarkedYAMLError as error:
         where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise DescriptionError(f"{source}{where}: not YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise DescriptionError(f"{source}: not YAML: {error}") from None
-    finally:
-        loader.dispose()
     if not isinstance(data, dict):
         raise DescriptionError(f"{source}: should be settings (`name: …`), and is {_shown(data)}")
     return Document(source, data, lines)

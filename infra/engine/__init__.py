@@ -30,7 +30,7 @@ from pulumi.automation.events import EngineEvent
 from infra.engine.command import EngineCommand
 from infra.engine.events import EventReader, OnProgress, Outcome, plain
 from infra.engine.guard import MARK, backend_locks, end_orphans, only_operation, orphans, require_orphaned
-from infra.engine.state import Recorded, mended, recorded
+from infra.engine.state import StackState, mended, recorded
 from infra.errors import InfraError
 from infra.paths import StackPaths
 from infra.program import Declared, declare
@@ -57,7 +57,7 @@ class OperationFailedError(EngineError):
         self.outcome = outcome
 
 
-class CancelledError(EngineError):
+class OperationCancelledError(EngineError):
     """A person interrupted the operation, and it stopped cleanly."""
 
 
@@ -123,10 +123,10 @@ class Engine:
         self._run(lambda: self._workspace.remove_stack(self._name))
         return outcome
 
-    def state(self) -> tuple[Recorded, ...]:
+    def state(self) -> StackState:
         """The resources as they were last seen; none if there is no such stack."""
         exported = self._export()
-        return recorded(exported.deployment) if exported else ()
+        return recorded(exported.deployment if exported else None)
 
     def recover(self) -> None:
         """Take what a killed operation had begun to create into the state, where the next look finds it."""
@@ -188,8 +188,8 @@ class Engine:
                         raise self._cancelled()
                     return result
 
-    def _cancelled(self) -> CancelledError:
-        return CancelledError(
+    def _cancelled(self) -> OperationCancelledError:
+        return OperationCancelledError(
             f"stack {self._name}: interrupted; what was begun is kept, and the same command goes on from there"
         )
 

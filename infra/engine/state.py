@@ -29,6 +29,13 @@ class Recorded:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class StackState:
+    """What the state holds of a stack."""
+
+    resources: tuple[Recorded, ...] = ()
+
+
 class _Resource(BaseModel):
     """The fields that matter here; all others are carried along as they are."""
 
@@ -55,10 +62,10 @@ class _Checkpoint(BaseModel):
     pending_operations: list[_Operation] = Field(default_factory=list)
 
 
-def recorded(deployment: Deployment | None) -> tuple[Recorded, ...]:
+def recorded(deployment: Deployment | None) -> StackState:
     """The stack's resources; a stack that was never brought up has no deployment."""
-    checkpoint = _Checkpoint.model_validate(deployment or {})
-    return tuple(_recorded(resource, kind) for resource in checkpoint.resources if (kind := Kind.of(resource.urn)))
+    resources = _Checkpoint.model_validate(deployment or {}).resources
+    return StackState(tuple(_recorded(each, kind) for each in resources if (kind := Kind.of(each.urn))))
 
 
 def mended(deployment: Deployment | None) -> Deployment | None:

@@ -6,12 +6,12 @@ before anything is rented and after every doubt.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from infra.clouds import CloudError, Machine, MachineSpec, Offer, OutcomeUnknownError, Presence
+from infra.clouds import Cloud, CloudError, Machine, MachineSpec, Offer, OutcomeUnknownError, Presence
 from infra.hosts import Progress
 from infra.provider.resource import Condition, Found, Inputs, ProviderError
-from infra.provider.site import Site
 from infra.stack import CloudName
 
 
@@ -32,14 +32,16 @@ class MachineState(MachineInputs, Found):
 
 @dataclass(frozen=True, slots=True)
 class MachineResource:
-    site: Site
+    """`cloud` gives the cloud that a name means."""
+
+    cloud: Callable[[CloudName], Cloud]
     inputs: type[MachineInputs] = MachineInputs
     state: type[MachineState] = MachineState
     replaced_by: frozenset[str] = frozenset({"name", "cloud", "offer"})
 
     async def ensure(self, inputs: MachineInputs, _before: MachineState | None, progress: Progress) -> MachineState:
         """Nothing of a machine can change but what is known of it, so to repair one is to look, too."""
-        cloud = self.site.cloud(inputs.cloud)
+        cloud = self.cloud(inputs.cloud)
         progress(f"looking for {inputs.name}")
         machine = await cloud.find(inputs.name)
         if machine is None:
@@ -57,7 +59,7 @@ class MachineResource:
         return _state(inputs, machine)
 
     async def read(self, state: MachineState) -> MachineState | None:
-        cloud = self.site.cloud(state.cloud)
+        cloud = self.cloud(state.cloud)
         try:
             if state.machine_id:
                 observed = await cloud.look(state.machine_id)
@@ -72,7 +74,7 @@ class MachineResource:
 
     async def delete(self, state: MachineState, progress: Progress) -> None:
         """Needs neither what runs on it nor the router."""
-        cloud = self.site.cloud(state.cloud)
+        cloud = self.cloud(state.cloud)
         machine_id = state.machine_id
         if not machine_id:
             found = await cloud.find(state.name)
