@@ -65,9 +65,10 @@ class MachineResource:
                 observed = await cloud.look(state.machine_id)
                 if observed.presence is Presence.UNKNOWN:
                     return _unknown(state, observed.reason)
-                machine = observed.machine if observed.presence is Presence.THERE else None
-            else:  # all that is known is that somebody began to create it
-                machine = await cloud.find(state.name)
+                if observed.machine:
+                    return _state(state, observed.machine)
+            # The name has the last word: a killed run may have rented it again, and not have written that down.
+            machine = await cloud.find(state.name)
         except CloudError as error:
             return _unknown(state, str(error))
         return _state(state, machine) if machine else None
@@ -75,11 +76,8 @@ class MachineResource:
     async def delete(self, state: MachineState, progress: Progress) -> None:
         """Needs neither what runs on it nor the router."""
         cloud = self.cloud(state.cloud)
-        machine_id = state.machine_id
-        if not machine_id:
-            found = await cloud.find(state.name)
-            machine_id = found.id if found else ""
-        if machine_id:
+        found = await cloud.find(state.name)
+        for machine_id in {state.machine_id, found.id if found else ""} - {""}:
             progress("giving it back")
             await cloud.delete(machine_id)
 
