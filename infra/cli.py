@@ -1,0 +1,118 @@
+"""The `letterpress` command: a few lines for each verb, thin over the package.
+
+Whatever is slow to import (Pulumi, gRPC) is imported by the verb that needs it, so that `letterpress
+endpoint` answers at once. Errors that are meant for people end a command with one message and code 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+
+from infra.errors import InfraError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Runs a stack.")
+
+Stack = Annotated[str, typer.Argument(metavar="STACK", help="A stack's name (stacks/NAME.yaml) or a path to its file.")]
+Model = Annotated[str | None, typer.Option("--model", help="Weights instead of the file's: repository, folder, tiny.")]
+
+
+@app.command()
+def setup() -> None:
+    """Install what this machine lacks: the Pulumi engine, nginx."""
+    from infra.lifecycle import ensure_tools
+
+    ensure_tools()
+
+
+@app.command()
+def deploy(stack: Stack = "local", model: Model = None) -> None:
+    """Bring the stack up as described, repair what died, and wait until it makes an image."""
+    from infra.lifecycle import deploy as run
+
+    run(stack, model)
+
+
+@app.command()
+def preview(stack: Stack = "local", model: Model = None) -> None:
+    """Show what a deploy would change."""
+    from infra.lifecycle import preview as run
+
+    run(stack, model)
+
+
+@app.command()
+def destroy(stack: Stack = "local") -> None:
+    """End everything that the stack started, and only that."""
+    from infra.lifecycle import destroy as run
+
+    run(stack)
+
+
+@app.command()
+def status(stack: Stack = "local") -> None:
+    """A table: resource, state, since, url, pool, jobs."""
+    from infra import console, observe
+    from infra.deployment import Deployment
+
+    rows = asyncio.run(observe.status(Deployment.remembered(stack)))
+    console.show_status(rows)
+
+
+@app.command()
+def logs(
+    stack: Stack = "local",
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many lines of each process.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they write.")] = False,
+) -> None:
+    """The last lines of every process of the stack."""
+    from infra import logs as logbook
+    from infra.deployment import Deployment
+
+    asyncio.run(logbook.show(Deployment.remembered(stack), lines, follow=follow))
+
+
+@app.command()
+def admin(stack: Stack = "local") -> None:
+    """Open the way to the admin console and print its address."""
+    from infra.lifecycle import admin as run
+
+    run(stack)
+
+
+@app.command()
+def endpoint(
+    json: Annotated[bool, typer.Option("--json", help="For scripts; includes the keys themselves.")] = False,
+    stack: Annotated[str, typer.Option("--stack", help="A stack's name or a path to its file.")] = "local",
+) -> None:
+    """Where the stack answers."""
+    from infra import console
+    from infra.deployment import Deployment
+
+    deployment = Deployment.remembered(stack)
+    if json:
+        typer.echo(deployment.endpoint.as_json())
+    else:
+        console.show_endpoint(deployment.endpoint, deployment.tiny)
+
+
+@app.command()
+def schema() -> None:
+    """The JSON Schema of stack files."""
+    from infra.stack import json_schema
+
+    typer.echo(json_schema(), nl=False)
+
+
+def main() -> None:
+    """The console script."""
+    from infra.console import fail
+
+    try:
+        app()
+    except InfraError as error:
+        fail(str(error))
+        sys.exit(1)

@@ -1,0 +1,172 @@
+"""What commands print: progress that a person can follow, tables, and the last words of a deploy.
+
+At a terminal what is under way is redrawn in place; into a pipe or a file each change is a line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress as Live
+from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from infra.endpoint import Endpoint, relative_to
+from infra.engine.events import Action, Change, OnProgress, Progress, Stage
+from infra.status import Row
+
+OUT = Console(highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+MARKS = {
+    Action.CREATE: "[green]+[/]",
+    Action.UPDATE: "[yellow]~[/]",
+    Action.REPAIR: "[yellow]![/]",
+    Action.REPLACE: "[magenta]±[/]",
+    Action.DELETE: "[red]-[/]",
+}
+VERBS = {
+    Action.CREATE: ("creating", "created"),
+    Action.UPDATE: ("updating", "updated"),
+    Action.REPAIR: ("repairing", "repaired"),
+    Action.REPLACE: ("replacing", "replaced"),
+    Action.DELETE: ("deleting", "deleted"),
+}
+
+
+def say(line: str) -> None:
+    """One line of plain text."""
+    OUT.print(escape(line))
+
+
+def fail(message: str) -> None:
+    """An error, for a person, on standard error."""
+    ERR.print(f"[bold red]error:[/] {escape(message)}")
+
+
+def show_plan(changes: Sequence[Change]) -> None:
+    """What an operation would do, a line for each resource."""
+    for change in sorted(changes, key=lambda change: (change.kind, change.resource)):
+        because = f"  ({', '.join(change.because)})" if change.because else ""
+        OUT.print(f"  {MARKS[change.action]} {change.action:<8} {change.kind:<13} {escape(change.resource + because)}")
+
+
+def account(counts: Mapping[Action, int]) -> str:
+    """`8 created, 1 repaired`."""
+    return ", ".join(f"{counts[action]} {done}" for action, (_, done) in VERBS.items() if counts.get(action))
+
+
+def unheard(_: Progress) -> None:
+    """For an operation that nobody needs to follow."""
+
+
+@contextmanager
+def following() -> Iterator[OnProgress]:
+    """A listener for an operation's progress, drawn as the output can show it."""
+    if not OUT.is_terminal:
+        yield _heard(_Lines().tell)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Live(*columns, console=OUT, transient=True) as live:
+        yield _heard(_InPlace(live).tell)
+
+
+def _heard(tell: OnProgress) -> OnProgress:
+    """A listener that outlives its reader: `make deploy | head` must not leave a stack half up."""
+
+    def tell_or_not(progress: Progress) -> None:
+        try:
+            tell(progress)
+        except BrokenPipeError:
+            # What is printed from here on goes nowhere; the operation goes on to its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+    return tell_or_not
+
+
+class _Lines:
+    """A line for each beginning, each new stage and each end."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, str] = {}
+
+    def tell(self, progress: Progress) -> None:
+        if progress.action in VERBS and self._last.get(progress.resource) != (line := _line(progress)):
+            self._last[progress.resource] = line
+            OUT.print(f"{line}{_seconds(progress)}")
+
+
+class _InPlace:
+    """What is under way below, what has ended above it."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._tasks: dict[str, TaskID] = {}
+
+    def tell(self, progress: Progress) -> None:
+        if progress.action not in VERBS:
+            return
+        if progress.stage in (Stage.BEGUN, Stage.UNDERWAY):
+            if progress.resource in self._tasks:
+                self._live.update(self._tasks[progress.resource], description=_line(progress).strip())
+            else:
+                self._tasks[progress.resource] = self._live.add_task(_line(progress).strip(), total=None)
+            return
+        if task := self._tasks.pop(progress.resource, None):
+            self._live.remove_task(task)
+        self._live.console.print(f"{_line(progress)}{_seconds(progress)}")
+
+
+def _line(progress: Progress) -> str:
+    doing, done = VERBS[progress.action]
+    mark, what = {
+        Stage.BEGUN: (MARKS[progress.action], doing),
+        Stage.UNDERWAY: (MARKS[progress.action], escape(progress.text)),
+        Stage.DONE: ("[green]✓[/]", done),
+        Stage.FAILED: ("[red]✗[/]", "failed"),
+    }[progress.stage]
+    return f"  {mark} {progress.kind:<13} {escape(progress.resource):<28} {what}"
+
+
+def _seconds(progress: Progress) -> str:
+    return "" if progress.stage is Stage.BEGUN else f"  [dim]{progress.seconds:.1f} s[/]"
+
+
+def show_status(table: Sequence[Row]) -> None:
+    """The table of `make status`."""
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("resource", "state", "since", "url", "pool", "jobs"):
+        drawn.add_column(column, no_wrap=column in ("resource", "url"))
+    for row in table:
+        colour = "green" if row.good else "red"
+        since = _since(row.since) if row.since else "-"
+        cells = (row.resource, f"[{colour}]{escape(row.state)}[/]", since, row.url, row.pool, row.jobs)
+        drawn.add_row(*cells)
+    # Into a pipe a table has no width to fit: nothing is cut or wrapped.
+    (OUT if OUT.is_terminal else Console(width=200, highlight=False)).print(drawn)
+
+
+def _since(moment: datetime) -> str:
+    ago = int((datetime.now(UTC) - moment).total_seconds())
+    for unit, seconds in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if ago >= 2 * seconds:
+            return f"{moment.astimezone():%Y-%m-%d %H:%M:%S} ({ago // seconds} {unit})"
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S} ({max(ago, 0)} s)"
+
+
+def show_endpoint(endpoint: Endpoint, tiny: bool) -> None:
+    """Where it answers, where the key is, and a call to paste."""
+    cwd = Path(os.environ.get("PWD") or Path.cwd())
+    OUT.print(f"  Endpoint  [bold]{endpoint.url}[/]")
+    OUT.print(f"  API key   {escape(str(relative_to(endpoint.api_key_file, cwd)))}")
+    OUT.print(f"  Admin     {endpoint.admin_url}")
+    if tiny:
+        OUT.print("  Weights   tiny and random: pictures are noise. README.md says how to serve real ones.")
+    OUT.print("\nTry it:\n")
+    OUT.print(escape(endpoint.example(cwd)), soft_wrap=True)

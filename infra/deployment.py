@@ -1,0 +1,100 @@
+"""A stack as commands see it: its description, its folder, and what is remembered of it between them.
+
+What was deployed last is kept beside the state, so that looking at a stack, or ending it, never depends
+on a file that somebody has edited or removed since. What it consists of is `infra.planner`'s.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from infra.description import DescriptionError
+from infra.endpoint import Endpoint
+from infra.paths import StackPaths
+from infra.provider.router_host import reachable_url
+from infra.secrets import ADMIN_KEY, API_KEY, SecretStore
+from infra.stack import TINY, StackDescription, load, with_model
+
+STACK_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One stack: what it should be, and where it is kept."""
+
+    description: StackDescription
+    paths: StackPaths
+
+    @classmethod
+    def described(cls, stack: str, model: str | None = None) -> Deployment:
+        """What the stack file asks for now. `stack` is a name or a path, `model` overrides the file's."""
+        description = load(stack)
+        if model:
+            description = with_model(description, model, Path.cwd())
+        return cls(description, StackPaths.of(description.name))
+
+    @classmethod
+    def remembered(cls, stack: str) -> Deployment:
+        """What was deployed last. Raises DescriptionError if nothing was."""
+        paths = StackPaths.of(stack_name(stack))
+        kept = _kept(paths)
+        try:
+            return cls(StackDescription.model_validate_json(kept.read_bytes()), paths)
+        except FileNotFoundError:
+            raise DescriptionError(
+                f"stack {paths.root.name} is not deployed from this checkout; run `make deploy STACK={stack}`"
+            ) from None
+        except ValidationError as error:
+            raise DescriptionError(f"{kept} cannot be read; deploy the stack again: {error}") from None
+
+    def remember(self) -> None:
+        """Keep the description, before anything is brought about by it."""
+        kept = _kept(self.paths)
+        draft = kept.with_suffix(".draft")
+        draft.write_text(self.description.model_dump_json(indent=2) + "\n")
+        draft.replace(kept)
+
+    @property
+    def tiny(self) -> bool:
+        """Whether the weights are random and the pictures noise."""
+        return self.description.model == TINY
+
+    @property
+    def endpoint(self) -> Endpoint:
+        edge, admin = self.description.router.edge, self.description.router.admin
+        secrets = SecretStore(self.paths.secrets)
+        return Endpoint(
+            url=reachable_url(edge.host, edge.port),
+            admin_url=reachable_url(admin.host, admin.port),
+            api_key_file=secrets.path(API_KEY),
+            admin_key_file=secrets.path(ADMIN_KEY),
+        )
+
+
+def forget(paths: StackPaths) -> None:
+    """Nothing of the stack runs any more. Its secrets, logs and the router's data stay."""
+    _kept(paths).unlink(missing_ok=True)
+
+
+def stack_name(stack: str) -> str:
+    """The stack's name: given itself, or in the file at the path that was given.
+
+    A path whose file is gone or broken still tells, by its own name, a stack that has a folder here.
+    """
+    if STACK_NAME.fullmatch(stack):
+        return stack
+    try:
+        return load(stack).name
+    except DescriptionError:
+        guess = Path(stack).stem
+        if STACK_NAME.fullmatch(guess) and StackPaths.of(guess).root.is_dir():
+            return guess
+        raise
+
+
+def _kept(paths: StackPaths) -> Path:
+    return paths.root / "description.json"

@@ -1,0 +1,83 @@
+"""Asking a deployed stack how it is: its hosts about their units, its router about workers and jobs.
+
+What comes of the answers is pure (`infra.status`). Whatever does not answer is left out, not waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from infra.deployment import Deployment
+from infra.hosts import Host, UnitStatus
+from infra.placement import machine_names
+from infra.planner import placed
+from infra.program import worker_names
+from infra.provider.router_host import EDGE, ROUTER
+from infra.provider.site import Site
+from infra.provider.worker_host import worker_url
+from infra.status import Described, RouterSays, Row, rows
+from router.client import AdminClient, RouterClientError
+
+ROUTER_ANSWERS_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A unit and the host that keeps it."""
+
+    host: Host
+    described: Described
+
+
+async def status(deployment: Deployment) -> tuple[Row, ...]:
+    """One row for each process that the stack should have."""
+    kept = await units(deployment)
+    seen, router = await asyncio.gather(
+        asyncio.gather(*(one.host.observe(one.described.unit) for one in kept)), _ask_router(deployment)
+    )
+    statuses: dict[str, UnitStatus] = {one.described.unit: found for one, found in zip(kept, seen, strict=True)}
+    return rows([one.described for one in kept], statuses, router)
+
+
+async def units(deployment: Deployment) -> tuple[Kept, ...]:
+    """Every described unit, the front door first. A machine that is gone has none."""
+    site = Site(deployment.paths, os.environ)
+    endpoint = deployment.endpoint
+    front = site.router_host()
+    kept = [
+        Kept(front, Described(EDGE, EDGE, endpoint.url)),
+        Kept(front, Described(ROUTER, ROUTER, endpoint.admin_url)),
+    ]
+    cloud = site.cloud(deployment.description.cloud)
+    for rented_name, workers in _workers(deployment):
+        machine = await cloud.find(rented_name)
+        if machine:
+            host = site.machine_host(deployment.description.cloud, machine)
+            kept += [Kept(host, worker) for worker in workers]
+    return tuple(kept)
+
+
+def _workers(deployment: Deployment) -> Iterator[tuple[str, list[Described]]]:
+    """Each machine's rented name and its workers, with the ports that the description gives them."""
+    placement, identity = placed(deployment.paths)
+    for pool, described in deployment.description.pools.items():
+        port = described.first_port
+        for machine in machine_names(pool, described.machines):
+            place = placement.of(machine)
+            if place is None:
+                continue
+            names = worker_names(place)
+            workers = [Described(name, name, worker_url(port + index), pool) for index, name in enumerate(names)]
+            port += len(names)
+            yield identity.machine(machine, place.generation), workers
+
+
+async def _ask_router(deployment: Deployment) -> RouterSays | None:
+    try:
+        async with asyncio.timeout(ROUTER_ANSWERS_WITHIN_S), AdminClient(deployment.endpoint.admin_url) as admin:
+            return RouterSays(await admin.workers(), await admin.pools())
+    except (RouterClientError, TimeoutError):
+        return None
