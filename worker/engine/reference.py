@@ -58,7 +58,7 @@ class ReferenceEngine:
         on_stage(f"loading {self._model} to {device}")
         # fp16 gives NaN in these weights; a CPU is slow in bf16.
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        with _torch_errors():
+        with torch_errors():
             try:
                 pipe = diffusers.Ideogram4Pipeline.from_pretrained(folder, dtype=dtype).to(device)
             except (OSError, ValueError) as error:
@@ -90,7 +90,7 @@ class ReferenceEngine:
             return kwargs
 
         try:
-            with _torch_errors():
+            with torch_errors():
                 image = pipe(
                     request.prompt,
                     height=request.height,
@@ -157,7 +157,7 @@ def _settle(device: torch.device) -> None:
 
 
 @contextmanager
-def _torch_errors() -> Iterator[None]:
+def torch_errors() -> Iterator[None]:
     """torch's errors, told apart by what they mean for the worker; others pass."""
     try:
         yield

@@ -141,7 +141,10 @@ async def test_an_image_that_is_not_there_says_which_kind_of_not_there() -> None
         ({"sampler": "euler"}, ["sampler: Extra inputs are not permitted"]),
         ({"steps": 20, "preset": "V4_TURBO_12"}, ["steps, preset: give one of them, not both"]),
         ({"width": 2048, "height": 256}, ["width, height: 2048x256 is longer than 6:1; the weights were not made for"]),
-        ({"seed": None, "width": 17}, ["width: Input should be a multiple of 16", "seed: Input should be a valid integer"]),
+        (
+            {"seed": None, "width": 17},
+            ["width: Input should be a multiple of 16", "seed: Input should be a valid integer"],
+        ),
     ],
 )
 async def test_a_wrong_request_names_each_field(body: dict[str, object], errors: list[str]) -> None:

@@ -121,6 +121,12 @@ class RunnerMachine(RuleBasedStateMachine):
             else:
                 self._started(generation_id)
 
+    @precondition(lambda self: self.state is WorkerState.READY and not self.accepted)
+    @rule(seed=SEEDS, count=st.integers(1, 2))
+    def put_new(self, seed: int, count: int) -> None:
+        for _ in range(count):
+            self.put(f"new{len(self.generations)}.1", seed)
+
     @rule(generation_id=IDS)
     def image(self, generation_id: str) -> None:
         try:
@@ -180,7 +186,7 @@ class RunnerMachine(RuleBasedStateMachine):
         self.engine.fail(EngineBrokenError("as told"))
         self._ended(FailureType.ENGINE_ERROR, lost=True)
 
-    @precondition(lambda self: self.drained is None)
+    @precondition(lambda self: self.running and self.drained is None)
     @rule()
     def drain(self) -> None:
         self.drained = self.loop.create_task(self.runner.drain("told to stop"))
@@ -188,8 +194,8 @@ class RunnerMachine(RuleBasedStateMachine):
         if self.state is WorkerState.READY:
             self.state = WorkerState.DRAINING
 
-    @rule(seconds=st.integers(0, 400))
-    def time_passes(self, seconds: int) -> None:
+    @rule(seconds=st.sampled_from([1, 300, KEEP_S]))
+    def time_passes(self, seconds: float) -> None:
         self.clock.now += seconds
         for generation_id in [name for name, at in self.kept.items() if self.clock.now - at > KEEP_S]:
             del self.kept[generation_id]
@@ -243,4 +249,4 @@ class RunnerMachine(RuleBasedStateMachine):
 
 
 TestRunnerMachine = RunnerMachine.TestCase
-TestRunnerMachine.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+TestRunnerMachine.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
