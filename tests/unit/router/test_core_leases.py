@@ -18,10 +18,10 @@ from hypothesis.stateful import (
     Bundle,
     MultipleResults,
     RuleBasedStateMachine,
-    consumes,
     initialize,
     invariant,
     multiple,
+    precondition,
     rule,
 )
 
@@ -36,6 +36,8 @@ TTL_MS = 1000
 WORKERS = ("a", "b", "c")
 POOL = "interactive"
 UNMADE = [end for end in AttemptEnd if end is not AttemptEnd.FINISHED]
+later = st.sampled_from([0, 0, 0, 1, TTL_MS // 2, TTL_MS - 1, TTL_MS, TTL_MS + 1])
+"""Milliseconds that pass before something is done: mostly none, otherwise around the end of a lease."""
 
 
 @dataclass
@@ -68,12 +70,19 @@ class Leases(RuleBasedStateMachine):
     def run(self, doing: Coroutine[object, object, T]) -> T:
         return self.loop.run(doing)
 
-    @initialize()
-    def open(self) -> None:
+    @initialize(target=jobs)
+    def open(self) -> MultipleResults[str]:
         self.store = self.run(SqlStore.open(url(Path(self.folder.name)), self.clock))
         self.key = self.run(self.store.put_api_key("default", "0" * 64))
         for name in WORKERS:
             self.run(self.store.put_worker(name, "http://127.0.0.1:1", "t" * 16, POOL))
+        return multiple(self.submit_one(), self.submit_one())
+
+    def submit_one(self) -> str:
+        self.clock.advance(1)
+        job = self.run(self.store.add_job(self.key.id, POOL, request()))
+        self.expected[job.id] = Expected(created=job.created_at)
+        return job.id
 
     def teardown(self) -> None:
         self.run(self.store.close())
@@ -92,24 +101,21 @@ class Leases(RuleBasedStateMachine):
         job.state = JobState.CANCELLED if job.cancel else JobState.QUEUED
         job.worker = None
 
+    @precondition(lambda self: len(self.expected) < 5)
     @rule(target=jobs)
     def submit(self) -> str:
-        self.clock.advance(1)
-        job = self.run(self.store.add_job(self.key.id, POOL, request()))
-        self.expected[job.id] = Expected(created=job.created_at)
-        return job.id
-
-    @rule(ms=st.sampled_from([1, TTL_MS // 2, TTL_MS - 1, TTL_MS, TTL_MS + 1]))
-    def time_passes(self, ms: int) -> None:
-        self.clock.advance(ms)
+        return self.submit_one()
 
     @rule(target=leases, worker=st.sampled_from(WORKERS))
     def lease(self, worker: str) -> Lease | MultipleResults[Lease]:
+        return self.lease_one(worker) or multiple()
+
+    def lease_one(self, worker: str) -> Lease | None:
         lease = self.run(self.store.lease_next(worker, TTL_MS))
         waiting = [(job.created, name) for name, job in self.expected.items() if job.state is JobState.QUEUED]
         if not waiting:
             assert lease is None
-            return multiple()
+            return None
         assert lease is not None
         assert lease.job_id == min(waiting)[1], "not the oldest"
         job = self.expected[lease.job_id]
@@ -118,8 +124,9 @@ class Leases(RuleBasedStateMachine):
         job.state, job.attempt, job.worker, job.expires = JobState.RUNNING, lease.attempt, worker, lease.expires_at
         return lease
 
-    @rule(lease=leases)
-    def renew(self, lease: Lease) -> None:
+    @rule(lease=leases, ms=later)
+    def renew(self, lease: Lease, ms: int) -> None:
+        self.clock.advance(ms)
         held, job = self.held(lease), self.expected[lease.job_id]
         said = self.run(self.store.renew(lease, TTL_MS))
         if held:
@@ -128,8 +135,9 @@ class Leases(RuleBasedStateMachine):
         else:
             assert said is Renewal.LOST
 
-    @rule(lease=leases)
-    def finish(self, lease: Lease) -> None:
+    @rule(lease=leases, ms=later)
+    def finish(self, lease: Lease, ms: int) -> None:
+        self.clock.advance(ms)
         held, job = self.held(lease), self.expected[lease.job_id]
         image = replace(IMAGE, path=lease.generation_id)
         assert self.run(self.store.finish(lease, image, NO_TIME)) is held
@@ -146,8 +154,19 @@ class Leases(RuleBasedStateMachine):
             assert not self.run(self.store.finish(replace(lease, worker=forged), IMAGE, NO_TIME))
         assert not self.run(self.store.finish(replace(lease, attempt=lease.attempt + 1000), IMAGE, NO_TIME))
 
-    @rule(lease=leases, end=st.sampled_from(UNMADE))
-    def end_attempt(self, lease: Lease, end: AttemptEnd) -> None:
+    @rule(worker=st.sampled_from(WORKERS))
+    def crash(self, worker: str) -> None:
+        """The next job crashes `worker`: often enough that one becomes the suspect."""
+        lease = self.lease_one(worker)
+        if lease is not None:
+            self.end_one(lease, AttemptEnd.CRASHED)
+
+    @rule(lease=leases, end=st.sampled_from(UNMADE), ms=later)
+    def end_attempt(self, lease: Lease, end: AttemptEnd, ms: int) -> None:
+        self.clock.advance(ms)
+        self.end_one(lease, end)
+
+    def end_one(self, lease: Lease, end: AttemptEnd) -> None:
         held, job = self.held(lease), self.expected[lease.job_id]
         ended = self.run(self.store.end_attempt(lease, end, "why"))
         assert (ended is not None) is held
@@ -163,16 +182,25 @@ class Leases(RuleBasedStateMachine):
         else:
             self.requeue(job)
 
+    @rule(lease=leases)
+    def lose_what_was_cancelled(self, lease: Lease) -> None:
+        self.cancel_one(lease.job_id)
+        self.end_one(lease, AttemptEnd.LOST)
+
     @rule(job=jobs)
     def cancel(self, job: str) -> None:
+        self.cancel_one(job)
+
+    def cancel_one(self, job: str) -> None:
         self.run(self.store.cancel_job(job))
         known = self.expected[job]
         if known.state is JobState.QUEUED:
             known.state = JobState.CANCELLED
         known.cancel = known.cancel or known.state is JobState.RUNNING
 
-    @rule()
-    def sweep(self) -> None:
+    @rule(ms=later)
+    def sweep(self, ms: int) -> None:
+        self.clock.advance(ms)
         swept = {job.id for job in self.run(self.store.sweep())}
         due = {
             name
@@ -182,10 +210,6 @@ class Leases(RuleBasedStateMachine):
         assert swept == due
         for name in due:
             self.requeue(self.expected[name])
-
-    @rule(lease=consumes(leases))
-    def forget(self, lease: Lease) -> None:
-        """Its driver died: nobody will use it again."""
 
     @invariant()
     def every_job_is_as_expected(self) -> None:
@@ -215,5 +239,5 @@ class Leases(RuleBasedStateMachine):
 
 TestLeases = Leases.TestCase
 TestLeases.settings = settings(
-    max_examples=20, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
