@@ -22,13 +22,13 @@ from infra.provider.readiness import Verdict, ask_worker, loopback_client, until
 from infra.provider.resource import Condition, Found, IncompleteError, Inputs, ProviderError, UnitSeen, worst
 from infra.provider.site import Site
 from infra.secrets import worker_token
-from infra.stack import CloudName, resolve
+from infra.stack import TINY, CloudName, resolve
 
 LOOPBACK = "127.0.0.1"
 """Workers listen nowhere else: no inference port is ever public."""
 
-STOP_GRACE_S = 30.0
-"""A worker that drains may finish the image it is at; at 48 steps that takes about this long."""
+STOP_GRACE_S = 60.0
+"""A worker that drains waits up to 30 s for the generation that it has accepted, and finishes what it is at."""
 
 
 class WorkerInputs(Inputs):
@@ -73,6 +73,9 @@ def worker_unit(inputs: WorkerHostInputs, worker: WorkerInputs, root: PurePath, 
         "PORT": str(worker.port),
         "TOKEN_FILE": str(root / _token_file(worker)),
     }
+    if inputs.model == TINY and worker.device == "cpu":
+        # Tiny workers share this computer's cores, and are slower when each takes all of them.
+        settings["CPU_THREADS"] = "1"
     if inputs.cache:
         settings["CACHE_DIR"] = resolve(inputs.cache, environ, "cache")
     return Unit(

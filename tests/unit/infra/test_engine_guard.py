@@ -42,9 +42,13 @@ def dead_pid() -> int:
 
 def test_a_second_operation_is_told_who_holds_the_stack(tmp_path: Path) -> None:
     file = tmp_path / "local" / "operation.lock"
-    with only_operation(file, "deploy local"):
-        with pytest.raises(BusyError, match=rf"stack local: `deploy local` \(process {os.getpid()}, since .* UTC\)"):
-            only_operation(file, "destroy local").__enter__()
+    said = rf"stack local: `deploy local` \(process {os.getpid()}, since .* UTC\) is under way"
+    with (
+        only_operation(file, "deploy local"),
+        pytest.raises(BusyError, match=said),
+        only_operation(file, "destroy local"),
+    ):
+        pass
 
 
 def test_the_next_operation_may_begin_when_one_has_ended(tmp_path: Path) -> None:
@@ -126,4 +130,4 @@ async def test_one_that_does_not_listen_is_killed_in_the_end(tmp_path: Path, mon
     monkeypatch.setattr("infra.engine.guard.INTERRUPT_GRACE_S", 0.2)
     with sleeper(tmp_path, ignoring=True) as ours:
         await end_orphans(orphans(tmp_path))
-        assert eventually(lambda: ours.poll(), 5, "it is killed") == -9
+        assert eventually(ours.poll, 5, "it is killed") == -9

@@ -13,7 +13,7 @@ def urn(kind: str, name: str) -> str:
     return f"urn:pulumi:s::letterpress::{kind}::{name}"
 
 
-def resource(kind: Kind, name: str, **more: Any) -> dict[str, Any]:
+def resource(kind: Kind, name: str) -> dict[str, Any]:
     outputs = {"name": name, "condition": "running", "pid": 7}
     return {
         "urn": urn(kind, name),
@@ -24,7 +24,7 @@ def resource(kind: Kind, name: str, **more: Any) -> dict[str, Any]:
         "outputs": outputs,
         "parent": urn("pulumi:pulumi:Stack", "letterpress-s"),
         "provider": "urn:…::letterpress::default::04da",
-    } | more
+    }
 
 
 def creating(kind: Kind, name: str) -> dict[str, Any]:
