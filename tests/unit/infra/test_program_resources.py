@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import pulumi
@@ -124,10 +126,15 @@ class Monitor(pulumi.runtime.Mocks):
 
 
 @pytest.fixture
-def monitor() -> Monitor:
+def monitor() -> Iterator[Monitor]:
     monitor = Monitor()
+    # Pulumi asks for this thread's event loop, which there is none of once an asynchronous test has run.
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
     pulumi.runtime.set_mocks(monitor, project="letterpress", stack="s", preview=False)
-    return monitor
+    yield monitor
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 def test_what_is_declared_reaches_pulumi_as_it_was_described(monitor: Monitor) -> None:
