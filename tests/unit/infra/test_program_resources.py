@@ -133,8 +133,9 @@ def monitor() -> Iterator[Monitor]:
     asyncio.set_event_loop(loop)
     pulumi.runtime.set_mocks(monitor, project="letterpress", stack="s", preview=False)
     yield monitor
+    for left in {loop, asyncio.get_event_loop()}:  # `pulumi.runtime.test` puts another in its place
+        left.close()
     asyncio.set_event_loop(None)
-    loop.close()
 
 
 def test_what_is_declared_reaches_pulumi_as_it_was_described(monitor: Monitor) -> None:
