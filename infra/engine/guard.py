@@ -78,6 +78,7 @@ async def end_orphans(found: Sequence[Process]) -> None:
         with handles(targets) as asked, handles(found) as awaited:
             for pidfd in asked:
                 send(pidfd, number)
+                send(pidfd, signal.SIGCONT)  # one that is stopped would not notice
             try:
                 async with asyncio.timeout(grace):
                     await asyncio.gather(*(ended(pidfd) for pidfd in awaited))

@@ -126,16 +126,23 @@ class Monitor(pulumi.runtime.Mocks):
 
 
 @pytest.fixture
-def monitor() -> Iterator[Monitor]:
+def monitor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Monitor]:
+    """Pulumi's own mocks. They make an event loop in each thread that they meet and close none of them."""
+    policy = asyncio.get_event_loop_policy()
+    new_loop, made = policy.new_event_loop, list[asyncio.AbstractEventLoop]()
+
+    def recorded() -> asyncio.AbstractEventLoop:
+        made.append(new_loop())
+        return made[-1]
+
+    monkeypatch.setattr(policy, "new_event_loop", recorded)
+    asyncio.set_event_loop(asyncio.new_event_loop())
     monitor = Monitor()
-    # Pulumi asks for this thread's event loop, which there is none of once an asynchronous test has run.
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
     pulumi.runtime.set_mocks(monitor, project="letterpress", stack="s", preview=False)
     yield monitor
-    for left in {loop, asyncio.get_event_loop()}:  # `pulumi.runtime.test` puts another in its place
-        left.close()
     asyncio.set_event_loop(None)
+    for loop in made:
+        loop.close()
 
 
 def test_what_is_declared_reaches_pulumi_as_it_was_described(monitor: Monitor) -> None:
