@@ -27,6 +27,7 @@ from infra.stack import TINY, CloudName, resolve
 LOOPBACK = "127.0.0.1"
 """Workers listen nowhere else: no inference port is ever public."""
 
+HUB_TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a variable
 STOP_GRACE_S = 60.0
 """A worker that drains waits up to 30 s for the generation that it has accepted, and finishes what it is at."""
 
@@ -84,6 +85,8 @@ def worker_unit(inputs: WorkerHostInputs, worker: WorkerInputs, root: PurePath, 
         env={f"LETTERPRESS_WORKER_{name}": value for name, value in settings.items()},
         listens=(Listen(LOOPBACK, worker.port, worker.setting),),
         stop_grace=STOP_GRACE_S,
+        # The hub's token is the user's own: handed on by name, written nowhere.
+        inherits=() if inputs.model == TINY else (HUB_TOKEN,),
         # A new token, or new code after an upgrade, takes effect only in a new process.
         config=hashlib.sha256(f"{worker.token} {inputs.code}".encode()).hexdigest()[:16],
     )
