@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from infra.description import DescriptionError
 from infra.endpoint import Endpoint
+from infra.files import replace_file
 from infra.paths import StackPaths
 from infra.provider.router_host import reachable_url
 from infra.secrets import ADMIN_KEY, API_KEY, SecretStore
@@ -53,10 +54,7 @@ class Deployment:
 
     def remember(self) -> None:
         """Keep the description, before anything is brought about by it."""
-        kept = _kept(self.paths)
-        draft = kept.with_suffix(".draft")
-        draft.write_text(self.description.model_dump_json(indent=2) + "\n")
-        draft.replace(kept)
+        replace_file(_kept(self.paths), self.description.model_dump_json(indent=2).encode() + b"\n")
 
     @property
     def tiny(self) -> bool:

@@ -6,13 +6,13 @@ finds, adopts or ends the other's machines.
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import InfraError
+from infra.files import create_once
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 LENGTH = 8
@@ -37,14 +37,7 @@ class Identity:
 def ensure_identity(file: Path) -> Identity:
     """The stack's identity, drawn now if it has none. Two commands at once agree: the first one stays."""
     if not file.exists():
-        draft = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
-        draft.write_text("".join(secrets.choice(ALPHABET) for _ in range(LENGTH)) + "\n")
-        try:
-            os.link(draft, file)
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
+        create_once(file, "".join([*(secrets.choice(ALPHABET) for _ in range(LENGTH)), "\n"]).encode())
     drawn = file.read_text().strip()
     if not re.fullmatch(f"[{ALPHABET}]{{{LENGTH}}}", drawn):
         raise IdentityError(f"{file} does not hold a stack's id; machines are named with it: restore the file")

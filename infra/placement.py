@@ -7,7 +7,6 @@ never mistaken for it. Reading and writing the decision is all the I/O here.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from infra.clouds import Offer
 from infra.clouds.local import gpu_index
 from infra.errors import InfraError
+from infra.files import replace_file
 from infra.stack import TINY, CloudName, Device, Pool, StackDescription
 
 
@@ -107,9 +107,7 @@ def read_placement(file: Path) -> Placement:
 
 def write_placement(file: Path, placement: Placement) -> None:
     """Keep the decision; a reader sees the old one or the new one, whole."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_bytes(_JSON.dump_json(placement, indent=2) + b"\n")
-    draft.replace(file)
+    replace_file(file, _JSON.dump_json(placement, indent=2) + b"\n")
 
 
 def _machines(description: StackDescription) -> Iterator[tuple[str, Pool]]:

@@ -6,11 +6,11 @@ whoever needs the value (the provider, a unit by its file) reads it here.
 
 from __future__ import annotations
 
-import os
 import secrets as entropy
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.files import create_once
 from router.contract import fingerprint
 
 PASSPHRASE = "passphrase"  # noqa: S105 - the name of a file
@@ -34,26 +34,12 @@ class SecretStore:
         return self.folder / name
 
     def ensure(self, name: str) -> str:
-        """The secret's value, drawn now (256 bits) if it does not exist yet.
-
-        Two processes at once agree: the file appears whole by link(2), and the first one stays.
-        """
+        """The secret's value, drawn now (256 bits) if it does not exist yet. Two processes at once agree."""
         path = self.path(name)
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             prefix = "lp_" if name in (API_KEY, ADMIN_KEY) else ""
-            draft = self.folder / f".{name}.{os.getpid()}.{entropy.token_hex(4)}"
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(prefix + entropy.token_urlsafe(32))
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                os.link(draft, path)
-            except FileExistsError:
-                pass
-            finally:
-                draft.unlink()
+            create_once(path, f"{prefix}{entropy.token_urlsafe(32)}".encode())
         return self.read(name)
 
     def read(self, name: str) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path, PurePath
 
+from infra.files import replace_file
 from infra.hosts import HostError, Progress, Unit, UnitState, UnitStatus, launch
 from infra.hosts.logs import last_lines, rotate
 from infra.hosts.mutex import only_one
@@ -251,11 +252,4 @@ def _listing(folder: Path, suffix: str) -> list[Path]:
 
 def _write(path: Path, content: bytes, mode: int) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    draft.replace(path)
+    replace_file(path, content, mode)
