@@ -20,7 +20,7 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.e2e.stack import UserStack, pasted_command
+from tests.e2e.stack import REPOSITORY, UserStack, pasted_command
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine]
@@ -188,10 +188,9 @@ def test_a_router_killed_with_fifty_queued_jobs_finishes_each_exactly_once(stack
             assert view["state"] == "succeeded"
     with closing(_database(stack)) as database:
         marks = ",".join("?" * len(jobs))
-        commits = database.execute(
-            f"select job_id, count(*) from attempts where outcome = 'finished' and job_id in ({marks}) group by job_id",  # noqa: S608 - question marks
-            jobs,
-        ).fetchall()
+        finished = f"""select job_id, count(*) from attempts
+                       where "end" = 'finished' and job_id in ({marks}) group by job_id"""  # noqa: S608 - question marks
+        commits = database.execute(finished, jobs).fetchall()
     assert sorted(commits) == sorted((job, 1) for job in jobs)
 
 
@@ -229,6 +228,32 @@ def test_a_second_stack_runs_beside_the_first(stack: UserStack, tmp_path: Path) 
     assert other.processes() == []
     with stack.client() as client:
         assert client.get("/healthz").status_code == 200
+
+
+def test_a_deploy_that_is_killed_in_mid_create_is_taken_up_by_the_next_one(tmp_path: Path) -> None:
+    stack = UserStack(tmp_path)
+    try:
+        killed = subprocess.Popen(
+            stack.command("deploy"),
+            cwd=REPOSITORY,
+            env=stack.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        begun = eventually(lambda: len(found := stack.units()) == 5 and found, 60, "not everything was begun")
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+
+        assert "is up" in stack.ok("deploy")
+
+        assert stack.units() == begun
+        with stack.client() as client:
+            assert client.post("/generate", json=QUICK).status_code == 200
+    finally:
+        stack.ok("destroy")
+    assert stack.processes() == []
 
 
 def test_destroy_leaves_no_process_no_port_and_an_empty_state(stack: UserStack) -> None:
