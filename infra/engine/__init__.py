@@ -16,6 +16,7 @@ import os
 import signal
 import sysconfig
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -41,6 +42,9 @@ PROJECT = "letterpress"
 PROVIDER = "pulumi-resource-letterpress"
 PARALLEL = 64
 """Steps at once. They wait for machines and weights, not for this computer."""
+
+PROGRAM_ENDS_WITHIN_S = 5.0
+"""How long the Python side of a failed operation may take to notice that its engine has gone."""
 
 T = TypeVar("T")
 
@@ -98,8 +102,10 @@ class Engine:
     def __init__(self, stack: str, paths: StackPaths, declared: Sequence[Declared], settings: EngineSettings) -> None:
         self._name = stack
         self._paths = paths
+        self._declared = tuple(declared)
         self._command = EngineCommand(settings.binary)
-        self._workspace = _workspace(stack, paths, declared, settings, self._command)
+        self._workspace = _workspace(stack, paths, self._program, settings, self._command)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def preview(self, on_progress: OnProgress) -> Outcome:
         """What `up` would do. It looks at the world, and changes nothing."""
@@ -142,6 +148,10 @@ class Engine:
         except StackNotFoundError:
             return None
 
+    def _program(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        declare(self._declared)
+
     def _stack(self) -> Stack:
         return self._run(lambda: Stack.create_or_select(self._name, self._workspace))
 
@@ -154,10 +164,21 @@ class Engine:
             if not outcome.failures:
                 raise EngineError(f"stack {self._name}: {_last_words(error)}") from error
             raise OperationFailedError(outcome) from error
+        finally:
+            self._close_loop()
         outcome = reader.outcome()
         if outcome.failures:
             raise OperationFailedError(outcome)
         return outcome
+
+    def _close_loop(self) -> None:
+        """Pulumi's Python side leaves the program's event loop open, with its sockets, when a resource failed."""
+        deadline = time.monotonic() + PROGRAM_ENDS_WITHIN_S
+        while self._loop and not self._loop.is_closed() and time.monotonic() < deadline:
+            if self._loop.is_running():
+                time.sleep(0.02)  # in another thread, where it learns that the engine has gone
+            else:
+                self._loop.close()
 
     def _unlocked(self, call: Callable[[], T]) -> T:
         """Run what needs the backend's lock; one that a dead process of this host left is cleared first."""
@@ -195,7 +216,7 @@ class Engine:
 
 
 def _workspace(
-    stack: str, paths: StackPaths, declared: Sequence[Declared], settings: EngineSettings, command: EngineCommand
+    stack: str, paths: StackPaths, program: Callable[[], None], settings: EngineSettings, command: EngineCommand
 ) -> LocalWorkspace:
     secrets = SecretStore(paths.secrets)
     secrets.ensure(PASSPHRASE)
@@ -205,7 +226,7 @@ def _workspace(
     return LocalWorkspace(
         work_dir=str(folder),
         pulumi_home=str(paths.root / "pulumi-home"),
-        program=lambda: declare(declared),
+        program=program,
         secrets_provider="passphrase",
         project_settings=ProjectSettings(PROJECT, "python", main=str(folder), backend=ProjectBackend(backend)),
         pulumi_command=command,
