@@ -26,11 +26,12 @@ Admin app, on 127.0.0.1 only; reading is free to whoever is on the host, changin
 from __future__ import annotations
 
 import hashlib
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from worker.contract import Frozen, Preset, Prompt, Seed, Side, Steps
 
@@ -128,6 +129,13 @@ class JobEvent(StrEnum):
     CANCELLED = "cancelled"
 
 
+def _token(value: str) -> str:
+    """No pattern: a fault of a pattern shows the value."""
+    if not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("must be visible ASCII characters: it travels in a header")
+    return value
+
+
 class WorkerRegistration(Frozen):
     """A worker the router may use.
 
@@ -136,7 +144,7 @@ class WorkerRegistration(Frozen):
     """
 
     url: Annotated[str, StringConstraints(pattern=r"^(http://(127\.0\.0\.1|\[::1\]|localhost):\d{1,5}|unix:/.+)$")]
-    token: Annotated[str, StringConstraints(min_length=16, max_length=256)]
+    token: Annotated[str, StringConstraints(min_length=16, max_length=256), AfterValidator(_token)]
     pool: PoolName
 
 

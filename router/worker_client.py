@@ -64,7 +64,8 @@ class WorkerClient:
         self._http = httpx.AsyncClient(
             base_url="http://worker" if socket else url,
             transport=httpx.AsyncHTTPTransport(uds=socket),
-            headers={"Authorization": f"Bearer {token}"},
+            # ASCII, the default, would raise here for a stored token beyond it, and stop the whole router.
+            headers=httpx.Headers({"Authorization": f"Bearer {token}"}, encoding="utf-8"),
             timeout=httpx.Timeout(patience.answer_s, connect=patience.connect_s),
             trust_env=False,  # a proxy is no way to a worker
         )

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from router.contract import JobState
+from router.contract import JobState, WorkerHealth
 from router.jobs import AttemptEnd
 from tests.emulators.paced_process import ROOT, PacedProcess, paced_worker
 from tests.emulators.paced_worker import Pace
@@ -49,6 +49,16 @@ async def test_a_lease_that_ran_out_while_no_router_was_there_is_given_anew(tmp_
         await eventually(expired, "the lease of a dead worker never ran out")
         async with rig(tmp_path) as after:
             assert (await after.ended(job)).state is JobState.SUCCEEDED
+
+
+async def test_a_stored_token_that_no_header_can_carry_keeps_no_router_from_starting(tmp_path: Path) -> None:
+    async with paced_worker() as worker:
+        async with rig(tmp_path) as before:
+            await before.core.store.put_worker("a", worker.url, "é" * 20, POOL)
+        async with rig(tmp_path) as after:
+            await after.believed("a", WorkerHealth.BROKEN)
+            await after.register("a", worker)
+            assert (await after.ended(await after.submit())).state is JobState.SUCCEEDED
 
 
 async def test_a_killed_routers_jobs_all_finish_and_none_twice(tmp_path: Path) -> None:
