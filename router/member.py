@@ -39,6 +39,8 @@ HEALTH = {
     WorkerState.DRAINING: WorkerHealth.DRAINING,
     WorkerState.BROKEN: WorkerHealth.BROKEN,
 }
+FAILURES = frozenset({AttemptEnd.RETURNED, AttemptEnd.LOST, AttemptEnd.CRASHED})
+"""Ends that speak against the worker. One that refuses a request for good has answered as it should."""
 PACE_WEIGHT = 0.2
 """Of the newest job, in the running mean of how long jobs take here."""
 
@@ -63,13 +65,23 @@ class Belief:
     since: datetime
 
 
+def failures_after(end: AttemptEnd | None, failures: int) -> int:
+    """How many attempts in a row have failed for the worker's sake, after one more that ended so.
+
+    A cancelled attempt, and one that was no longer ours to end, tell nothing of the worker.
+    """
+    if end in FAILURES:
+        return failures + 1
+    return 0 if end in (AttemptEnd.FINISHED, AttemptEnd.REFUSED) else failures
+
+
 def pause_s(end: AttemptEnd | None, failures: int) -> float:
     """How long a worker gets no job after an attempt that ended so, the `failures`-th in a row, in seconds.
 
     Half a second gives the job to whoever else is free; a worker that keeps failing is tried ever more
     rarely, up to four times a minute.
     """
-    if end in (AttemptEnd.RETURNED, AttemptEnd.LOST, AttemptEnd.CRASHED):
+    if end in FAILURES:
         return float(min(0.5 * 2 ** min(failures - 1, 10), 15.0))
     return 0.0
 
@@ -199,15 +211,14 @@ class Member:
             outcome = await self._dispatcher.drive(lease, self._client)
         finally:
             del self._held[lease.generation_id]
+        self._failures = failures_after(outcome.end, self._failures)
         if outcome.end is AttemptEnd.FINISHED:
             self._recent = lease.generation_id
-            self._failures = 0
             self.worker = replace(self.worker, finished=self.worker.finished + 1)
             took = monotonic() - begun
             known = self.seconds_per_job
             self.seconds_per_job = took if known is None else known + PACE_WEIGHT * (took - known)
         elif outcome.end is not AttemptEnd.CANCELLED:
-            self._failures += 1
             self._suspect(outcome.error)
             self._look.set()
         return outcome

@@ -232,6 +232,17 @@ async def test_a_prompt_that_the_worker_refuses_fails_the_job_with_its_words(hou
         house.core.service.image_path(job)
 
 
+async def test_refused_prompts_do_not_count_against_the_worker(house: Rig, a: PacedProcess) -> None:
+    await house.register("a", a)
+    for _ in range(6):
+        await house.ended(await house.submit(request("word " * 3000)))
+    await a.pace(Pace(fault=Fault.CRASH, times=1))
+    begun = time.monotonic()
+    job = await house.ended(await house.submit())
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
+    assert time.monotonic() - begun < 5, "the first failure's pause is half a second"
+
+
 async def test_a_job_that_waits_is_cancelled_at_once(house: Rig, a: PacedProcess) -> None:
     await a.pace(Pace(state=WorkerState.LOADING))
     await house.register("a", a)
