@@ -30,6 +30,11 @@ class EngineThread:
                 return
             try:
                 future.set_result(function())
+            except StopIteration as error:
+                # An asyncio future takes none (PEP 479's reason), and its caller would wait for ever.
+                stopped = RuntimeError("the call raised StopIteration")
+                stopped.__cause__ = error
+                future.set_exception(stopped)
             except BaseException as error:  # noqa: BLE001 - it is the caller's, who waits for it elsewhere
                 future.set_exception(error)
 

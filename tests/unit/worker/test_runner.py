@@ -218,14 +218,21 @@ async def test_a_device_error_tells_everyone_and_breaks_the_worker() -> None:
             runner.put("c.1", request(3))
 
 
-async def test_an_unforeseen_error_fails_one_generation_without_showing_its_words() -> None:
+@pytest.mark.parametrize(
+    ("error", "named"),
+    # No future can hold a StopIteration; Python's own generators make a RuntimeError of it too.
+    [(KeyError("a secret prompt"), "KeyError"), (StopIteration("a secret prompt"), "RuntimeError")],
+)
+async def test_an_unforeseen_error_fails_one_generation_without_showing_its_words(
+    error: Exception, named: str
+) -> None:
     engine = ScriptedEngine()
     async with ready_runner(engine) as runner:
         generation = runner.put("a.1", request())
-        engine.fail(KeyError("a secret prompt"))
+        engine.fail(error)
         end = failed(await story(generation))
         assert (end.type, end.retryable) == (FailureType.ENGINE_ERROR, True)
-        assert "KeyError" in end.detail
+        assert named in end.detail
         assert "secret" not in end.detail
         assert runner.status().state is WorkerState.READY
 
