@@ -120,6 +120,7 @@ class Member:
         self._failures = 0
         self._trusted = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._joins: list[asyncio.Task[None]] = []
         self.seconds_per_job: float | None = None
 
     @property
@@ -146,10 +147,11 @@ class Member:
     def start(self, joined: Iterable[Lease]) -> None:
         """Begin. `joined` are the leases that a router before this one left with the worker: same attempts."""
         name = self.worker.name
+        self._joins = [asyncio.create_task(self._join(lease)) for lease in joined]
         self._tasks = [
             asyncio.create_task(forever(f"probe {name}", self._probe)),
             asyncio.create_task(forever(f"consume {name}", self._consume)),
-            *(asyncio.create_task(self._join(lease)) for lease in joined),
+            *self._joins,
         ]
 
     async def stop(self) -> list[Lease]:
@@ -186,6 +188,8 @@ class Member:
             self._look.clear()
 
     async def _consume(self) -> None:
+        if self._joins:
+            await asyncio.wait(self._joins)  # until then it is not free, and a job might find one that is
         while True:
             await self._usable.wait()
             lease = await self._store.lease_next(self.worker.name, self._rhythm.lease_ttl_ms)

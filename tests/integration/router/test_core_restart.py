@@ -32,6 +32,24 @@ async def test_a_router_that_stops_and_comes_back_joins_what_runs_and_wastes_no_
         assert (await worker.ledger()).started == [f"{job.id}.1"]
 
 
+async def test_a_worker_with_a_joined_generation_leaves_what_waits_to_those_that_are_free(tmp_path: Path) -> None:
+    async with paced_worker(SLOW) as busy, paced_worker() as free:
+        async with rig(tmp_path) as before:
+            await before.register("busy", busy)
+            running = await before.submit()
+            await before.started(running, busy)
+            waiting = await before.submit()
+        async with rig(tmp_path) as after:
+            await after.believed("busy", WorkerHealth.READY)
+            await after.register("free", free)
+            ended = await after.ended(waiting)
+            assert after.view("busy").running == 1
+            assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 1)
+            assert (await free.ledger()).fetched == [f"{waiting.id}.1"]
+            assert (await after.ended(running)).attempt == 1
+            assert (await after.ended(await after.submit())).state is JobState.SUCCEEDED
+
+
 async def test_a_lease_that_ran_out_while_no_router_was_there_is_given_anew(tmp_path: Path) -> None:
     async with paced_worker(SLOW) as worker, paced_worker() as other:
         async with rig(tmp_path) as before:
