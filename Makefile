@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 export TORCH_BACKEND PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test deploy preview status logs admin destroy endpoint test lint format pins schema
+.PHONY: help setup installed setup-test deploy preview status logs admin destroy endpoint test lint format pins schema
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,35 +21,39 @@ help: ## this list
 setup:
 	@$(SETUP) $(RUN)
 
+# What looks at a stack or ends it makes do with what is installed, also offline and after an upgrade.
+installed:
+	@test -x $(LETTERPRESS) || $(SETUP) $(RUN)
+
 setup-test:
 	@$(SETUP) $(TEST)
 	@$(LETTERPRESS) setup
 
 deploy: setup ## set up what is missing, preview, bring the stack up, wait until it makes an image
-	@$(LETTERPRESS) deploy $(STACK) $(if $(MODEL),--model '$(MODEL)')
+	@$(LETTERPRESS) deploy '$(STACK)' $(if $(MODEL),--model '$(MODEL)')
 
 preview: setup ## show what `make deploy` would change
-	@$(LETTERPRESS) preview $(STACK) $(if $(MODEL),--model '$(MODEL)')
+	@$(LETTERPRESS) preview '$(STACK)' $(if $(MODEL),--model '$(MODEL)')
 
-status: setup ## a table: resource, state, since, url, pool, jobs
-	@$(LETTERPRESS) status $(STACK)
+status: installed ## a table: resource, state, since, url, pool, jobs
+	@$(LETTERPRESS) status '$(STACK)'
 
-logs: setup ## the last lines of every process of the stack (FOLLOW=1 to stay)
-	@$(LETTERPRESS) logs $(STACK) $(if $(FOLLOW),--follow)
+logs: installed ## the last lines of every process of the stack (FOLLOW=1 to stay)
+	@$(LETTERPRESS) logs '$(STACK)' $(if $(FOLLOW),--follow)
 
-admin: setup ## open the way to the admin console and print its address
-	@$(LETTERPRESS) admin $(STACK)
+admin: installed ## open the way to the admin console and print its address
+	@$(LETTERPRESS) admin '$(STACK)'
 
-endpoint: setup ## the endpoint and its key, as JSON
-	@$(LETTERPRESS) endpoint --json --stack $(STACK)
+endpoint: installed ## the endpoint and its key, as JSON
+	@$(LETTERPRESS) endpoint --json --stack '$(STACK)'
 
-destroy: setup ## end everything the stack started, and only that
-	@$(LETTERPRESS) destroy $(STACK)
+destroy: installed ## end everything the stack started, and only that
+	@$(LETTERPRESS) destroy '$(STACK)'
 
 test: setup-test ## set up what is missing, run every test that needs no GPU (PYTEST_ARGS=...)
-	@.venv/bin/coverage erase
-	@.venv/bin/coverage run -m pytest -m "not soak and not gpu" $(PYTEST_ARGS)
-	@.venv/bin/coverage combine -q && .venv/bin/coverage report --skip-covered | tail -n 40
+	@data=$$(mktemp -d) && trap 'rm -rf "$$data"' EXIT && export COVERAGE_FILE="$$data/coverage" && \
+	  .venv/bin/coverage run -m pytest -m "not soak and not gpu" $(PYTEST_ARGS) && \
+	  .venv/bin/coverage combine -q && .venv/bin/coverage report
 
 lint: setup-test ## ruff, mypy --strict, import contracts
 	.venv/bin/ruff check .

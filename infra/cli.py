@@ -7,6 +7,7 @@ endpoint` answers at once. Errors that are meant for people end a command with o
 from __future__ import annotations
 
 import asyncio
+import io
 import sys
 from typing import Annotated
 
@@ -96,7 +97,7 @@ def endpoint(
     if json:
         typer.echo(deployment.endpoint.as_json())
     else:
-        console.show_endpoint(deployment.endpoint, deployment.tiny)
+        console.show_endpoint(deployment)
 
 
 @app.command()
@@ -111,6 +112,9 @@ def main() -> None:
     """The console script."""
     from infra.console import fail
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without a check mark is no reason to fail
     try:
         app()
     except InfraError as error:

@@ -6,6 +6,7 @@ At a terminal what is under way is redrawn in place; into a pipe or a file each 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,12 +18,23 @@ from rich.progress import Progress as Live
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from infra.endpoint import Endpoint, relative_to
+from infra.deployment import Deployment
+from infra.endpoint import relative_to
 from infra.engine.events import Action, Change, OnProgress, Progress, Stage
 from infra.status import Row
 
-OUT = Console(highlight=False, soft_wrap=True)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Terminal(Console):
+    """A console that outlives its reader: `make deploy | head` must not leave a stack half up."""
+
+    def on_broken_pipe(self) -> None:
+        """Instead of ending the process: what is printed from here on goes nowhere (`quiet`)."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+OUT = _Terminal(highlight=False, soft_wrap=True)
+ERR = _Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 MARKS = {
     Action.CREATE: "[green]+[/]",
@@ -70,24 +82,11 @@ def unheard(_: Progress) -> None:
 def following() -> Iterator[OnProgress]:
     """A listener for an operation's progress, drawn as the output can show it."""
     if not OUT.is_terminal:
-        yield _heard(_Lines().tell)
+        yield _Lines().tell
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Live(*columns, console=OUT, transient=True) as live:
-        yield _heard(_InPlace(live).tell)
-
-
-def _heard(tell: OnProgress) -> OnProgress:
-    """A listener that outlives its reader: `make deploy | head` must not leave a stack half up."""
-
-    def tell_or_not(progress: Progress) -> None:
-        try:
-            tell(progress)
-        except BrokenPipeError:
-            # What is printed from here on goes nowhere; the operation goes on to its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-    return tell_or_not
+        yield _InPlace(live).tell
 
 
 class _Lines:
@@ -160,13 +159,15 @@ def _since(moment: datetime) -> str:
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S} ({max(ago, 0)} s)"
 
 
-def show_endpoint(endpoint: Endpoint, tiny: bool) -> None:
+def show_endpoint(deployment: Deployment) -> None:
     """Where it answers, where the key is, and a call to paste."""
     cwd = Path(os.environ.get("PWD") or Path.cwd())
+    endpoint = deployment.endpoint
     OUT.print(f"  Endpoint  [bold]{endpoint.url}[/]")
     OUT.print(f"  API key   {escape(str(relative_to(endpoint.api_key_file, cwd)))}")
     OUT.print(f"  Admin     {endpoint.admin_url}")
-    if tiny:
+    if deployment.tiny:
         OUT.print("  Weights   tiny and random: pictures are noise. README.md says how to serve real ones.")
-    OUT.print("\nTry it:\n")
-    OUT.print(escape(endpoint.example(cwd)), soft_wrap=True)
+    if pool := deployment.pool_in_use:
+        OUT.print("\nTry it:\n")
+        OUT.print(escape(endpoint.example(cwd, pool)))

@@ -19,6 +19,7 @@ from infra.paths import StackPaths
 from infra.provider.router_host import reachable_url
 from infra.secrets import ADMIN_KEY, API_KEY, SecretStore
 from infra.stack import TINY, StackDescription, load, with_model
+from router.contract import INTERACTIVE
 
 STACK_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
@@ -53,8 +54,25 @@ class Deployment:
             raise DescriptionError(f"{kept} cannot be read; deploy the stack again: {error}") from None
 
     def remember(self) -> None:
-        """Keep the description, before anything is brought about by it."""
+        """Keep the description, before anything is brought about by it. What was proved before counts no more."""
+        _proof(self.paths).unlink(missing_ok=True)
         replace_file(_kept(self.paths), self.description.model_dump_json(indent=2).encode() + b"\n")
+
+    @property
+    def proved(self) -> bool:
+        """Whether an image has been made by what was brought up last."""
+        return _proof(self.paths).exists()
+
+    def prove(self) -> None:
+        """An image was made."""
+        replace_file(_proof(self.paths), b"")
+
+    @property
+    def pool_in_use(self) -> str | None:
+        """A pool that has machines: the interactive one if that has any."""
+        pools = self.description.pools
+        used = [name for name, pool in pools.items() if pool.machines]
+        return INTERACTIVE if INTERACTIVE in used else next(iter(used), None)
 
     @property
     def tiny(self) -> bool:
@@ -76,6 +94,7 @@ class Deployment:
 def forget(paths: StackPaths) -> None:
     """Nothing of the stack runs any more. Its secrets, logs and the router's data stay."""
     _kept(paths).unlink(missing_ok=True)
+    _proof(paths).unlink(missing_ok=True)
 
 
 def stack_name(stack: str) -> str:
@@ -92,6 +111,10 @@ def stack_name(stack: str) -> str:
         if STACK_NAME.fullmatch(guess) and StackPaths.of(guess).root.is_dir():
             return guess
         raise
+
+
+def _proof(paths: StackPaths) -> Path:
+    return paths.root / "first-image-made"
 
 
 def _kept(paths: StackPaths) -> Path:

@@ -8,8 +8,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-EXAMPLE = {"prompt": "a letterpress print shop at night", "width": 512, "height": 512, "steps": 20}
-_SAVE = 'import sys,json,base64; sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["image"]))'
+from router.contract import INTERACTIVE
+
+_PROMPT = "a letterpress print shop at night"
+_SAVE = "import sys,json,base64; sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin){}))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,20 @@ class Endpoint:
             indent=2,
         )
 
-    def example(self, cwd: Path, picture: str = "first.png") -> str:
-        """A shell command that asks for one image and saves it. The key is read when it runs, not shown."""
+    def example(self, cwd: Path, pool: str, picture: str = "first.png") -> str:
+        """A shell command that asks a pool for one image and saves it. The key is read when it runs, not shown."""
+        if pool == INTERACTIVE:
+            path, where = "/generate", '["image"]'
+            body: dict[str, str | int] = {"prompt": _PROMPT, "width": 512, "height": 512, "steps": 20}
+        else:  # the seed-style dialect has no word for it
+            path, where = "/v1/images/generations", '["data"][0]["b64_json"]'
+            body = {"prompt": _PROMPT, "size": "512x512", "pool": pool}
         key = shlex.quote(str(relative_to(self.api_key_file, cwd)))
         return (
-            f"curl -sS --fail-with-body {self.url}/generate"
+            f"curl -sS --fail-with-body {self.url}{path}"
             f' -H "Authorization: Bearer $(cat {key})"'
-            f" -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(EXAMPLE))}"
-            f" | python3 -c {shlex.quote(_SAVE)} > {picture}"
+            f" -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+            f" | python3 -c {shlex.quote(_SAVE.format(where))} > {picture}"
         )
 
 

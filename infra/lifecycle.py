@@ -15,7 +15,7 @@ from infra.endpoint import Endpoint
 from infra.engine import EngineSettings, operate
 from infra.errors import InfraError
 from infra.paths import StackPaths
-from infra.planner import plan
+from infra.planner import plan as decide
 from infra.setup.engine import ensure_engine
 from infra.setup.nginx import ensure_nginx
 from router.client import AdminClient, RouterClient, RouterClientError
@@ -23,7 +23,7 @@ from router.contract import JobRequest
 
 FIRST_IMAGE_WITHIN_S = 300.0
 """One step at the smallest size, on workers that said they are ready; other jobs may wait before it."""
-FIRST_IMAGE = {"prompt": "ready", "width": 256, "height": 256, "steps": 1}
+FIRST_IMAGE = JobRequest(prompt="ready", width=256, height=256, steps=1)
 
 
 class NotServingError(InfraError):
@@ -42,36 +42,37 @@ def deploy(stack: str, model: str | None) -> None:
     settings = ensure_tools()
     deployment = Deployment.described(stack, model)
     name = deployment.description.name
-    declared = asyncio.run(plan(deployment.description, deployment.paths))
-    with operate(name, deployment.paths, declared, settings, f"deploy {name}") as engine:
+    plan = asyncio.run(decide(deployment.description, deployment.paths))
+    with operate(name, deployment.paths, plan.declared, settings, f"deploy {name}") as engine:
         say(f"Looking at stack {name}")
-        planned = engine.preview(unheard)
-        if planned.changes:
+        wanted = engine.preview(unheard)
+        ended = f"Nothing to change: stack {name} runs as described"
+        if wanted.changes:
             say(f"Stack {name} will change:")
-            show_plan(planned.changes)
+            show_plan(wanted.changes)
+            plan.keep(deployment.paths)
             deployment.remember()
             say("Bringing it up:")
             with following() as tell:
-                done = engine.up(tell)
-            asyncio.run(_first_image(deployment.endpoint))
-            say(f"Stack {name} is up ({account(done.counts)}; {time.monotonic() - begun:.1f} s).")
-        else:
-            deployment.remember()
-            say(f"Nothing to change: stack {name} runs as described ({time.monotonic() - begun:.1f} s).")
-    show_endpoint(deployment.endpoint, deployment.tiny)
+                ended = f"Stack {name} is up: {account(engine.up(tell).counts)}"
+        if not deployment.proved and (pool := deployment.pool_in_use):
+            asyncio.run(_first_image(deployment.endpoint, pool))
+            deployment.prove()
+    say(f"{ended} ({time.monotonic() - begun:.1f} s).")
+    show_endpoint(deployment)
 
 
 def preview(stack: str, model: str | None) -> None:
-    """Show what a deploy would change."""
+    """Show what a deploy would change, and write nothing down."""
     settings = ensure_tools()
     deployment = Deployment.described(stack, model)
     name = deployment.description.name
-    declared = asyncio.run(plan(deployment.description, deployment.paths))
-    with operate(name, deployment.paths, declared, settings, f"preview {name}") as engine:
-        planned = engine.preview(unheard)
-    if planned.changes:
+    plan = asyncio.run(decide(deployment.description, deployment.paths))
+    with operate(name, deployment.paths, plan.declared, settings, f"preview {name}") as engine:
+        wanted = engine.preview(unheard)
+    if wanted.changes:
         say(f"Stack {name} would change:")
-        show_plan(planned.changes)
+        show_plan(wanted.changes)
         say("Nothing was changed; `make deploy` does it.")
     else:
         say(f"Nothing to change: stack {name} runs as described.")
@@ -113,15 +114,15 @@ async def _answers(endpoint: Endpoint) -> None:
         await client.health()
 
 
-async def _first_image(endpoint: Endpoint) -> None:
-    """One image by the way that users take: edge, router, a worker, and back."""
+async def _first_image(endpoint: Endpoint, pool: str) -> None:
+    """One image by the way that users take: edge, router, a worker of `pool`, and back."""
     begun = time.monotonic()
     try:
         async with (
             asyncio.timeout(FIRST_IMAGE_WITHIN_S),
             RouterClient(endpoint.url, endpoint.api_key_file.read_text().strip()) as client,
         ):
-            await client.generate(JobRequest.model_validate(FIRST_IMAGE))
+            await client.generate(FIRST_IMAGE.model_copy(update={"pool": pool}))
     except TimeoutError:
         raise NotServingError(
             f"all is up, but no image was made within {FIRST_IMAGE_WITHIN_S:g} s; `make status` shows who is busy"

@@ -1,17 +1,18 @@
 """From a description to the resources to declare: asks the cloud, decides the placement, draws the secrets.
 
-The thin shell around `infra.placement` and `infra.program`. It writes what it decided into the stack's
-folder before anything is previewed, and makes nothing else.
+The thin shell around `infra.placement` and `infra.program`. A preview decides and forgets; a deploy keeps
+what was decided in the stack's folder, before anything is brought about by it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from infra.code import code_fingerprint
 from infra.identity import Identity, ensure_identity
 from infra.paths import StackPaths
-from infra.placement import Placement, place, read_placement, write_placement
+from infra.placement import Placement, PlacementError, place, read_placement, write_placement
 from infra.program import Declared, Programs, resources, secret_names
 from infra.provider.site import Site
 from infra.secrets import SecretStore
@@ -23,18 +24,31 @@ def programs_here() -> Programs:
     return Programs.of_this_interpreter({"worker": code_fingerprint("worker"), "router": code_fingerprint("router")})
 
 
-async def plan(
-    description: StackDescription, paths: StackPaths, programs: Programs | None = None
-) -> tuple[Declared, ...]:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a deploy would bring about. `before` is the placement that `placement` was decided upon."""
+
+    declared: tuple[Declared, ...]
+    placement: Placement
+    before: Placement
+
+    def keep(self, paths: StackPaths) -> None:
+        """Write the decision down. Raises PlacementError if another one was written since it was made."""
+        if read_placement(_decision(paths)) != self.before:
+            raise PlacementError(f"stack {paths.root.name} was changed by another command just now; run this again")
+        write_placement(_decision(paths), self.placement)
+
+
+async def plan(description: StackDescription, paths: StackPaths, programs: Programs | None = None) -> Plan:
     """Every resource of the stack, placed. Raises PlacementError or CloudError if a machine goes without."""
     paths.create()
     before, identity = placed(paths)
     cloud = Site(paths, {}).cloud(description.cloud)
     placement = place(description, await cloud.offers(), before)
-    write_placement(_decision(paths), placement)
     secrets = SecretStore(paths.secrets)
     fingerprints = {name: secrets.fingerprint(name) for name in secret_names(placement)}
-    return resources(description, placement, identity, fingerprints, programs or programs_here())
+    declared = resources(description, placement, identity, fingerprints, programs or programs_here())
+    return Plan(declared, placement, before)
 
 
 def placed(paths: StackPaths) -> tuple[Placement, Identity]:

@@ -112,6 +112,7 @@ class EventReader:
         self._running: dict[str, tuple[Change, float]] = {}
         self._changes: dict[str, Change] = {}
         self._failures: dict[Failure, None] = {}
+        self._broken: Exception | None = None
 
     def read(self, event: EngineEvent) -> None:
         if event.resource_pre_event:
@@ -124,6 +125,9 @@ class EventReader:
             self._diagnose(event.diagnostic_event)
 
     def outcome(self) -> Outcome:
+        """The account. Raises what a listener raised, now that the operation has ended."""
+        if self._broken:
+            raise self._broken
         # "update failed" is said of the stack whenever a resource failed, and tells nothing besides.
         failures = [failure for failure in self._failures if failure.resource] or list(self._failures)
         return Outcome(tuple(self._changes.values()), tuple(failures), self._clock() - self._begun)
@@ -155,7 +159,12 @@ class EventReader:
     def _report(self, urn: str, stage: Stage, text: str = "") -> None:
         change, begun = self._running[urn]
         seconds = self._clock() - begun
-        self._tell(Progress(change.resource, change.kind, change.action, stage, text, seconds))
+        if self._broken:
+            return
+        try:
+            self._tell(Progress(change.resource, change.kind, change.action, stage, text, seconds))
+        except Exception as error:  # noqa: BLE001 - this thread drains the engine, which would wait for ever without it
+            self._broken = error
 
 
 def plain(message: str) -> str:

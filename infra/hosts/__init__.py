@@ -17,6 +17,7 @@ from pathlib import PurePath
 from typing import Protocol
 
 from infra.errors import InfraError
+from infra.hosts.logs import Position
 
 Progress = Callable[[str], None]
 """Told which stage something is in, in a few words for a person."""
@@ -112,6 +113,14 @@ class Host(Protocol):
 
     async def tail(self, unit: str, lines: int) -> str:
         """The last lines that the unit wrote."""
+        ...
+
+    async def log_end(self, unit: str) -> Position:
+        """Where the unit's log ends now."""
+        ...
+
+    async def written_since(self, unit: str, seen: Position) -> tuple[str, Position]:
+        """The whole lines that the unit wrote since, and how far they go."""
         ...
 
     async def units(self) -> Mapping[str, UnitStatus]:

@@ -21,7 +21,7 @@ from pathlib import Path, PurePath
 
 from infra.files import replace_file
 from infra.hosts import HostError, Progress, Unit, UnitState, UnitStatus, launch
-from infra.hosts.logs import last_lines, rotate
+from infra.hosts.logs import Position, end, last_lines, rotate, whole_lines_since
 from infra.hosts.mutex import only_one
 from infra.hosts.ports import require_free
 from infra.hosts.processes import Process, command, ended, handles, send
@@ -133,6 +133,12 @@ class LocalHost:
     async def tail(self, unit: str, lines: int) -> str:
         """The last lines that the unit wrote; empty if it never wrote any."""
         return last_lines(self._log(unit), lines)
+
+    async def log_end(self, unit: str) -> Position:
+        return end(self._log(unit))
+
+    async def written_since(self, unit: str, seen: Position) -> tuple[str, Position]:
+        return whole_lines_since(self._log(unit), seen)
 
     async def units(self) -> Mapping[str, UnitStatus]:
         """Everything that was started here and not removed since, by name."""

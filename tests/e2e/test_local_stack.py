@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
+import shlex
 import signal
 import socket
 import sqlite3
@@ -132,8 +134,10 @@ def test_status_shows_every_process_with_its_pool_and_address(stack: UserStack) 
 
 def test_logs_hold_lines_of_every_process(stack: UserStack) -> None:
     shown = stack.ok("logs")
-    for unit in ("router", "interactive-1", "interactive-2", "batch-1"):
-        assert unit in shown
+    for worker in ("interactive-1", "interactive-2", "batch-1"):
+        assert re.search(rf'^{worker} +\| .*"event": "loaded"', shown, re.MULTILINE)
+    assert re.search(r'^router +\| .*"event": "request"', shown, re.MULTILINE)
+    assert re.search(r"^edge +\| ", shown, re.MULTILINE)
 
 
 def test_admin_prints_an_address_that_answers(stack: UserStack) -> None:
@@ -175,6 +179,27 @@ def test_deploy_repairs_just_the_process_that_was_killed(stack: UserStack, victi
     assert [name for name in before if after[name] != before[name]] == [victim]
     with stack.client() as client:
         assert client.post("/generate", json=QUICK).status_code == 200
+
+
+def test_a_deploy_whose_reader_goes_away_goes_on_to_its_end(stack: UserStack) -> None:
+    before = stack.units()
+    os.kill(before["batch-1"], signal.SIGKILL)
+    piped = f"{shlex.join(stack.command('deploy'))} | head -n 1"
+    subprocess.run(["bash", "-c", piped], cwd=REPOSITORY, env=stack.environment, check=True, timeout=120)
+    after = stack.units()
+    assert [name for name in before if after[name] != before[name]] == ["batch-1"]
+    assert "nothing to change" in stack.ok("deploy").lower()
+
+
+def test_a_preview_shows_what_would_change_and_changes_nothing(stack: UserStack) -> None:
+    text = stack.file.read_text()
+    stack.file.write_text(text.replace("market: spot", "market: on_demand"))
+    try:
+        shown = stack.ok("preview")
+    finally:
+        stack.file.write_text(text)
+    assert re.search(r"replace +Machine +batch-1", shown)
+    assert "nothing to change" in stack.ok("preview").lower()
 
 
 def test_a_router_killed_with_fifty_queued_jobs_finishes_each_exactly_once(stack: UserStack) -> None:
@@ -260,8 +285,7 @@ def test_destroy_leaves_no_process_no_port_and_an_empty_state(stack: UserStack) 
     stack.ok("destroy")
     assert stack.processes() == []
     assert [port for port in stack.ports if listening(port)] == []
-    for state in (stack.root / "pulumi").rglob("*.json"):
-        assert "letterpress:index" not in state.read_text() or "backups" in str(state) or "history" in str(state)
+    assert list((stack.root / "pulumi" / ".pulumi" / "stacks").rglob("*.json")) == []
     assert "nothing" in stack.ok("destroy").lower()
 
 

@@ -74,7 +74,9 @@ class Rig:
         worker = Program((sys.executable, stand_ins.__file__, "worker", *arguments), "1")
         router = Program((sys.executable, stand_ins.__file__, "router"), "1")
         description = parse(self.description.read_text(), "stack.yaml", self.folder)
-        return asyncio.run(plan(description, self.paths, Programs(worker, router)))
+        decided = asyncio.run(plan(description, self.paths, Programs(worker, router)))
+        decided.keep(self.paths)
+        return decided.declared
 
     @contextmanager
     def engine(self, what: str = "test") -> Iterator[Engine]:

@@ -106,3 +106,14 @@ def test_a_message_of_several_lines_keeps_them() -> None:
     assert plain("a-1 ended. Its log ends with:\nno weights\n  at line 3\nMend it.\n") == (
         "a-1 ended. Its log ends with:\nno weights\n  at line 3\nMend it."
     )
+
+
+def test_a_listener_that_fails_stops_nothing_and_is_heard_of_in_the_end(listener: Listener) -> None:
+    def fail(_: Progress) -> None:
+        raise OSError("nobody reads this")
+
+    listener.reader = EventReader(fail, lambda: listener.now)
+    listener.step("resourcePreEvent", "create")
+    listener.step("resOutputsEvent", "create")
+    with pytest.raises(OSError, match="nobody reads this"):
+        listener.reader.outcome()

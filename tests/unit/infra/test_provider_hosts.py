@@ -13,6 +13,7 @@ import pytest
 
 from infra.description import DescriptionError
 from infra.hosts import Progress, Unit, UnitState, UnitStatus
+from infra.hosts.logs import Position
 from infra.paths import StackPaths
 from infra.provider.readiness import Answer, Verdict, until_ready
 from infra.provider.registration import RegistrationResource, RegistrationState
@@ -146,6 +147,12 @@ class ScriptedHost:
 
     async def tail(self, _unit: str, lines: int) -> str:
         return f"the last {lines} lines"
+
+    async def log_end(self, _unit: str) -> Position:
+        return Position()
+
+    async def written_since(self, _unit: str, seen: Position) -> tuple[str, Position]:
+        return "", seen
 
     async def ensure(self, unit: Unit, progress: Progress) -> UnitStatus:
         raise NotImplementedError
