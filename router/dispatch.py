@@ -42,7 +42,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 REJOINS = 2
-"""How often a broken connection is made again within one attempt: the generation does not depend on it."""
+"""How often a stream, and then an image, whose connection broke is asked for again within one attempt:
+the generation does not depend on it."""
 CALL_OFF_S = 2.0
 """How long a worker may take to hear that its generation is called off."""
 STORE_PAUSE_S = 1.0
@@ -184,7 +185,7 @@ class Dispatcher:
                 log.warning("generation_rejoined", job=lease.job_id, attempt=lease.attempt, error=str(error))
 
     async def _collect(self, lease: Lease, worker: WorkerClient, finished: Finished) -> Made | Unmade:
-        data = await worker.image(lease.generation_id)
+        data = await self._fetch(lease, worker)
         digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
         if digest != finished.sha256:
             error = WorkerProtocolError(
@@ -194,6 +195,18 @@ class Dispatcher:
             return Unmade(AttemptEnd.LOST, str(error), error)
         image = await self._artifacts.put(lease.generation_id, data, finished.media_type)
         return Made(image, finished.timings)
+
+    async def _fetch(self, lease: Lease, worker: WorkerClient) -> bytes:
+        """The worker keeps a finished image for a while: one broken connection is no reason to make it again."""
+        rejoins = 0
+        while True:
+            try:
+                return await worker.image(lease.generation_id)
+            except WorkerUnreachableError as error:
+                if isinstance(error, WorkerSilentError) or rejoins == REJOINS:
+                    raise
+                rejoins += 1
+                log.warning("image_fetched_again", job=lease.job_id, attempt=lease.attempt, error=str(error))
 
     async def _hold(self, lease: Lease, hurried: asyncio.Event) -> Renewal:
         """Renew until that is no use any more, and say why. A store that does not answer may answer in time."""

@@ -56,6 +56,7 @@ PRESET_STEPS = 20
 class Fault(StrEnum):
     NONE = "none"
     DROP = "drop"  # the stream's connection breaks after the first step; the generation goes on
+    DROP_IMAGE = "drop_image"  # the connection breaks within the image, once
     SILENT = "silent"  # the stream stays open and says nothing, not even heartbeats
     DIGEST = "digest"  # the image is not the one that was announced
     BUSY = "busy"  # looks free, and takes nothing
@@ -187,6 +188,9 @@ class PacedWorker:
         if not generation.image:
             raise RefusalError(ProblemType.NOT_FINISHED, 409, f"{name} has no image yet")
         self._ledger["fetched"].append(name)
+        if generation.fault is Fault.DROP_IMAGE:
+            generation.fault = Fault.NONE
+            return StreamingResponse(_broken(generation.image), headers={"Content-Length": str(len(generation.image))})
         return Response(generation.image, media_type="image/png")
 
     def _name(self, request: Request) -> str:
@@ -287,6 +291,11 @@ def png(request: GenerationRequest) -> bytes:
     header = struct.pack(">IIBBBBB", request.width, request.height, 8, 2, 0, 0, 0)
     pixels = zlib.compress(row * request.height, level=1)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+async def _broken(data: bytes) -> AsyncIterator[bytes]:
+    yield data[: len(data) // 2]
+    raise ConnectionAbortedError("told to drop the connection")
 
 
 async def _alive(_request: Request) -> Response:

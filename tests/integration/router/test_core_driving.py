@@ -96,6 +96,16 @@ async def test_a_broken_connection_is_made_again_within_the_attempt(house: Rig, 
     assert (len(ledger.started), ledger.asked) == (1, 2)
 
 
+async def test_an_image_whose_connection_breaks_is_fetched_again_within_the_attempt(
+    house: Rig, a: PacedProcess
+) -> None:
+    await a.pace(Pace(fault=Fault.DROP_IMAGE))
+    await house.register("a", a)
+    job = await house.ended(await house.submit())
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+    assert (await a.ledger()).fetched == [f"{job.id}.1"] * 2
+
+
 async def test_a_job_whose_worker_is_killed_finishes_elsewhere(house: Rig, a: PacedProcess, b: PacedProcess) -> None:
     await a.pace(SLOW)
     await house.register("a", a)
