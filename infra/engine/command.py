@@ -22,6 +22,9 @@ from semver import VersionInfo
 
 from infra.setup.engine import ENGINE_VERSION
 
+BACKEND_ACCESS = "PULUMI_ACCESS_TOKEN"
+"""What a backend may ask for, and only the user has."""
+
 
 class EngineCommand(PulumiCommand):
     """The binary, run in `folder`'s environment. Not asked for its version: whoever found it has done that."""
@@ -45,7 +48,7 @@ class EngineCommand(PulumiCommand):
             process = subprocess.Popen(
                 [self.command, *args, "--non-interactive"],
                 cwd=cwd,
-                env={**os.environ, **additional_env, "PULUMI_AUTOMATION_API": "true"},
+                env={**_inherited(os.environ), **additional_env, "PULUMI_AUTOMATION_API": "true"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -67,6 +70,15 @@ class EngineCommand(PulumiCommand):
         with self._lock:
             if self._process is not None:
                 self._process.send_signal(signal.SIGINT)
+
+
+def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without what the user has set for a Pulumi of their own.
+
+    It would change ours in ways that nobody asked for. An exported PULUMI_CONFIG_PASSPHRASE, be it empty, is
+    preferred to our file: the state's secrets would be sealed with it, and lost once it is no longer exported.
+    """
+    return {k: v for k, v in environ.items() if not k.startswith("PULUMI_") or k == BACKEND_ACCESS}
 
 
 def _lines(stream: IO[str] | None, tell: Callable[[str], object] | None) -> list[str]:
