@@ -11,7 +11,7 @@ from pathlib import Path
 
 from infra.code import code_fingerprint
 from infra.identity import Identity, ensure_identity
-from infra.paths import StackPaths
+from infra.paths import StackPaths, repository_root
 from infra.placement import Placement, PlacementError, place, read_placement, write_placement
 from infra.program import Declared, Programs, resources, secret_names
 from infra.provider.site import Site
@@ -19,9 +19,15 @@ from infra.secrets import SecretStore
 from infra.stack import StackDescription
 
 
-def programs_here() -> Programs:
-    """This checkout's worker and router. The contract that a worker speaks is part of its own package."""
-    return Programs.of_this_interpreter({"worker": code_fingerprint("worker"), "router": code_fingerprint("router")})
+def programs_here(root: Path | None = None) -> Programs:
+    """The worker and the router of a checkout (this one), with all that they run: packages of others are pinned."""
+    root = root or repository_root()
+    return Programs.of_this_interpreter(
+        {
+            "worker": code_fingerprint(root, "worker", "constraints.txt"),
+            "router": code_fingerprint(root, "router", "worker/contract.py", "constraints.txt"),
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)
