@@ -33,7 +33,7 @@ from infra.engine.events import EventReader, OnProgress, Outcome, plain
 from infra.engine.guard import MARK, backend_locks, end_orphans, only_operation, orphans, require_orphaned
 from infra.engine.state import StackState, mended, recorded
 from infra.errors import InfraError
-from infra.paths import StackPaths
+from infra.paths import HOME, RUN, StackPaths
 from infra.program import Declared, declare
 from infra.provider.site import STACK
 from infra.secrets import PASSPHRASE, SecretStore
@@ -233,7 +233,9 @@ def _workspace(
         env_vars={
             MARK: str(paths.root),
             STACK: stack,
-            "LETTERPRESS_HOME": str(paths.root.parent),
+            # The provider, in another working directory, must find the very same folders.
+            HOME: str(paths.root.parent),
+            RUN: str(paths.run.parent),
             "PATH": os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath))),
             "PULUMI_BACKEND_URL": backend,
             # By file: an environment is inherited by everything that the engine starts.

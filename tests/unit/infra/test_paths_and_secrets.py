@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.paths import SOCKET_PATH_MAX, StackPaths
+from infra.paths import SOCKET_NAME_MAX, SOCKET_PATH_MAX, PathsError, StackPaths
 from infra.secrets import ADMIN_KEY, API_KEY, PASSPHRASE, SecretStore, worker_token
 
 
@@ -46,15 +46,40 @@ def test_the_same_stack_in_two_checkouts_has_two_run_directories(tmp_path: Path,
 def test_a_run_directory_that_others_may_write_to_is_refused(tmp_path: Path, run_base: Path) -> None:
     run_base.mkdir()
     run_base.chmod(0o777)
-    with pytest.raises(PermissionError, match="LETTERPRESS_RUN"):
+    with pytest.raises(PathsError, match="LETTERPRESS_RUN"):
         StackPaths.of("local", tmp_path / "home").create()
 
 
 def test_a_run_directory_that_is_a_link_is_refused(tmp_path: Path, run_base: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     run_base.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(PermissionError, match="LETTERPRESS_RUN"):
+    with pytest.raises(PathsError, match="LETTERPRESS_RUN"):
         StackPaths.of("local", tmp_path / "home").create()
+
+
+def test_a_file_in_a_folders_place_is_named_with_the_setting_that_moves_it(tmp_path: Path, run_base: Path) -> None:
+    (tmp_path / "home").write_text("")
+    with pytest.raises(PathsError, match=r"home/local cannot be had: Not a directory.* LETTERPRESS_HOME"):
+        StackPaths.of("local", tmp_path / "home").create()
+
+
+def test_a_run_directory_is_the_same_from_wherever_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LETTERPRESS_RUN", "somewhere/../run")
+    assert StackPaths.of("local").run.parent == tmp_path / "run"
+
+
+def test_a_run_directory_that_is_too_long_for_sockets_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LETTERPRESS_RUN", "/r")
+    room = SOCKET_PATH_MAX - SOCKET_NAME_MAX - len(str(StackPaths.of("local").run)) - 1
+    monkeypatch.setenv("LETTERPRESS_RUN", f"/r{room * 'r'}")
+    longest = StackPaths.of("local").run / ("s" * SOCKET_NAME_MAX)
+    assert len(str(longest)) == SOCKET_PATH_MAX
+    monkeypatch.setenv("LETTERPRESS_RUN", f"/r{room * 'r'}rr")
+    with pytest.raises(PathsError, match=r"LETTERPRESS_RUN: /r+ is 2 bytes too long"):
+        StackPaths.of("local")
 
 
 def test_a_secret_is_drawn_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
