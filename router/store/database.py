@@ -31,6 +31,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 10_000
 """How long SQLite waits for another process's transaction. Ours last milliseconds, a migration longer."""
 READERS = 4
+HIDE_PARAMETERS = True
+"""Errors are logged, and say their statement's parameters otherwise: prompts, a worker's token."""
 
 
 class Database:
@@ -58,7 +60,7 @@ class Database:
         if parsed.get_backend_name() == "sqlite":
             database = cls(*_sqlite(parsed))
         else:
-            engine = create_async_engine(parsed, pool_pre_ping=True)
+            engine = create_async_engine(parsed, pool_pre_ping=True, hide_parameters=HIDE_PARAMETERS)
             database = cls(engine, engine)
         try:
             await database.write(_migrate)
@@ -123,8 +125,8 @@ def _sqlite(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
         Path(url.database).touch(mode=0o600, exist_ok=True)
     except OSError as error:
         raise StoreUnavailableError(f"the database {url.database} cannot be made: {error.strerror}") from error
-    readers = create_async_engine(url, pool_size=READERS, max_overflow=0)
-    writers = create_async_engine(url, pool_size=1, max_overflow=0)
+    readers = create_async_engine(url, pool_size=READERS, max_overflow=0, hide_parameters=HIDE_PARAMETERS)
+    writers = create_async_engine(url, pool_size=1, max_overflow=0, hide_parameters=HIDE_PARAMETERS)
     for engine, begin in ((readers, "BEGIN"), (writers, "BEGIN IMMEDIATE")):
         event.listen(engine.sync_engine, "connect", _configure)
         event.listen(engine.sync_engine, "begin", _beginner(begin))

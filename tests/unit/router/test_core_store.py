@@ -151,12 +151,16 @@ async def test_a_job_that_crashes_two_workers_fails_with_the_reason(store: SqlSt
     assert failed.error.detail == "crashed 2 times, on a, b; last: CUDA error"
 
 
+async def test_of_several_who_cancel_a_job_one_has_ended_it(store: SqlStore, key: ApiKey) -> None:
+    job = await store.add_job(key.id, POOL, request())
+    ended = [seen for seen in await asyncio.gather(*(store.cancel_job(job.id) for _ in range(5))) if seen]
+    assert ended == [await store.job(job.id)]
+
+
 async def test_cancelling_a_running_job_is_told_at_the_next_renewal(store: SqlStore, key: ApiKey) -> None:
     job = await store.add_job(key.id, POOL, request())
     lease = await leased(store)
-    asked = await store.cancel_job(job.id)
-    assert asked is not None
-    assert asked.state is JobState.RUNNING
+    assert await store.cancel_job(job.id) is None
     assert await store.renew(lease, TTL_MS) is Renewal.CANCEL
 
 
@@ -174,7 +178,8 @@ async def test_cancelling_a_job_that_has_ended_changes_nothing(store: SqlStore, 
     job = await store.add_job(key.id, POOL, request())
     await store.finish(await leased(store), IMAGE, NO_TIME)
     ended = await store.job(job.id)
-    assert await store.cancel_job(job.id) == ended
+    assert await store.cancel_job(job.id) is None
+    assert await store.job(job.id) == ended
     assert await store.cancel_job("job_unknown") is None
 
 
@@ -224,6 +229,13 @@ async def test_a_key_is_found_by_its_hash_and_keeps_its_id_when_it_changes(store
 async def test_a_job_belongs_to_a_key_that_exists(store: SqlStore) -> None:
     with pytest.raises(IntegrityError):
         await store.add_job("key_unknown", POOL, request())
+
+
+async def test_a_statement_that_failed_tells_nobody_what_was_in_it(store: SqlStore) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        await store.add_job("key_unknown", POOL, request("a private prompt"))
+    assert "private" not in str(caught.value)
+    assert "INSERT INTO jobs" in str(caught.value)
 
 
 async def test_two_workers_never_get_the_same_job(store: SqlStore, key: ApiKey) -> None:
