@@ -67,10 +67,10 @@ GENERATION_ID = r"^[A-Za-z0-9_-]{1,64}\.[0-9]{1,9}$"
 
 GenerationId = Annotated[str, StringConstraints(pattern=GENERATION_ID)]
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)]
-Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIDE_STEP)]
-"""One side of an image in pixels."""
-Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Side = Annotated[int, Field(strict=True, ge=MIN_SIDE, le=MAX_SIDE, multiple_of=SIDE_STEP)]
+"""One side of an image in pixels. Numbers are strict: lax mode would make one step of `true`."""
+Steps = Annotated[int, Field(strict=True, ge=1, le=MAX_STEPS)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
 
 
 class GenerationRequest(Frozen):

@@ -78,7 +78,7 @@ class ResponseFormat(StrEnum):
 
 
 def _size(size: str) -> str:
-    if size != AUTO and not re.fullmatch(r"\d{1,5}x\d{1,5}", size):
+    if size != AUTO and not re.fullmatch(r"[0-9]{1,5}x[0-9]{1,5}", size):
         raise ValueError(f"'{size[:20]}' is neither WIDTHxHEIGHT in pixels, as in 1024x1024, nor auto")
     return size
 
@@ -88,7 +88,7 @@ class ImagesRequest(Frozen):
 
     prompt: Prompt = Field(examples=["a letterpress print shop at night"])
     model: str | None = Field(default=None, examples=[MODEL])
-    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = 1
+    n: Annotated[int, Field(strict=True, ge=1, le=MAX_IMAGES)] | None = 1
     size: Annotated[str, AfterValidator(_size)] | None = Field(default=AUTO, examples=["1024x1024"])
     quality: Quality | None = Quality.AUTO
     response_format: ResponseFormat | None = ResponseFormat.B64_JSON

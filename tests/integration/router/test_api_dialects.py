@@ -123,6 +123,24 @@ async def test_no_steps_are_refused(http: httpx.AsyncClient, dialect: Dialect) -
 
 
 @every_dialect
+@pytest.mark.parametrize("steps", [True, "20", 20.5])
+async def test_steps_that_are_no_whole_number_are_refused(
+    http: httpx.AsyncClient, dialect: Dialect, steps: object
+) -> None:
+    (name,) = dialect.steps
+    answer = await http.post(dialect.path, json={"prompt": PROMPT, name: steps})
+    assert answer.status_code == dialect.invalid
+    assert dialect.said(answer) == f"{name}: {json.dumps(steps)} is not a whole number"
+
+
+@pytest.mark.parametrize("dialect", [SEED, NATIVE], ids=lambda dialect: dialect.path)
+async def test_a_width_in_quotes_is_refused(http: httpx.AsyncClient, dialect: Dialect) -> None:
+    answer = await http.post(dialect.path, json={"prompt": PROMPT, "width": "256"})
+    assert answer.status_code == dialect.invalid
+    assert dialect.said(answer) == 'width: "256" is not a whole number'
+
+
+@every_dialect
 @pytest.mark.parametrize("prompt", ["", " \n\t"])
 async def test_an_empty_prompt_is_refused(http: httpx.AsyncClient, dialect: Dialect, prompt: str) -> None:
     answer = await http.post(dialect.path, json={"prompt": prompt})

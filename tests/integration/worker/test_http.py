@@ -135,6 +135,8 @@ async def test_an_image_that_is_not_there_says_which_kind_of_not_there() -> None
     ("body", "errors"),
     [
         ({"width": 1000}, ["width: Input should be a multiple of 16"]),
+        ({"width": "256"}, ["width: Input should be a valid integer"]),
+        ({"steps": True}, ["steps: Input should be a valid integer"]),
         ({"steps": 0}, ["steps: Input should be greater than or equal to 1"]),
         ({"prompt": ""}, ["prompt: String should have at least 1 character"]),
         ({"prompt": " \n"}, ["prompt: is blank; say what the image should show"]),
