@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPMethod
 
 import structlog
 from fastapi import Request
@@ -20,12 +21,16 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """The ids that the edge lets pass too: they can do no harm in a log or a header."""
+_METHODS = frozenset(HTTPMethod)
 _QUIET = ("/healthz", "/metrics")
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One request that has ended. `route` is the path's template, never the path: it becomes a metric's label."""
+    """One request that has ended, in words that may become a metric's labels.
+
+    `route` is the path's template, never the path. `method` is one of HTTP's or "other": a client may send any word.
+    """
 
     method: str
     route: str
@@ -71,7 +76,8 @@ class Rim:
 
     def _end(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self._observe(Served(scope["method"], route, status, seconds))
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._observe(Served(method, route, status, seconds))
         log = _log.debug if scope["path"] in _QUIET else _log.info
         log("request", method=scope["method"], path=scope["path"], status=status, seconds=round(seconds, 4))
 

@@ -165,8 +165,10 @@ async def test_metrics_follow_a_job_from_its_request_to_its_attempt(
 async def test_no_client_can_make_a_label(router: ServedRouter, http: httpx.AsyncClient) -> None:
     async with router.http("") as stranger:
         await stranger.get("/only-a-client-says-this")
+        await stranger.request("ONLY-A-CLIENT-DOES-THIS", "/healthz")
     text = (await http.get("/metrics")).text
-    assert "only-a-client" not in text
+    assert "only-a-client" not in text.lower()
+    assert 'method="other"' in text
     assert 'route="unmatched"' in text
 
 
