@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from router.api.context import Context, InContext
 from router.api.refusals import Kind, refused
@@ -28,6 +29,7 @@ PROBLEM: dict[str, Any] = {
 }
 
 
+@router.head("/artifacts/{job_id}.png", include_in_schema=False)
 @router.get(
     "/artifacts/{job_id}.png",
     summary="A finished image by its signed URL",
@@ -60,4 +62,14 @@ def image_answer(context: Context, job: Job, image: Image, if_none_match: str, m
     known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
     if etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
-    return FileResponse(context.core.service.image_path(job), headers=headers, media_type=image.media_type)
+    return WholeFile(context.core.service.image_path(job), headers=headers, media_type=image.media_type)
+
+
+class WholeFile(FileResponse):
+    """Ignores `Range`, as RFC 9110 lets a server do: one image is a few megabytes, and Starlette answers a range
+    that it does not like by itself, in plain text, which is no dialect of ours."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.headers["Accept-Ranges"] = "none"
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)

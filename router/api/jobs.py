@@ -65,6 +65,7 @@ async def cancel(job_id: str, context: InContext, key: Caller) -> JobView:
     return view(context, job, context.core.notices.latest_progress(job.id))
 
 
+@router.head("/{job_id}/image", include_in_schema=False)
 @router.get(
     "/{job_id}/image",
     summary="A job's finished image",

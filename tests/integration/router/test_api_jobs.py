@@ -121,6 +121,26 @@ async def test_an_image_is_named_by_its_digest_and_not_sent_twice(http: httpx.As
     assert (again.status_code, again.content) == (304, b"")
 
 
+async def test_an_image_can_be_asked_after_without_being_sent(http: httpx.AsyncClient) -> None:
+    job_id = await _submit(http)
+    job = (await _events(http, job_id))[-1].job
+    assert job.image is not None
+    for path in (f"/v1/jobs/{job_id}/image", job.image.url.removeprefix(PUBLIC_URL)):
+        answer = await http.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert (answer.headers["content-type"], answer.headers["content-length"]) == ("image/png", str(job.image.bytes))
+
+
+@pytest.mark.parametrize("asked", ["bytes=0-9", "bytes=999999999-", "bytes=9-1", "lines=1-2", "nonsense"])
+async def test_an_image_comes_whole_whatever_range_is_asked_for(http: httpx.AsyncClient, asked: str) -> None:
+    job_id = await _submit(http)
+    job = (await _events(http, job_id))[-1].job
+    assert job.image is not None
+    answer = await http.get(f"/v1/jobs/{job_id}/image", headers={"Range": asked})
+    assert (answer.status_code, len(answer.content)) == (200, job.image.bytes)
+    assert answer.headers["accept-ranges"] == "none"
+
+
 async def test_a_forged_link_is_forbidden(http: httpx.AsyncClient) -> None:
     job_id, other = await _submit(http), await _submit(http)
     job = (await _events(http, job_id))[-1].job
