@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import httpx
 from pydantic import TypeAdapter
@@ -69,7 +70,8 @@ class RouterClient(HttpClient):
         try:
             ended = await self.wait(job.id)
         except asyncio.CancelledError:
-            await self.cancel(job.id)
+            with suppress(RouterClientError):  # the caller gives up, whatever the router says
+                await self.cancel(job.id)
             raise
         if ended.state is not JobState.SUCCEEDED:
             raise JobEndedError(ended)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 
-from router.client import AdminClient, RouterAnswerError, RouterAwayError, RouterRefusedError, RouterUnavailableError
+from router.client import (
+    AdminClient,
+    RouterAnswerError,
+    RouterAwayError,
+    RouterClient,
+    RouterRefusedError,
+    RouterUnavailableError,
+)
+from router.contract import INTERACTIVE, JobRequest, JobState, JobView
 
 HEAVY = {"fastapi", "starlette", "sqlalchemy", "uvicorn", "prometheus_client", "torch"}
 
@@ -52,3 +62,38 @@ async def test_a_connection_that_breaks_is_a_router_that_is_away() -> None:
     async with _admin(httpx.ReadError("reset")) as admin:
         with pytest.raises(RouterAwayError, match="reset"):
             await admin.workers()
+
+
+async def test_who_gives_up_is_cancelled_though_the_router_is_away() -> None:
+    job = JobView(
+        id="job_" + "0" * 26,
+        pool=INTERACTIVE,
+        state=JobState.QUEUED,
+        prompt="a fox",
+        width=256,
+        height=256,
+        steps=None,
+        preset=None,
+        seed=1,
+        attempt=0,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    waiting, asked = asyncio.Event(), []
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(request.method)
+        match request.method:
+            case "POST":
+                return httpx.Response(202, text=job.model_dump_json())
+            case "GET":
+                waiting.set()
+                await asyncio.Event().wait()
+        raise httpx.ConnectError("refused")
+
+    async with RouterClient("http://127.0.0.1:1", "key", httpx.MockTransport(handle)) as client:
+        generating = asyncio.create_task(client.generate(JobRequest(prompt="a fox")))
+        await waiting.wait()
+        generating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await generating
+    assert asked == ["POST", "GET", "DELETE"]
