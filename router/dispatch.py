@@ -234,15 +234,17 @@ class Dispatcher:
     async def _conclude(self, lease: Lease, made: Made | Unmade | None) -> Outcome:
         match made:
             case Made(image, timings):
-                committed = await _insist(lambda: self._store.finish(lease, image, timings))
-                outcome = Outcome(AttemptEnd.FINISHED if committed else None)
+                job = await _insist(lambda: self._store.finish(lease, image, timings))
+                outcome = Outcome(None if job is None else AttemptEnd.FINISHED)
             case Unmade(end, detail, error):
                 job = await _insist(lambda: self._store.end_attempt(lease, end, detail))
                 outcome = Outcome(None if job is None else end, error)
             case None:
-                outcome = Outcome(None)
+                job, outcome = None, Outcome(None)
             case _:
                 assert_never(made)
+        if job is not None:
+            self._notices.publish(job)
         log.info(
             "attempt_ended",
             job=lease.job_id,
@@ -259,7 +261,7 @@ class Dispatcher:
             job = await self._store.job(job_id)
             if job is None:
                 return
-            self._notices.publish(job)
+            self._notices.show(job)
             if job.state is JobState.QUEUED:
                 self._queue.announce(job.pool)
             elif job.state.ended:

@@ -59,11 +59,16 @@ class Notices:
         self._listeners.append(listener)
 
     def publish(self, job: Job) -> None:
-        """`job` has changed. Progress of an attempt that is no more is forgotten."""
-        self.forget(job.id, job.attempt - 1 if job.state is JobState.RUNNING else job.attempt)
-        self._tell(job.id, Tick(job, self.latest_progress(job.id)))
+        """This process has changed `job` to this: to be called once a change, by whoever made it."""
+        self.show(job)
         for listener in self._listeners:
             listener(job)
+
+    def show(self, job: Job) -> None:
+        """Subscribers learn what `job` is now, whoever made it so. Progress of attempts that
+        are no more is forgotten."""
+        self.forget(job.id, job.attempt - 1 if job.state is JobState.RUNNING else job.attempt)
+        self._tell(job.id, Tick(job, self.latest_progress(job.id)))
 
     def progress(self, job_id: str, progress: Progress) -> None:
         """One more step is done. Steps of an attempt older than one already seen are not news."""

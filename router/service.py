@@ -98,11 +98,11 @@ class JobService:
         before = await self.get(key, job_id)
         if before is None:
             return None
-        job = await self._store.cancel_job(job_id)
-        if job is not None and job.state is not before.state:
-            self._notices.publish(job)
+        cancelled = await self._store.cancel_job(job_id)
+        if cancelled is not None:
+            self._notices.publish(cancelled)
         self._dispatcher.hurry(job_id)
-        return job
+        return cancelled or await self._look(before)
 
     def image_path(self, job: Job) -> Path:
         """Where the job's image lies. Raises ArtifactError if there is none."""

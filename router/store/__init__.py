@@ -2,7 +2,7 @@
 
 `Store` is the seam; `router.store.sql` is the implementation (SQLAlchemy; SQLite in WAL mode, Postgres
 later by URL). Lease, renew and finish are each one guarded statement that names the attempt: a late one
-changes nothing and says so by returning False.
+changes nothing and says so by returning None.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ class Store(Protocol):
     async def job(self, job_id: str) -> Job | None: ...
 
     async def cancel_job(self, job_id: str) -> Job | None:
-        """Queued: cancelled now. Running: marked, and `renew` starts to answer CANCEL. Ended: unchanged."""
+        """Queued: cancelled now, and returned. Running: marked, and `renew` starts to answer CANCEL. Ended: unchanged.
+
+        None if this call has ended nothing, so that of several callers one learns that it was the one.
+        """
         ...
 
     async def lease_next(self, worker: str, ttl_ms: int) -> Lease | None:
@@ -72,8 +75,8 @@ class Store(Protocol):
         """Extend a lease that is still this attempt's and has not expired."""
         ...
 
-    async def finish(self, lease: Lease, image: Image, timings: Timings) -> bool:
-        """Commit the image if the lease still holds; False if it does not (nothing was changed)."""
+    async def finish(self, lease: Lease, image: Image, timings: Timings) -> Job | None:
+        """Commit the image if the lease still holds; None if it does not (nothing was changed)."""
         ...
 
     async def end_attempt(self, lease: Lease, end: AttemptEnd, detail: str) -> Job | None:

@@ -59,15 +59,18 @@ def find(connection: Connection, wanted: str) -> Job | None:
 
 def cancel(connection: Connection, now: Now, wanted: str) -> Job | None:
     """Queued ends here; running is marked, and its driver learns it at the next renewal."""
-    connection.execute(
+    row = connection.execute(
         update(jobs)
         .where(jobs.c.id == wanted, jobs.c.state == JobState.QUEUED)
         .values(state=JobState.CANCELLED, finished_at=now)
-    )
+        .returning(jobs)
+    ).one_or_none()
+    if row is not None:
+        return _job(row)
     connection.execute(
         update(jobs).where(jobs.c.id == wanted, jobs.c.state == JobState.RUNNING).values(cancel_requested=True)
     )
-    return find(connection, wanted)
+    return None
 
 
 def lease_next(connection: Connection, now: Now, worker: str, ttl_ms: int) -> Lease | None:
@@ -119,9 +122,9 @@ def renew(connection: Connection, now: Now, lease: Lease, ttl_ms: int) -> Renewa
     return Renewal.CANCEL if cancel_requested else Renewal.HELD
 
 
-def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings: Timings) -> bool:
+def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings: Timings) -> Job | None:
     """A cancellation that came too late to stop the image does not throw it away."""
-    finished_at = connection.execute(
+    row = connection.execute(
         update(jobs)
         .where(_held(now, lease))
         .values(
@@ -133,12 +136,19 @@ def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings
             image_media_type=image.media_type,
             **_NO_LEASE,
         )
-        .returning(jobs.c.finished_at)
-    ).scalar_one_or_none()
-    if finished_at is None:
-        return False
-    _close(connection, lease.job_id, lease.attempt, AttemptEnd.FINISHED, finished_at, timings=timings.model_dump_json())
-    return True
+        .returning(jobs)
+    ).one_or_none()
+    if row is None:
+        return None
+    _close(
+        connection,
+        lease.job_id,
+        lease.attempt,
+        AttemptEnd.FINISHED,
+        row.finished_at,
+        timings=timings.model_dump_json(),
+    )
+    return _job(row)
 
 
 def end_attempt(connection: Connection, now: Now, lease: Lease, end: AttemptEnd, detail: str) -> Job | None:

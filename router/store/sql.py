@@ -49,7 +49,7 @@ class SqlStore:
     async def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         return await self._database.write(job_rows.renew, self._clock(), lease, ttl_ms)
 
-    async def finish(self, lease: Lease, image: Image, timings: Timings) -> bool:
+    async def finish(self, lease: Lease, image: Image, timings: Timings) -> Job | None:
         return await self._database.write(job_rows.finish, self._clock(), lease, image, timings)
 
     async def end_attempt(self, lease: Lease, end: AttemptEnd, detail: str) -> Job | None:

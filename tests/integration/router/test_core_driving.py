@@ -12,7 +12,7 @@ import pytest
 
 from router.contract import JobEvent, JobState, WorkerHealth
 from router.errors import ArtifactError, PoolUnavailableError, QueueFullError
-from router.jobs import AttemptEnd
+from router.jobs import AttemptEnd, Job
 from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.emulators.paced_worker import Fault, Pace, png
 from tests.integration.router.core_rig import POOL, SLOW, Rig, eventually, rig
@@ -261,6 +261,38 @@ async def test_a_job_that_waits_is_cancelled_at_once(house: Rig, a: PacedProcess
     assert cancelled is not None
     assert cancelled.state is JobState.CANCELLED
     assert (await a.ledger()).asked == 0
+
+
+async def test_a_jobs_end_is_published_once_however_often_it_is_cancelled(house: Rig, a: PacedProcess) -> None:
+    heard: list[Job] = []
+    house.core.notices.listen(heard.append)
+    await a.pace(Pace(state=WorkerState.LOADING))
+    await house.register("a", a)
+    job = await house.submit()
+    cancelled = await asyncio.gather(*(house.core.service.cancel(house.key, job.id) for _ in range(5)))
+    assert {seen.state for seen in cancelled if seen is not None} == {JobState.CANCELLED}
+    assert [seen.state for seen in heard] == [JobState.CANCELLED]
+
+
+async def test_a_job_that_another_router_ended_is_not_published_as_ended_here(
+    house: Rig, a: PacedProcess, tmp_path: Path
+) -> None:
+    heard: list[Job] = []
+    house.core.notices.listen(heard.append)
+    await a.pace(SLOW)
+    await house.register("a", a)
+    job = await house.submit()
+    await house.started(job, a)
+    async with opened_store(tmp_path, SteeredClock(int(time.time() * 1000) + 3_600_000)) as another_routers:
+        await another_routers.cancel_job(job.id)
+        assert [swept.state for swept in await another_routers.sweep()] == [JobState.CANCELLED]
+    assert (await house.ended(job)).state is JobState.CANCELLED
+
+    async def called_off() -> bool:
+        return f"{job.id}.1" in (await a.ledger()).cancelled
+
+    await eventually(called_off, "the worker was never told")
+    assert [seen for seen in heard if seen.state.ended] == []
 
 
 async def test_a_job_that_runs_is_cancelled_between_steps_and_the_worker_is_free_again(

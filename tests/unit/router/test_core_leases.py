@@ -140,12 +140,12 @@ class Leases(RuleBasedStateMachine):
         self.clock.advance(ms)
         held, job = self.held(lease), self.expected[lease.job_id]
         image = replace(IMAGE, path=lease.generation_id)
-        assert self.run(self.store.finish(lease, image, NO_TIME)) is held
-        if held:
+        finished = self.run(self.store.finish(lease, image, NO_TIME))
+        assert (finished is not None) is held
+        if finished is not None:
             job.state, job.finishes = JobState.SUCCEEDED, job.finishes + 1
-            stored = self.run(self.store.job(lease.job_id))
-            assert stored is not None
-            assert stored.image == image
+            assert finished.image == image
+            assert self.run(self.store.job(lease.job_id)) == finished
 
     @rule(lease=leases, forged=st.sampled_from(WORKERS))
     def finish_anothers(self, lease: Lease, forged: str) -> None:
@@ -192,8 +192,9 @@ class Leases(RuleBasedStateMachine):
         self.cancel_one(job)
 
     def cancel_one(self, job: str) -> None:
-        self.run(self.store.cancel_job(job))
+        cancelled = self.run(self.store.cancel_job(job))
         known = self.expected[job]
+        assert (cancelled is not None) is (known.state is JobState.QUEUED)
         if known.state is JobState.QUEUED:
             known.state = JobState.CANCELLED
         known.cancel = known.cancel or known.state is JobState.RUNNING

@@ -86,9 +86,10 @@ async def test_nothing_is_kept_of_a_subscriber_that_left() -> None:
     assert not notices._subscribers
 
 
-def test_listeners_hear_of_every_job() -> None:
+def test_listeners_hear_of_every_change_and_of_nothing_that_is_only_shown() -> None:
     notices, heard = Notices(), list[Job]()
     notices.listen(heard.append)
     notices.publish(JOB)
     notices.publish(ENDED)
+    notices.show(ENDED)
     assert heard == [JOB, ENDED]
