@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from router.api.context import Context
 from router.api.refusals import Kind, RefusedError, of_job, of_values, refused, stopping
 from router.contract import JobState
+from router.errors import StoreUnavailableError
 from router.jobs import Job
 from router.store import ApiKey
 from worker.contract import GenerationRequest
@@ -50,7 +51,11 @@ async def make(
         return await _all_succeeded(context, request, jobs, names)
     except BaseException:
         for job in jobs:
-            await context.core.service.cancel(key, job.id)  # one that has ended stays as it is
+            try:
+                await context.core.service.cancel(key, job.id)  # one that has ended stays as it is
+            except StoreUnavailableError as failed:
+                # The others may still be cancelled, and the caller is told why the request ended.
+                _log.error("job_not_cancelled", job=job.id, error=str(failed))
         raise
 
 
