@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlalchemy import BigInteger, ColumnElement, literal
 
 from router.jobs import Image
+from router.store.clock import Clock
 from router.store.sql import SqlStore
 from worker.contract import GenerationRequest, Timings
 
@@ -36,7 +37,7 @@ def url(folder: Path) -> str:
 
 
 @asynccontextmanager
-async def opened_store(folder: Path, clock: SteeredClock) -> AsyncIterator[SqlStore]:
+async def opened_store(folder: Path, clock: Clock) -> AsyncIterator[SqlStore]:
     store = await SqlStore.open(url(folder), clock)
     try:
         yield store

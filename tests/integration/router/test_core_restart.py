@@ -12,10 +12,11 @@ from pathlib import Path
 
 from router.contract import JobState, WorkerHealth
 from router.jobs import AttemptEnd
+from router.store.clock import database_clock
 from tests.emulators.paced_process import ROOT, PacedProcess, paced_worker
 from tests.emulators.paced_worker import Pace
 from tests.integration.router.core_rig import POOL, SLOW, eventually, rig
-from tests.stores import request
+from tests.stores import opened_store, request
 
 JOBS = 50
 
@@ -56,17 +57,19 @@ async def test_a_lease_that_ran_out_while_no_router_was_there_is_given_anew(tmp_
             await before.register("a", worker)
             job = await before.submit()
             await before.started(job, worker)
-        await worker.kill()
+        async with opened_store(tmp_path, database_clock) as looking:
 
-        async def expired() -> bool:
-            async with rig(tmp_path) as after:
-                await after.register("b", other)
-                seen = await after.core.store.job(job.id)
-                return seen is not None and seen.state is not JobState.RUNNING
+            async def expired() -> bool:
+                return not await looking.held_leases()
 
-        await eventually(expired, "the lease of a dead worker never ran out")
+            await eventually(expired, "the lease that nobody renewed never ran out")
+            seen = await looking.job(job.id)
+            assert seen is not None
+            assert seen.state is JobState.RUNNING, "somebody swept, and it was no router that starts"
         async with rig(tmp_path) as after:
+            await after.register("b", other)
             assert (await after.ended(job)).state is JobState.SUCCEEDED
+            assert (await after.core.store.attempt_counts())[POOL] == {AttemptEnd.EXPIRED: 1, AttemptEnd.FINISHED: 1}
 
 
 async def test_a_stored_token_that_no_header_can_carry_keeps_no_router_from_starting(tmp_path: Path) -> None:
