@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, Field, field_validator
 
 from router.api.auth import Caller
@@ -133,13 +134,18 @@ class ImageData(Frozen):
     seed: Seed = Field(description="Makes the same image again.")
 
 
-class ImagesResponse(Frozen):
+class ImagesHead(Frozen):
+    """All of an ImagesResponse but its images."""
+
     created: int = Field(description="Seconds since the epoch.")
-    data: list[ImageData]
     background: Literal["opaque"] = "opaque"
     output_format: Literal["png"] = "png"
     quality: Quality | None = Field(default=None, description="Absent when steps were asked for.")
     size: str
+
+
+class ImagesResponse(ImagesHead):
+    data: list[ImageData]
 
 
 class Model(Frozen):
@@ -158,9 +164,9 @@ class ModelList(Frozen):
     "/v1/images/generations",
     summary="Make images and wait for them",
     dependencies=[Depends(json_only)],
-    response_model_exclude_none=True,
+    response_model=ImagesResponse,
 )
-async def generations(body: ImagesRequest, request: Request, context: InContext, key: Caller) -> ImagesResponse:
+async def generations(body: ImagesRequest, request: Request, context: InContext, key: Caller) -> Response:
     """Waits as long as it takes; closing the connection cancels the images."""
     if body.model is not None:
         _model(context, body.model)
@@ -172,18 +178,38 @@ async def generations(body: ImagesRequest, request: Request, context: InContext,
     wanted = [{**one, "seed": (first + i) % (MAX_SEED + 1)} for i in range(body.n or 1)]
     jobs = await make(context, request, key, body.pool, wanted, _NAMES)
     by_url = body.response_format is ResponseFormat.URL
-    return ImagesResponse(
-        created=int(context.clock()),
-        data=await asyncio.gather(*(_data(context, job, by_url=by_url) for job in jobs)),
-        quality=_QUALITIES[preset] if preset else None,
-        size=size,
-    )
+    head = ImagesHead(created=int(context.clock()), quality=_QUALITIES[preset] if preset else None, size=size)
+    # One after another: ten threads that want the interpreter's lock keep the event loop from it.
+    images = [await _data(context, job, by_url=by_url) for job in jobs]
+    pieces = spliced(head, images)
+    length = {"Content-Length": str(sum(map(len, pieces)))}
+    return StreamingResponse(_each(pieces), media_type="application/json", headers=length)
 
 
-async def _data(context: Context, job: Job, *, by_url: bool) -> ImageData:
+def spliced(head: ImagesHead, images: Sequence[bytes]) -> list[bytes]:
+    """An ImagesResponse as JSON in pieces, of images that are JSON already.
+
+    Ten images of 6 MB as one model, or as one string of bytes, take from 0.2 to 0.5 s, in any thread: the
+    interpreter's lock is held all the while, and no other request is answered.
+    """
+    pieces = [head.model_dump_json(exclude_none=True).encode().removesuffix(b"}"), b',"data":[']
+    for i, image in enumerate(images):
+        pieces += [b",", image] if i else [image]
+    return [*pieces, b"]}"]
+
+
+async def _each(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+async def _data(context: Context, job: Job, *, by_url: bool) -> bytes:
+    """The job's ImageData as JSON."""
     if by_url:
-        return ImageData(url=context.links.url(job.id, context.clock()), seed=job.request.seed)
-    return ImageData(b64_json=await image_base64(context, job), seed=job.request.seed)
+        data = ImageData(url=context.links.url(job.id, context.clock()), seed=job.request.seed)
+    else:
+        data = ImageData(b64_json=await image_base64(context, job), seed=job.request.seed)
+    return await asyncio.to_thread(lambda: data.model_dump_json(exclude_none=True).encode())
 
 
 @router.get("/v1/models", summary="The models that are served")
