@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
 
+from router.artifacts import LocalArtifacts
 from router.contract import JobEvent, JobState, WorkerHealth
+from router.dispatch import Dispatcher
 from router.errors import ArtifactError, PoolUnavailableError, QueueFullError
-from router.jobs import AttemptEnd, Job
+from router.jobs import AttemptEnd, Image, Job
+from router.notices import Notices
+from router.queue import EmbeddedQueue
+from router.worker_client import Patience, WorkerClient
 from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.emulators.paced_worker import Fault, Pace, png
-from tests.integration.router.core_rig import POOL, SLOW, Rig, eventually, rig
+from tests.integration.router.core_rig import POOL, SLOW, WITHIN_S, Rig, eventually, rig
 from tests.stores import SteeredClock, opened_store, request
 from worker.contract import WorkerState
 
@@ -131,7 +138,50 @@ async def test_a_stream_without_heartbeats_is_a_lost_worker(house: Rig, a: Paced
     assert (await b.ledger()).fetched == [f"{job.id}.2"]
 
 
-async def test_a_frozen_worker_that_thaws_after_its_lease_changes_nothing(
+@dataclass(frozen=True)
+class StalledArtifacts(LocalArtifacts):
+    """Stores nothing until it is let."""
+
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    let: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def put(self, generation_id: str, data: bytes, media_type: str) -> Image:
+        self.asked.set()
+        await self.let.wait()
+        return await LocalArtifacts(self.root).put(generation_id, data, media_type)
+
+
+async def test_a_driver_that_stalls_until_its_lease_has_run_out_finishes_too_late_and_changes_nothing(
+    a: PacedProcess, b: PacedProcess, tmp_path: Path
+) -> None:
+    ttl_ms, clock, root = 60_000, SteeredClock(), tmp_path / "artifacts"  # so long that no renewal is due
+    stalled = StalledArtifacts(root)
+    on_a, on_b = (WorkerClient(name, it.url, it.token, Patience()) for name, it in (("a", a), ("b", b)))
+    async with opened_store(tmp_path, clock) as store, aclosing(on_a), aclosing(on_b):
+        for worker, client in ((a, on_a), (b, on_b)):
+            await store.put_worker(client.name, worker.url, worker.token, POOL)
+        job = await store.add_job((await store.put_api_key("default", "0" * 64)).id, POOL, request())
+        first = await store.lease_next("a", ttl_ms)
+        assert first is not None
+        late = asyncio.create_task(Dispatcher(store, stalled, Notices(), EmbeddedQueue(), ttl_ms).drive(first, on_a))
+        await asyncio.wait_for(stalled.asked.wait(), WITHIN_S)
+        clock.advance(ttl_ms)
+        await store.sweep()
+        second = await store.lease_next("b", ttl_ms)
+        assert second is not None
+        prompt = Dispatcher(store, LocalArtifacts(root), Notices(), EmbeddedQueue(), ttl_ms)
+        assert (await prompt.drive(second, on_b)).end is AttemptEnd.FINISHED
+        ended = await store.job(job.id)
+        assert ended is not None
+        assert ended.image is not None
+        stalled.let.set()
+        assert (await late).end is None
+        assert await store.job(job.id) == ended
+        assert (await store.attempt_counts())[POOL] == {AttemptEnd.EXPIRED: 1, AttemptEnd.FINISHED: 1}
+    assert [path for path in root.rglob("*") if path.is_file()] == [root / ended.image.path]
+
+
+async def test_a_frozen_worker_that_thaws_after_its_attempt_was_lost_changes_nothing(
     house: Rig, a: PacedProcess, b: PacedProcess
 ) -> None:
     await a.pace(Pace(step_s=0.1, fault=Fault.DEAF))
