@@ -18,6 +18,7 @@ from infra.paths import StackPaths
 from infra.planner import plan as decide
 from infra.setup.engine import ensure_engine
 from infra.setup.nginx import ensure_nginx
+from infra.strays import end_strays
 from router.client import AdminClient, RouterClient, RouterClientError
 from router.contract import JobRequest
 
@@ -79,7 +80,7 @@ def preview(stack: str, model: str | None) -> None:
 
 
 def destroy(stack: str) -> None:
-    """End everything that the state holds. Needs no stack file: the state knows what there is."""
+    """End everything that the state holds, or, if it was lost, what runs in the stack's name. Needs no stack file."""
     begun = time.monotonic()
     name = stack_name(stack)
     paths = StackPaths.of(name)
@@ -88,7 +89,10 @@ def destroy(stack: str) -> None:
         return
     with operate(name, paths, (), EngineSettings(binary=ensure_engine(say)), f"destroy {name}") as engine:
         if not engine.state().resources:
-            say(f"Nothing to destroy: stack {name} has no resources.")
+            strays = asyncio.run(end_strays(paths))
+            forget(paths)
+            found = f"its state is empty, and yet these ran in its name, and are ended: {', '.join(strays)}"
+            say(f"Stack {name} is gone: {found}." if strays else f"Nothing to destroy: stack {name} has no resources.")
             return
         with following() as tell:
             done = engine.destroy(tell)

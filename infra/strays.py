@@ -1,0 +1,32 @@
+"""What runs in a stack's name although no state knows of it: found where such things are kept, and ended.
+
+A state can get lost (a removed folder, another backend); machines and units carry the stack's id, or lie in
+its own folder, and are its own by that alone. Only for a stack whose state is empty, under its lock.
+"""
+
+from __future__ import annotations
+
+from infra.identity import ensure_identity
+from infra.paths import StackPaths
+from infra.provider.site import Site
+from infra.stack import CloudName
+
+
+async def end_strays(paths: StackPaths) -> tuple[str, ...]:
+    """End every unit of the router's host and every machine that is named with the stack's id; their names.
+
+    Raises HostError or CloudError for what cannot be ended; to try again is safe.
+    """
+    site = Site(paths, {})
+    ended = []
+    router = site.router_host()
+    for unit in await router.units():
+        await router.remove(unit, lambda _: None)
+        ended.append(unit)
+    identity = ensure_identity(paths.root / "stack-id")
+    for name in CloudName:
+        cloud = site.cloud(name)
+        for machine in await cloud.list(identity.id):
+            await cloud.delete(machine.id)
+            ended.append(machine.name)
+    return tuple(ended)
