@@ -218,10 +218,15 @@ class Engine:
 def _workspace(
     stack: str, paths: StackPaths, program: Callable[[], None], settings: EngineSettings, command: EngineCommand
 ) -> LocalWorkspace:
-    secrets = SecretStore(paths.secrets)
-    secrets.ensure(PASSPHRASE)
     folder = paths.root / "project"
     folder.mkdir(mode=0o700, exist_ok=True)
+    secrets = SecretStore(paths.secrets)
+    if not secrets.path(PASSPHRASE).exists() and (sealed := _sealed(stack, paths, folder)):
+        raise EngineError(
+            f"stack {stack}: {secrets.path(PASSPHRASE)} is gone, and {sealed} is sealed with it; restore that file. If "
+            f"it is lost, remove {paths.pulumi} and {folder}, and `letterpress destroy {stack}` ends what still runs"
+        )
+    secrets.ensure(PASSPHRASE)
     backend = settings.backend or f"file://{paths.pulumi}"
     return LocalWorkspace(
         work_dir=str(folder),
@@ -244,6 +249,12 @@ def _workspace(
             "PULUMI_SKIP_UPDATE_CHECK": "true",
         },
     )
+
+
+def _sealed(stack: str, paths: StackPaths, project: Path) -> Path | None:
+    """What only the stack's passphrase opens: its state, or the settings that the engine keeps in any case."""
+    settings = project / f"Pulumi.{stack}.yaml"
+    return next((file for file in (*paths.pulumi.glob(f"**/stacks/**/{stack}.json"), settings) if file.exists()), None)
 
 
 @contextmanager

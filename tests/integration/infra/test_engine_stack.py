@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra.engine import OperationFailedError
+from infra.engine import EngineError, OperationFailedError
 from infra.engine.events import Action, Stage
 from infra.engine.guard import orphans
 from infra.secrets import SecretStore
@@ -152,6 +153,20 @@ def test_a_lost_token_is_drawn_anew_and_reaches_the_worker_and_the_router(rig: R
     assert done(rig.up()) == {"batch-1-workers": Action.UPDATE, "batch-1-registration": Action.UPDATE}
     after = rig.pids()
     assert [name for name in before if after[name] != before[name]] == ["batch-1"]
+
+
+def test_a_lost_passphrase_is_named_and_never_drawn_anew_over_a_state(rig: Rig) -> None:
+    rig.preview()
+    passphrase = SecretStore(rig.paths.secrets).path("passphrase")
+    kept = passphrase.rename(passphrase.with_name("kept"))
+    with pytest.raises(EngineError, match=r"secrets/passphrase is gone, and .*rig\.json is sealed with it"):
+        rig.preview()
+    shutil.rmtree(rig.paths.pulumi)
+    with pytest.raises(EngineError, match=r"Pulumi\.rig\.yaml is sealed with it.* remove .*/project,"):
+        rig.preview()
+    assert not passphrase.exists()
+    kept.rename(passphrase)
+    assert rig.preview().changes
 
 
 def test_a_worker_that_fails_says_why_and_what_to_do_and_nothing_is_deleted(rig: Rig) -> None:
