@@ -37,6 +37,9 @@ from worker.contract import Frozen, Preset, Prompt, Seed, Side, Steps
 
 INTERACTIVE = "interactive"
 BATCH = "batch"
+MAX_PORT = 65_535
+SOCKET_PATH_MAX = 107
+"""In bytes: `sun_path` holds 108 with its closing zero (unix(7))."""
 
 PoolName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 WorkerName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
@@ -136,6 +139,16 @@ def _token(value: str) -> str:
     return value
 
 
+def _reachable(url: str) -> str:
+    """What the socket calls would refuse only when the worker is asked, and then each time."""
+    path = url.removeprefix("unix:").encode()
+    if url.startswith("unix:") and (b"\0" in path or len(path) > SOCKET_PATH_MAX):
+        raise ValueError(f"a unix socket's path has at most {SOCKET_PATH_MAX} bytes, and no NUL among them")
+    if url.startswith("http:") and not 1 <= int(url.rpartition(":")[2]) <= MAX_PORT:
+        raise ValueError(f"a port is a number from 1 to {MAX_PORT}")
+    return url
+
+
 class WorkerRegistration(Frozen):
     """A worker the router may use.
 
@@ -143,7 +156,11 @@ class WorkerRegistration(Frozen):
     `token` is what the worker asks of its callers; the router keeps it and never shows it.
     """
 
-    url: Annotated[str, StringConstraints(pattern=r"^(http://(127\.0\.0\.1|\[::1\]|localhost):\d{1,5}|unix:/.+)$")]
+    url: Annotated[
+        str,
+        StringConstraints(pattern=r"^(http://(127\.0\.0\.1|\[::1\]|localhost):[0-9]{1,5}|unix:/.+)$"),
+        AfterValidator(_reachable),
+    ]
     token: Annotated[str, StringConstraints(min_length=16, max_length=256), AfterValidator(_token)]
     pool: PoolName
 

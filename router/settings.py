@@ -14,11 +14,10 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, HttpUrl, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from router.contract import SOCKET_PATH_MAX
 from router.errors import RouterError
 
 PREFIX = "LETTERPRESS_ROUTER_"
-SOCKET_PATH_MAX = 107
-"""`sun_path` holds 108 bytes with its closing zero (unix(7))."""
 MIN_SECRET_CHARS = 16
 
 

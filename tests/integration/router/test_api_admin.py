@@ -133,6 +133,11 @@ async def test_draining_a_stranger_is_not_found(admin: AdminClient) -> None:
     [
         ("Upper", {"url": "http://127.0.0.1:1", "token": TOKEN, "pool": "batch"}),
         ("w-3", {"url": "http://10.0.0.1:1", "token": TOKEN, "pool": "batch"}),
+        ("w-3", {"url": "http://127.0.0.1:0", "token": TOKEN, "pool": "batch"}),
+        ("w-3", {"url": "http://127.0.0.1:99999", "token": TOKEN, "pool": "batch"}),
+        ("w-3", {"url": "http://127.0.0.1:٨٠", "token": TOKEN, "pool": "batch"}),
+        ("w-3", {"url": f"unix:/{'é' * 54}", "token": TOKEN, "pool": "batch"}),
+        ("w-3", {"url": "unix:/run/\0w", "token": TOKEN, "pool": "batch"}),
         ("w-3", {"url": "http://127.0.0.1:1", "token": "short", "pool": "batch"}),
         ("w-3", {"url": "http://127.0.0.1:1", "token": "é" * 20, "pool": "batch"}),
         ("w-3", {"url": "http://127.0.0.1:1", "token": f"{TOKEN}\r\nX: y", "pool": "batch"}),
