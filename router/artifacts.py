@@ -47,7 +47,7 @@ class LocalArtifacts:
     root: Path
 
     async def put(self, generation_id: str, data: bytes, media_type: str) -> Image:
-        digest = hashlib.sha256(data).hexdigest()
+        digest = await asyncio.to_thread(_digest, data)
         job_id = generation_id.partition(".")[0]
         name = f"{generation_id}-{digest[:16]}{SUFFIXES.get(media_type, '.bin')}"
         relative = Path(_fan(job_id), name)
@@ -77,6 +77,10 @@ class LocalArtifacts:
 
 def _fan(job_id: str) -> str:
     return job_id[-2:]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:
