@@ -32,6 +32,7 @@ from starlette.routing import Route
 from worker.contract import (
     EVENTS_MEDIA_TYPE,
     GENERATION_ID,
+    MAX_BODY_BYTES,
     MAX_PROMPT_TOKENS,
     PROBLEM_MEDIA_TYPE,
     Accepted,
@@ -48,9 +49,9 @@ from worker.contract import (
     WorkerState,
     WorkerStatus,
 )
+from worker.presets import sampling
 
 PLACES = 2
-PRESET_STEPS = 20
 
 
 class Fault(StrEnum):
@@ -72,6 +73,7 @@ class Pace(Frozen):
     state: WorkerState = WorkerState.READY
     fault: Fault = Fault.NONE
     times: int | None = Field(default=None, ge=0)
+    keep_s: float = Field(default=600, ge=0)
 
 
 class Ledger(Frozen):
@@ -93,23 +95,25 @@ class Generation:
     news: asyncio.Condition = field(default_factory=asyncio.Condition)
     cancelled: bool = False
     image: bytes = b""
+    ended_at: float = 0.0
 
     @property
     def ended(self) -> bool:
         return bool(self.events) and isinstance(self.events[-1], Finished | Failed)
 
     async def say(self, event: Accepted | Started | Step | Finished | Failed) -> None:
+        self.events.append(event)
+        self.ended_at = monotonic()
         async with self.news:
-            self.events.append(event)
             self.news.notify_all()
 
 
 class RefusalError(Exception):
     """A request ends here, with this problem."""
 
-    def __init__(self, kind: ProblemType, status: int, detail: str) -> None:
+    def __init__(self, kind: ProblemType, status: int, detail: str, errors: list[str] | None = None) -> None:
         super().__init__(detail)
-        self.problem = Problem(type=kind, title=kind.value, status=status, detail=detail)
+        self.problem = Problem(type=kind, title=kind.value, status=status, detail=detail, errors=errors or [])
 
 
 class PacedWorker:
@@ -161,13 +165,15 @@ class PacedWorker:
     async def _put(self, request: Request) -> Response:
         self._asked += 1
         name = self._name(request)
-        if not re.fullmatch(GENERATION_ID, name):
-            raise RefusalError(ProblemType.INVALID_REQUEST, 422, f"{name!r} is no generation id")
+        content = await request.body()
+        if len(content) > MAX_BODY_BYTES:
+            raise RefusalError(ProblemType.TOO_LARGE, 413, f"the body is over {MAX_BODY_BYTES} bytes")
         try:
-            body = GenerationRequest.model_validate_json(await request.body())
+            body = GenerationRequest.model_validate_json(content)
         except ValidationError as error:
-            raise RefusalError(ProblemType.INVALID_REQUEST, 422, str(error)) from error
-        generation = self._generations.get(name) or self._begin(name, body)
+            errors = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise RefusalError(ProblemType.INVALID_REQUEST, 422, "the body is no request", errors) from error
+        generation = self._find(name) or self._begin(name, body)
         if generation.request != body:
             raise RefusalError(ProblemType.CONFLICT, 409, "this id was started with another body")
         return StreamingResponse(self._follow(generation), media_type=EVENTS_MEDIA_TYPE)
@@ -178,13 +184,18 @@ class PacedWorker:
         generation = self._generations.get(name)
         if generation is not None and generation.fault is not Fault.DEAF:
             generation.cancelled = True
+            if name != self._running and not generation.ended:
+                detail = "cancelled before it started"
+                await generation.say(Failed(id=name, type=FailureType.CANCELLED, detail=detail, retryable=False))
         return Response(status_code=204)
 
     async def _image(self, request: Request) -> Response:
         name = self._name(request)
-        generation = self._generations.get(name)
-        if generation is None:
-            raise RefusalError(ProblemType.NOT_FOUND, 404, f"no generation {name}")
+        generation = self._find(name)
+        if generation is None and name in self._generations:
+            raise RefusalError(ProblemType.GONE, 410, f"the image of {name} was kept for its time")
+        if generation is None or (generation.ended and not generation.image):
+            raise RefusalError(ProblemType.NOT_FOUND, 404, f"no image of {name}")
         if not generation.image:
             raise RefusalError(ProblemType.NOT_FINISHED, 409, f"{name} has no image yet")
         self._ledger["fetched"].append(name)
@@ -197,7 +208,16 @@ class PacedWorker:
         """The generation that a request with the right token names."""
         if request.headers.get("authorization") != f"Bearer {self._token}":
             raise RefusalError(ProblemType.UNAUTHORIZED, 401, "wrong token")
-        return str(request.path_params["id"])
+        name = str(request.path_params["id"])
+        if not re.fullmatch(GENERATION_ID, name):
+            raise RefusalError(ProblemType.INVALID_REQUEST, 422, f"{name!r} is no generation id", [f"id: {name!r}"])
+        return name
+
+    def _find(self, name: str) -> Generation | None:
+        """The generation, unless it has ended and been kept for its time."""
+        found = self._generations.get(name)
+        kept = found is None or not found.ended or monotonic() - found.ended_at <= self._pace.keep_s
+        return found if kept else None
 
     def _begin(self, name: str, body: GenerationRequest) -> Generation:
         if self._pace.state is not WorkerState.READY:
@@ -206,6 +226,7 @@ class PacedWorker:
         if self._pace.fault is Fault.BUSY or taken >= PLACES:
             raise RefusalError(ProblemType.BUSY, 503, "both places are taken")
         generation = self._generations[name] = Generation(body, self._next_fault())
+        generation.events.append(Accepted(id=name))
         task = asyncio.create_task(self._generate(name, generation))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -221,8 +242,9 @@ class PacedWorker:
 
     async def _generate(self, name: str, generation: Generation) -> None:
         arrived = monotonic()
-        await generation.say(Accepted(id=name))
         async with self._gpu:
+            if generation.ended:
+                return
             self._running = name
             try:
                 await generation.say(await self._denoise(name, generation, monotonic() - arrived))
@@ -235,7 +257,7 @@ class PacedWorker:
             detail = f"the prompt has {len(request.prompt.split())} tokens; at most {MAX_PROMPT_TOKENS} are possible"
             return Failed(id=name, type=FailureType.INVALID_REQUEST, detail=detail, retryable=False)
         self._ledger["started"].append(name)
-        steps = request.steps or PRESET_STEPS
+        steps = sampling(request).steps
         await generation.say(Started(id=name, steps=steps))
         for step in range(1, steps + 1):
             await asyncio.sleep(self._pace.step_s)
