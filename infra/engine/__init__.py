@@ -28,7 +28,7 @@ from pulumi.automation import Deployment, LocalWorkspace, ProjectBackend, Projec
 from pulumi.automation.errors import CommandError, ConcurrentUpdateError, StackNotFoundError
 from pulumi.automation.events import EngineEvent
 
-from infra.engine.command import EngineCommand
+from infra.engine.command import EngineCommand, InterruptedBeforeError
 from infra.engine.events import EventReader, OnProgress, Outcome, plain
 from infra.engine.guard import MARK, backend_locks, end_orphans, only_operation, orphans, require_orphaned
 from infra.engine.state import StackState, mended, recorded
@@ -200,6 +200,8 @@ class Engine:
                 except KeyboardInterrupt:
                     interrupted = True
                     self._command.interrupt()
+                except InterruptedBeforeError:
+                    raise self._cancelled() from None
                 except CommandError as error:
                     if interrupted:
                         raise self._cancelled() from error

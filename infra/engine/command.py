@@ -13,27 +13,42 @@ import subprocess
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Timer
 from typing import IO
 
 from pulumi.automation import CommandResult, OnOutput, PulumiCommand
 from pulumi.automation.errors import create_command_error
 from semver import VersionInfo
 
+from infra.errors import InfraError
 from infra.setup.engine import ENGINE_VERSION
 
 BACKEND_ACCESS = "PULUMI_ACCESS_TOKEN"
 """What a backend may ask for, and only the user has."""
 
+PATIENT_INTERRUPTS = 2
+"""The first lets the engine finish what it is writing, the second makes it end. A third means that it has not."""
+KILL_GRACE_S = 5.0
+
+
+class InterruptedBeforeError(InfraError):
+    """A person had interrupted the operation when its next command was about to start."""
+
 
 class EngineCommand(PulumiCommand):
-    """The binary, run in `folder`'s environment. Not asked for its version: whoever found it has done that."""
+    """The binary of one operation, with all its commands. Once interrupted, it starts no other.
+
+    Not asked for its version: whoever found it has done that.
+    """
+
+    kill_grace_s: float = KILL_GRACE_S
 
     def __init__(self, binary: Path) -> None:
         self.command = str(binary)
         self.version = VersionInfo.parse(ENGINE_VERSION)
         self._lock = Lock()
         self._process: subprocess.Popen[str] | None = None
+        self._interrupts = 0
 
     def run(
         self,
@@ -43,8 +58,13 @@ class EngineCommand(PulumiCommand):
         on_output: OnOutput | None = None,
         on_error: OnOutput | None = None,
     ) -> CommandResult:
-        """Run one command to its end; CommandError (one of its kinds) if it fails."""
+        """Run one command to its end.
+
+        Raises CommandError (one of its kinds) if it fails, InterruptedBeforeError if it may not start any more.
+        """
         with self._lock:
+            if self._interrupts:
+                raise InterruptedBeforeError("interrupted before the engine was started")
             process = subprocess.Popen(
                 [self.command, *args, "--non-interactive"],
                 cwd=cwd,
@@ -66,10 +86,19 @@ class EngineCommand(PulumiCommand):
         return result
 
     def interrupt(self) -> None:
-        """Ask what runs to stop: at first it finishes what it is writing, when asked again it just ends."""
+        """Ask what runs to stop: at first it finishes what it is writing, when asked again it just ends.
+
+        Asked a third time, it is killed if it has not ended `kill_grace_s` later: nothing hangs for ever.
+        """
         with self._lock:
-            if self._process is not None:
-                self._process.send_signal(signal.SIGINT)
+            self._interrupts += 1
+            if self._process is None:
+                return
+            self._process.send_signal(signal.SIGINT)
+            if self._interrupts == PATIENT_INTERRUPTS + 1:
+                killer = Timer(self.kill_grace_s, self._process.kill)
+                killer.daemon = True
+                killer.start()
 
 
 def _inherited(environ: Mapping[str, str]) -> dict[str, str]:

@@ -6,11 +6,15 @@ The engine is emulated as what it is: an executable.
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pulumi.automation.errors import CommandError
 
-from infra.engine.command import EngineCommand
+from infra.engine.command import EngineCommand, InterruptedBeforeError
+from tests.waiting import eventually
 
 
 def engine(folder: Path, script: str) -> EngineCommand:
@@ -36,3 +40,48 @@ def test_what_the_user_has_set_for_a_pulumi_of_their_own_does_not_reach_ours(
         "PULUMI_CONFIG_PASSPHRASE_FILE=/ours",
     ]
     assert "AWS_PROFILE=theirs" in said
+
+
+STUBBORN = "trap 'echo asked >> asked' INT; echo here > here; while :; do sleep 0.05; done"
+
+
+def asked(folder: Path) -> int:
+    file = folder / "asked"
+    return len(file.read_text().split()) if file.exists() else 0
+
+
+def interrupted(command: EngineCommand, folder: Path) -> Callable[[], bool]:
+    """Interrupts once more, and says afterwards whether the engine has noticed."""
+    before = asked(folder)
+    command.interrupt()
+    return lambda: asked(folder) > before
+
+
+def test_an_interrupt_that_comes_before_the_engine_starts_keeps_it_from_starting(tmp_path: Path) -> None:
+    command = engine(tmp_path, "echo here > here")
+    command.interrupt()
+    with pytest.raises(InterruptedBeforeError):
+        command.run([], str(tmp_path), {})
+    assert not (tmp_path / "here").exists()
+
+
+def test_an_interrupt_between_two_commands_keeps_the_second_from_starting(tmp_path: Path) -> None:
+    command = engine(tmp_path, "echo here >> here")
+    command.run([], str(tmp_path), {})
+    command.interrupt()
+    with pytest.raises(InterruptedBeforeError):
+        command.run([], str(tmp_path), {})
+    assert (tmp_path / "here").read_text() == "here\n"
+
+
+def test_an_engine_that_ends_for_no_interrupt_is_killed_at_the_third(tmp_path: Path) -> None:
+    command = engine(tmp_path, STUBBORN)
+    command.kill_grace_s = 0
+    with ThreadPoolExecutor(1) as executor:
+        running = executor.submit(command.run, [], str(tmp_path), {})
+        eventually((tmp_path / "here").exists, 5, "the engine runs")
+        for _ in range(2):
+            eventually(interrupted(command, tmp_path), 5, "the engine answers in its own time")
+        command.interrupt()
+        with pytest.raises(CommandError, match="-9"):
+            running.result(5)
