@@ -223,9 +223,7 @@ async def test_a_device_error_tells_everyone_and_breaks_the_worker() -> None:
     # No future can hold a StopIteration; Python's own generators make a RuntimeError of it too.
     [(KeyError("a secret prompt"), "KeyError"), (StopIteration("a secret prompt"), "RuntimeError")],
 )
-async def test_an_unforeseen_error_fails_one_generation_without_showing_its_words(
-    error: Exception, named: str
-) -> None:
+async def test_an_unforeseen_error_fails_one_generation_without_showing_its_words(error: Exception, named: str) -> None:
     engine = ScriptedEngine()
     async with ready_runner(engine) as runner:
         generation = runner.put("a.1", request())
