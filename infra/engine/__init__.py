@@ -29,7 +29,7 @@ from pulumi.automation.errors import CommandError, ConcurrentUpdateError, StackN
 from pulumi.automation.events import EngineEvent
 
 from infra.engine.command import EngineCommand, InterruptedBeforeError
-from infra.engine.events import EventReader, OnProgress, Outcome, plain
+from infra.engine.events import EventReader, OnProgress, Outcome, last_words
 from infra.engine.guard import MARK, backend_locks, end_orphans, only_operation, orphans, require_orphaned
 from infra.engine.state import StackState, mended, recorded
 from infra.errors import InfraError
@@ -147,13 +147,18 @@ class Engine:
             return self._run(lambda: self._workspace.export_stack(self._name))
         except StackNotFoundError:
             return None
+        except CommandError as error:
+            raise self._failed(error) from error
 
     def _program(self) -> None:
         self._loop = asyncio.get_running_loop()
         declare(self._declared)
 
     def _stack(self) -> Stack:
-        return self._run(lambda: Stack.create_or_select(self._name, self._workspace))
+        try:
+            return self._run(lambda: Stack.create_or_select(self._name, self._workspace))
+        except CommandError as error:
+            raise self._failed(error) from error
 
     def _perform(self, operation: _Operation, on_progress: OnProgress) -> Outcome:
         reader = EventReader(on_progress)
@@ -162,7 +167,7 @@ class Engine:
         except CommandError as error:
             outcome = reader.outcome()
             if not outcome.failures:
-                raise EngineError(f"stack {self._name}: {_last_words(error)}") from error
+                raise self._failed(error) from error
             raise OperationFailedError(outcome) from error
         finally:
             self._close_loop()
@@ -210,6 +215,9 @@ class Engine:
                     if interrupted:
                         raise self._cancelled()
                     return result
+
+    def _failed(self, error: CommandError) -> EngineError:
+        return EngineError(f"stack {self._name}: {last_words(str(error))}")
 
     def _cancelled(self) -> OperationCancelledError:
         return OperationCancelledError(
@@ -272,9 +280,3 @@ def _ending_signals_interrupt() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def _last_words(error: CommandError) -> str:
-    """What the engine said at its end, of a failure that it gave no event for."""
-    words = plain(str(error)).splitlines()
-    return "\n".join(words[-5:])

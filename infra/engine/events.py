@@ -21,6 +21,10 @@ from infra.provider.resource import Kind, name_of
 NOISE = re.compile(r"^(\d+ errors? occurred:|\s*\* )|^\s*\*?\s*([Cc]reating|[Uu]pdating|[Dd]eleting) urn:\S+: ")
 """What the engine wraps a provider's message in."""
 
+RESULT = re.compile(r"\s*code: (?P<code>-?\d+)\n stdout: (?P<stdout>.*)\n stderr: (?P<stderr>.*)", re.DOTALL)
+"""How the Automation API describes a command that failed."""
+LAST_LINES = 5
+
 
 class Action(StrEnum):
     """What a step does to a resource."""
@@ -171,6 +175,16 @@ def plain(message: str) -> str:
     """The provider's own words, out of what the engine wraps them in."""
     lines = (NOISE.sub("", NOISE.sub("", line)) for line in _uncoloured(message).strip().splitlines())
     return "\n".join(line.rstrip() for line in lines).strip()
+
+
+def last_words(failure: str) -> str:
+    """What the engine said at its end, out of the description of a failure that it gave no event for."""
+    result = RESULT.fullmatch(failure)
+    if result is None:
+        return plain(failure)
+    said = plain(result["stderr"]) or plain(result["stdout"])
+    words = "\n".join(said.splitlines()[-LAST_LINES:]).removeprefix("error: ")
+    return words or f"the engine ended with code {result['code']} and said nothing"
 
 
 def _uncoloured(text: str) -> str:

@@ -169,6 +169,16 @@ def test_a_lost_passphrase_is_named_and_never_drawn_anew_over_a_state(rig: Rig) 
     assert rig.preview().changes
 
 
+def test_a_passphrase_that_opens_nothing_is_reported_in_the_engines_own_words(rig: Rig) -> None:
+    rig.preview()
+    passphrase = SecretStore(rig.paths.secrets).path("passphrase")
+    right = passphrase.read_text()
+    passphrase.write_text("another")
+    with pytest.raises(EngineError, match=r"^stack rig: .*incorrect passphrase$"):
+        rig.preview()
+    passphrase.write_text(right)
+
+
 def test_a_worker_that_fails_says_why_and_what_to_do_and_nothing_is_deleted(rig: Rig) -> None:
     rig.let_workers("0.5", "dies")
     with pytest.raises(OperationFailedError) as caught:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pulumi.automation import CommandResult
 from pulumi.automation.events import EngineEvent
 
-from infra.engine.events import Action, Change, EventReader, Failure, Progress, Stage, plain
+from infra.engine.events import Action, Change, EventReader, Failure, Progress, Stage, last_words, plain
 from infra.provider.resource import Kind
 
 URN = f"urn:pulumi:s::letterpress::{Kind.WORKER_HOST}::a-1-workers"
@@ -117,3 +118,21 @@ def test_a_listener_that_fails_stops_nothing_and_is_heard_of_in_the_end(listener
     listener.step("resOutputsEvent", "create")
     with pytest.raises(OSError, match="nobody reads this"):
         listener.reader.outcome()
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "words"),
+    [
+        ("", "error: could not get stack: incorrect passphrase", "could not get stack: incorrect passphrase"),
+        (
+            "Updating (s)\n stderr: of somebody",
+            "warning: old\nerror: no space left",
+            "warning: old\nerror: no space left",
+        ),
+        ("panic: nil", "", "panic: nil"),
+        ("", "1\n2\n3\n4\n5\n6\n7", "3\n4\n5\n6\n7"),
+        ("", "", "the engine ended with code 255 and said nothing"),
+    ],
+)
+def test_a_failure_without_an_event_is_told_in_the_engines_last_words(stdout: str, stderr: str, words: str) -> None:
+    assert last_words(str(CommandResult(stdout, stderr, 255))) == words
