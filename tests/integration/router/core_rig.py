@@ -11,7 +11,7 @@ from pathlib import Path
 
 from router.contract import WorkerHealth, WorkerRegistration, WorkerView
 from router.core import Core, CoreConfig, open_core
-from router.jobs import Job
+from router.jobs import AttemptEnd, Job
 from router.store import ApiKey
 from router.worker_client import Patience
 from tests.emulators.paced_process import PacedProcess
@@ -89,3 +89,7 @@ class Rig:
 async def rig(folder: Path) -> AsyncIterator[Rig]:
     async with open_core(brisk(folder)) as core:
         yield Rig(core, await core.store.put_api_key("default", "0" * 64))
+
+
+async def ends(house: Rig) -> dict[AttemptEnd, int]:
+    return dict((await house.core.store.attempt_counts()).get(POOL, {}))

@@ -10,26 +10,13 @@ import pytest_asyncio
 
 from router.client import AdminClient, RouterAwayError, RouterNotFoundError, RouterUnauthorizedError
 from router.contract import WorkerHealth, WorkerRegistration, fingerprint
-from tests.emulators.paced_process import PacedProcess, paced_worker
-from tests.integration.router.served import ADMIN_KEY, ServedRouter, served_router, until
+from tests.emulators.paced_process import PacedProcess
+from tests.integration.router.served import ADMIN_KEY, ServedRouter, until
 from tests.ports import free_ports
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TOKEN = "sixteen-characters-or-more"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def worker() -> AsyncIterator[PacedProcess]:
-    async with paced_worker() as process:
-        yield process
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def router(worker: PacedProcess) -> AsyncIterator[ServedRouter]:
-    async with served_router() as served:
-        await served.use("w-1", worker)
-        yield served
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -15,7 +15,6 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.emulators.paced_worker import png
 from tests.integration.router.served import ServedRouter, served_router
 from worker.contract import GenerationRequest
@@ -65,19 +64,6 @@ OPENAI = Dialect(
 )
 NATIVE = Dialect("/v1/jobs", 422, "width", {"steps": 0}, {"width": 1000}, {"width": 256, "height": 256, "steps": 2})
 every_dialect = pytest.mark.parametrize("dialect", [SEED, OPENAI, NATIVE], ids=lambda dialect: dialect.path)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def worker() -> AsyncIterator[PacedProcess]:
-    async with paced_worker() as process:
-        yield process
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def router(worker: PacedProcess) -> AsyncIterator[ServedRouter]:
-    async with served_router() as served:
-        await served.use("w-1", worker)
-        yield served
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -39,13 +39,6 @@ async def worker() -> AsyncIterator[PacedProcess]:
         yield process
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def router(worker: PacedProcess) -> AsyncIterator[ServedRouter]:
-    async with served_router() as served:
-        await served.use("w-1", worker)
-        yield served
-
-
 @pytest_asyncio.fixture(loop_scope="module")
 async def http(router: ServedRouter) -> AsyncIterator[httpx.AsyncClient]:
     async with router.http() as client:

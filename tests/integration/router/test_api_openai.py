@@ -13,24 +13,11 @@ import pytest_asyncio
 
 from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.emulators.paced_worker import Fault, Pace
-from tests.integration.router.served import API_KEY, PUBLIC_URL, ServedRouter, served_router, until
+from tests.integration.router.served import API_KEY, PUBLIC_URL, ServedRouter, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SMALL = {"num_inference_steps": 2}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def worker() -> AsyncIterator[PacedProcess]:
-    async with paced_worker() as process:
-        yield process
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def router(worker: PacedProcess) -> AsyncIterator[ServedRouter]:
-    async with served_router() as served:
-        await served.use("w-1", worker)
-        yield served
 
 
 @pytest_asyncio.fixture(loop_scope="module")
