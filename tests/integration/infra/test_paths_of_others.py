@@ -11,11 +11,8 @@ from infra.paths import StackPaths
 from tests.integration.infra.nobody import nobody
 
 SCRIPT = """
-import os, sys, types
+import os, sys
 from pathlib import Path
-# The Python that nobody may run has no pydantic, and of the contract one number is wanted.
-sys.modules["router"] = types.ModuleType("router")
-sys.modules["router.contract"] = types.SimpleNamespace(SOCKET_PATH_MAX=107)
 from infra.paths import PathsError, StackPaths
 home, os.environ["LETTERPRESS_RUN"] = sys.argv[1:]
 try:
