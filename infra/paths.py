@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import InfraError
-from router.contract import SOCKET_PATH_MAX
 
+SOCKET_PATH_MAX = 107
+"""`sun_path` holds 108 bytes with its closing zero (unix(7))."""
 SOCKET_NAME_MAX = 16
 """How long the name of a socket in the run directory may be."""
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.paths import SOCKET_NAME_MAX, PathsError, StackPaths
+from infra.paths import SOCKET_NAME_MAX, SOCKET_PATH_MAX, PathsError, StackPaths
 from infra.secrets import ADMIN_KEY, API_KEY, PASSPHRASE, SecretStore, worker_token
-from router.contract import SOCKET_PATH_MAX
 
 
 @pytest.fixture
