@@ -120,3 +120,8 @@ def main() -> None:
     except InfraError as error:
         fail(str(error))
         sys.exit(1)
+    except PermissionError as error:
+        fail(
+            f"{error.filename}: {error.strerror}; a stack belongs to the user who deployed it, so do this as that user"
+        )
+        sys.exit(1)
