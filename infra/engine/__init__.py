@@ -140,7 +140,10 @@ class Engine:
         deployment = mended(exported.deployment) if exported else None
         if exported and deployment is not None:
             whole = Deployment(version=exported.version, deployment=dict(deployment))
-            self._unlocked(lambda: self._workspace.import_stack(self._name, whole))
+            try:
+                self._unlocked(lambda: self._workspace.import_stack(self._name, whole))
+            except CommandError as error:
+                raise self._failed(error) from error
 
     def _export(self) -> Deployment | None:
         try:
