@@ -190,6 +190,8 @@ def done(outcome: Outcome) -> dict[str, Action]:
 
 
 def main(folder: Path) -> None:
+    # A shell that runs the tests in its background has them, and so us, ignore what a terminal would send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with Rig(folder).engine("deploy") as engine:
         engine.up(lambda progress: print(f"{progress.resource} {progress.stage} {progress.text}", flush=True))
 
