@@ -6,6 +6,7 @@ The engine is emulated as what it is: an executable.
 from __future__ import annotations
 
 import stat
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,7 +43,14 @@ def test_what_the_user_has_set_for_a_pulumi_of_their_own_does_not_reach_ours(
     assert "AWS_PROFILE=theirs" in said
 
 
-STUBBORN = "trap 'echo asked >> asked' INT; echo here > here; while :; do sleep 0.05; done"
+# Like the real one it hears an interrupt even where a shell's background has it ignored, which sh cannot.
+STUBBORN = f"""exec {sys.executable} -S -c '
+import pathlib, signal, time
+def hear(*_): pathlib.Path("asked").open("a").write("asked\\n")
+signal.signal(signal.SIGINT, hear)
+pathlib.Path("here").touch()
+while True: time.sleep(0.05)
+'"""
 
 
 def asked(folder: Path) -> int:
@@ -79,9 +87,13 @@ def test_an_engine_that_ends_for_no_interrupt_is_killed_at_the_third(tmp_path: P
     command.kill_grace_s = 0
     with ThreadPoolExecutor(1) as executor:
         running = executor.submit(command.run, [], str(tmp_path), {})
-        eventually((tmp_path / "here").exists, 5, "the engine runs")
-        for _ in range(2):
-            eventually(interrupted(command, tmp_path), 5, "the engine answers in its own time")
-        command.interrupt()
-        with pytest.raises(CommandError, match="-9"):
-            running.result(5)
+        try:
+            eventually((tmp_path / "here").exists, 5, "the engine runs")
+            for _ in range(2):
+                eventually(interrupted(command, tmp_path), 5, "the engine answers in its own time")
+            command.interrupt()
+            with pytest.raises(CommandError, match="-9"):
+                running.result(5)
+        finally:
+            for _ in range(3):  # whatever went wrong above: nothing waits for it for ever
+                command.interrupt()
