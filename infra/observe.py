@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 from infra.deployment import Deployment
 from infra.hosts import Host, UnitStatus
-from infra.placement import machine_names
 from infra.planner import placed
-from infra.program import worker_names
+from infra.program import seats
 from infra.provider.router_host import EDGE, ROUTER
 from infra.provider.site import Site
 from infra.provider.worker_host import worker_url
@@ -64,15 +63,9 @@ def _workers(deployment: Deployment) -> Iterator[tuple[str, list[Described]]]:
     """Each machine's rented name and its workers, with the ports that the description gives them."""
     placement, identity = placed(deployment.paths)
     for pool, described in deployment.description.pools.items():
-        port = described.first_port
-        for machine in machine_names(pool, described.machines):
-            place = placement.of(machine)
-            if place is None:
-                continue
-            names = worker_names(place)
-            workers = [Described(name, name, worker_url(port + index), pool) for index, name in enumerate(names)]
-            port += len(names)
-            yield identity.machine(machine, place.generation), workers
+        for place, seated in seats(pool, described, placement):
+            workers = [Described(seat.worker, seat.worker, worker_url(seat.port), pool) for seat in seated]
+            yield identity.machine(place.machine, place.generation), workers
 
 
 async def _ask_router(deployment: Deployment) -> RouterSays | None:

@@ -70,6 +70,28 @@ def worker_names(placed: Placed) -> tuple[str, ...]:
     return (placed.machine,) if count == 1 else tuple(f"{placed.machine}-gpu{index}" for index in range(count))
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where one worker is: its name, what it computes on, and its loopback port."""
+
+    worker: str
+    device: str
+    port: int
+
+
+def seats(name: str, pool: Pool, placement: Placement) -> Iterator[tuple[Placed, tuple[Seat, ...]]]:
+    """Each placed machine of a pool with its workers; ports count up from the pool's first, across machines."""
+    port = pool.first_port
+    for machine in machine_names(name, pool.machines):
+        placed = placement.of(machine)
+        if placed is None:
+            continue
+        workers = enumerate(zip(worker_names(placed), devices(placed.offer), strict=True), start=port)
+        seated = tuple(Seat(worker, device, at) for at, (worker, device) in workers)
+        port += len(seated)
+        yield placed, seated
+
+
 def secret_names(placement: Placement) -> tuple[str, ...]:
     """Every secret whose fingerprint `resources` wants."""
     tokens = (worker_token(name) for placed in placement.machines for name in worker_names(placed))
@@ -127,20 +149,24 @@ def _pool(
     fingerprints: Mapping[str, str],
     program: Program,
 ) -> Iterator[Declared]:
-    port = pool.first_port
     for machine in machine_names(name, pool.machines):
-        placed = placement.of(machine)
-        if placed is None:
+        if placement.of(machine) is None:
             raise ValueError(f"{machine} has no place; place() gives every described machine one")
-        workers = []
-        for worker, device in zip(worker_names(placed), devices(placed.offer), strict=True):
-            token = fingerprints[worker_token(worker)]
-            setting = first_port_setting(name)
-            workers.append(WorkerInputs(name=worker, device=device, port=port, token=token, setting=setting))
-            port += 1
-        yield from _machine(placed, identity, description, program, tuple(workers))
-        for worker_inputs in workers:
-            yield _registration(worker_inputs, machine, name, description)
+    setting = first_port_setting(name)
+    for placed, seated in seats(name, pool, placement):
+        workers = tuple(
+            WorkerInputs(
+                name=seat.worker,
+                device=seat.device,
+                port=seat.port,
+                token=fingerprints[worker_token(seat.worker)],
+                setting=setting,
+            )
+            for seat in seated
+        )
+        yield from _machine(placed, identity, description, program, workers)
+        for worker in workers:
+            yield _registration(worker, placed.machine, name, description)
 
 
 def _machine(
