@@ -117,11 +117,6 @@ class Engine:
         stack = self._stack()
         return self._perform(lambda **options: stack.up(refresh=True, **options), on_progress)
 
-    def refresh(self, on_progress: OnProgress) -> Outcome:
-        """Look, and write down what was seen."""
-        stack = self._stack()
-        return self._perform(stack.refresh, on_progress)
-
     def destroy(self, on_progress: OnProgress) -> Outcome:
         """End everything that the state holds. What is then left of the stack in the backend is removed."""
         stack = self._stack()
