@@ -154,7 +154,7 @@ class Dispatcher:
         except ArtifactError as error:
             log.error("artifact_not_stored", job=lease.job_id, attempt=lease.attempt, error=str(error))  # noqa: TRY400
             return Unmade(AttemptEnd.LOST, str(error))
-        except Exception as error:
+        except Exception as error:  # an attempt ends by name whatever happens, or its job would wait for the sweeper
             log.exception("attempt_failed_unexpectedly", job=lease.job_id, attempt=lease.attempt, worker=lease.worker)
             return Unmade(AttemptEnd.LOST, f"unexpected: {type(error).__name__}: {error}")
 

@@ -22,6 +22,6 @@ async def forever(name: str, loop: Callable[[], Awaitable[None]], pause_s: float
             await loop()
         except StoreUnavailableError as error:
             log.error("store_unavailable", loop=name, error=str(error))  # noqa: TRY400 - its trace says nothing more
-        except Exception:
+        except Exception:  # to go on after what nobody foresaw is what this module is for
             log.exception("loop_failed", loop=name)
         await asyncio.sleep(pause_s)

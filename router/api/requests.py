@@ -65,7 +65,7 @@ class Rim:
 
         try:
             await self._app(scope, receive, send_named)
-        except Exception as error:
+        except Exception as error:  # the rim: whatever nobody foresaw still gets an answer, and the log its trace
             _log.exception("request failed", path=scope["path"])
             if status:
                 raise  # half an answer is out; the server can only cut the connection

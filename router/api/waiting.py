@@ -49,7 +49,7 @@ async def make(
             jobs.append(await context.core.service.submit(key, pool, one))  # noqa: PERF401 - what was begun must be known
         structlog.contextvars.bind_contextvars(jobs=[job.id for job in jobs])
         return await _all_succeeded(context, request, jobs, names)
-    except BaseException:
+    except BaseException:  # a cancelled task and a stopping router leave no job behind either; it is raised again
         for job in jobs:
             try:
                 await context.core.service.cancel(key, job.id)  # one that has ended stays as it is

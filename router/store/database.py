@@ -64,7 +64,7 @@ class Database:
             database = cls(engine, engine)
         try:
             await database.write(_migrate)
-        except BaseException:
+        except BaseException:  # its connections are closed however the opening ends; it is raised again
             await database.close()
             raise
         return database
