@@ -1,4 +1,4 @@
-"""The one package that calls Pulumi's Automation API: preview, up, refresh, destroy, and what the state holds.
+"""The one package that calls Pulumi's Automation API: preview, up, destroy, and what the state holds.
 
     with operate("local", paths, resources(...), settings, "deploy") as engine:
         engine.preview(on_progress)
