@@ -31,6 +31,7 @@ MIN_SIDE = 256
 MAX_SIDE = 2048
 SIDE_STEP = 16
 """Image sides in pixels: multiples of 16 from 256 to 2048, the range of the open weights."""
+MAX_PIXELS = MAX_SIDE * MAX_SIDE
 MAX_ASPECT = 6.0
 """Longest side over shortest side, at most."""
 MAX_STEPS = 100
@@ -109,11 +110,17 @@ class FailureType(StrEnum):
     CANCELLED = "cancelled"
     OUT_OF_MEMORY = "out_of_memory"
     ENGINE_ERROR = "engine_error"
-    DRAINING = "draining"  # the worker was told to stop, or broke, before this generation started
+    DRAINING = "draining"  # the worker was told to stop before this generation started, or broke by no fault of it
 
 
 class Timings(Frozen):
-    """Seconds each part of one generation took, by the worker's monotonic clock."""
+    """Seconds each part of one generation took, by the worker's monotonic clock.
+
+    `total` is from its acceptance to its end. `queued` is the part of it in which nobody worked at this
+    generation: it waited for its turn, or for the place behind it. Text is encoded, and the file written, while
+    other generations are denoised; so the totals of generations in a row overlap, and add up to more than the
+    time that all of them took.
+    """
 
     queued: float = Field(ge=0)
     text: float = Field(ge=0)
@@ -184,7 +191,9 @@ class WorkerState(StrEnum):
 class WorkerStatus(Frozen):
     """What /readyz says. `reason` is for people and is empty only when ready.
 
-    `running` and `accepted` name the generations that hold the worker's two places.
+    `running` and `accepted` name the generations that hold the worker's two places; the image of `encoding` is
+    made and becomes a file, which takes no place. `tier` names the engine's arithmetic, and `max_pixels` is the
+    largest image (width times height) that its memory is enough for.
     """
 
     state: WorkerState
@@ -194,8 +203,11 @@ class WorkerStatus(Frozen):
     model: str
     engine: str
     device: str
+    tier: str = "exact"
+    max_pixels: int = Field(default=MAX_PIXELS, gt=0)
     running: GenerationId | None = None
     accepted: GenerationId | None = None
+    encoding: GenerationId | None = None
 
 
 class ProblemType(StrEnum):

@@ -1,6 +1,7 @@
 """One generation: its request, the events so far, and whoever follows them. And how long it is kept.
 
-Lives in the event loop; the engine's thread only reads `stop`. What runs when is `worker.runner`'s.
+Lives in the event loop; the engine's threads only read `stop`. `turn` is set when it may be rendered, or is to
+find out that it has ended. What runs when is `worker.runner`'s.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class Generation:
         self.request = request
         self.accepted_at = accepted_at
         self.stop = threading.Event()
+        self.turn = asyncio.Event()
         self.image: bytes | None = None
         self.fetched = False
         self.followers = 0
@@ -34,11 +36,10 @@ class Generation:
         return last if isinstance(last, Finished | Failed) else None
 
     def publish(self, event: Event) -> None:
-        """Tell every follower. Nothing follows an end: a step that comes after it is late and goes nowhere."""
-        if self.end is None:
-            self.events.append(event)
-            self._news.set()
-            self._news = asyncio.Event()
+        """Tell every follower. Nothing follows an end."""
+        self.events.append(event)
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def follow(self, heartbeat_s: float) -> AsyncGenerator[Event | None, None]:
         """All events from the first to the end, as they come; None after each `heartbeat_s` without one."""

@@ -1,14 +1,13 @@
-"""Runs generations: one at a time in the engine's thread, one more accepted behind it.
+"""Runs generations: one is rendered, one more is accepted and prepared behind it, and one becomes a file.
 
 Accept, join, run, cancel, keep, drain; and the health that follows from how generations end. All of it
 lives in one event loop and none of it waits for the engine there. It knows nothing of HTTP
-(`worker.app`) nor of how an image is made (`worker.engine`).
+(`worker.app`), of threads (`worker.stages`) nor of how an image is made (`worker.engine`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +16,6 @@ from typing import Protocol
 import structlog
 
 from worker.contract import (
-    MIN_SIDE,
     Accepted,
     Event,
     Failed,
@@ -32,22 +30,21 @@ from worker.contract import (
 )
 from worker.engine import (
     Description,
-    Engine,
     EngineBrokenError,
     EngineError,
     InvalidRequestError,
     MakeEngine,
     OutOfMemoryError,
-    Picture,
+    Prepared,
+    Rendered,
     StoppedError,
 )
-from worker.engine.thread import EngineThread
+from worker.engine.thread import Done
 from worker.generation import Generation, Kept
 from worker.health import Health
+from worker.picture import Picture
 from worker.presets import sampling
-
-WARM_UP = GenerationRequest(prompt="a first image", width=MIN_SIDE, height=MIN_SIDE, steps=1, seed=0)
-"""Made before the worker says ready, so that ready means: an image can be made."""
+from worker.stages import StageFailedError, Stages
 
 log = structlog.get_logger(__name__)
 
@@ -112,16 +109,16 @@ class Runner:
         self.health = Health()
         self.broken = asyncio.Event()
         self.kept = Kept(limits.keep_finished_s)
-        self._make_engine = make_engine
-        self._engine: Engine | None = None
         self._description = planned
         self._clock = clock
         self._observer = observer
         self._limits = limits
-        self._thread = EngineThread()
+        self._stages = Stages(make_engine, clock)
         self._running: Generation | None = None
         self._accepted: Generation | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._encoding: Generation | None = None
+        self._encoder = asyncio.Lock()
+        self._tasks: dict[asyncio.Task[None], Generation] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._fetched = asyncio.Event()
@@ -134,20 +131,11 @@ class Runner:
             log.info("loading", stage=name)
             loop.call_soon_threadsafe(self._loading, name)
 
-        def work() -> tuple[Engine, Description]:
-            stage("importing the engine")
-            engine = self._make_engine()
-            description = engine.load(stage)
-            stage("making a first image")
-            engine.generate(WARM_UP, lambda _: None, lambda: False)
-            return engine, description
-
-        future = self._thread.call(work)
-        await asyncio.wait({future})
-        if error := future.exception():
-            self._break(str(error) or repr(error))
-            return error
-        self._engine, self._description = future.result()
+        try:
+            self._description = await self._stages.load(stage)
+        except StageFailedError as failed:
+            self._break(str(failed.error) or repr(failed.error))
+            return failed.error
         self.health = self.health.loaded()
         log.info("loaded", model=self._description.model, device=self._description.device)
         return None
@@ -161,8 +149,11 @@ class Runner:
             model=self._description.model,
             engine=self._description.engine,
             device=self._description.device,
+            tier=self._description.tier,
+            max_pixels=self._description.max_pixels,
             running=self._running.id if self._running else None,
             accepted=self._accepted.id if self._accepted else None,
+            encoding=self._encoding.id if self._encoding else None,
         )
 
     def put(self, generation_id: str, request: GenerationRequest) -> Generation:
@@ -187,6 +178,9 @@ class Runner:
             self._accepted = generation
         else:
             self._start(generation)
+        task = asyncio.get_running_loop().create_task(self._make(generation), name=generation_id)
+        self._tasks[task] = generation
+        task.add_done_callback(self._made)
         return generation
 
     def image(self, generation_id: str) -> bytes:
@@ -207,10 +201,10 @@ class Runner:
     def cancel(self, generation_id: str) -> None:
         """End it without an image: at once while it is accepted, after the current step while it runs.
 
-        One that has ended, or never was, is left as it is.
+        One whose image is made already, has ended, or never was, is left as it is.
         """
         if self._accepted and self._accepted.id == generation_id:
-            self._drop_accepted(FailureType.CANCELLED, "cancelled before it started")
+            self._drop(self._accepted, FailureType.CANCELLED, "cancelled before it started")
         elif self._running and self._running.id == generation_id:
             self._running.stop.set()
 
@@ -223,7 +217,6 @@ class Runner:
         grace = asyncio.get_running_loop().call_later(
             self._limits.drain_grace_s,
             self._drop_accepted,
-            FailureType.DRAINING,
             "the worker was told to stop before this generation started",
         )
         await self._idle.wait()
@@ -240,11 +233,11 @@ class Runner:
                 continue
 
     def close(self, timeout_s: float = 1.0) -> bool:
-        """End the engine's thread; whether it did. False: it is within a call that may never return."""
-        return self._thread.close(timeout_s)
+        """End the engine's threads; whether they did. False: one is within a call that may never return."""
+        return self._stages.close(timeout_s)
 
     def _find(self, generation_id: str) -> Generation | None:
-        for generation in (self._running, self._accepted):
+        for generation in (self._running, self._accepted, self._encoding):
             if generation and generation.id == generation_id:
                 return generation
         return self.kept.get(generation_id, self._clock())
@@ -253,105 +246,139 @@ class Runner:
         self.health = self.health.loading(stage)
 
     def _start(self, generation: Generation) -> None:
+        """Give the running place to `generation`."""
         self._running = generation
-        self._task = asyncio.get_running_loop().create_task(self._run(generation), name=generation.id)
-        self._task.add_done_callback(self._ran)
+        self._tell(generation, Started(id=generation.id, steps=sampling(generation.request).steps))
+        generation.turn.set()
 
-    def _ran(self, task: asyncio.Task[None]) -> None:
-        """A fault of our own while a generation ran must not leave its followers waiting."""
-        if not task.cancelled() and (error := task.exception()) and self._running:
-            self._fail(self._running, EngineBrokenError(f"the runner failed ({type(error).__name__}); see its log"))
-            self._advance()
+    def _made(self, task: asyncio.Task[None]) -> None:
+        """A fault of our own while a generation was made must not leave its followers waiting."""
+        generation = self._tasks.pop(task)
+        if not task.cancelled() and (error := task.exception()):
             log.error("the runner failed", exc_info=error)
+            self._fail(generation, EngineBrokenError(f"the runner failed ({type(error).__name__}); see its log"))
 
-    async def _run(self, generation: Generation) -> None:
-        engine, loop = self._engine, asyncio.get_running_loop()
-        if engine is None:
-            raise AssertionError("a generation was accepted before the engine was loaded")
-        started_at, request = self._clock(), generation.request
+    async def _make(self, generation: Generation) -> None:
+        """From acceptance to the end: prepared at once, rendered in its turn, then encoded out of everybody's way.
+
+        Whoever ends a generation from outside leaves this to find out after the stage that it is in.
+        """
+        loop, request = asyncio.get_running_loop(), generation.request
         steps = sampling(request).steps
-        self._tell(generation, Started(id=generation.id, steps=steps))
 
         def on_step(step: int) -> None:
             loop.call_soon_threadsafe(self._tell, generation, Step(id=generation.id, step=step, steps=steps))
 
-        def work() -> tuple[Picture, str]:
-            picture = engine.generate(request, on_step, generation.stop.is_set)
-            return picture, hashlib.sha256(picture.png).hexdigest()
+        try:
+            prepared = await self._stages.prepare(request, generation.stop)
+            await generation.turn.wait()
+            if generation.end:
+                return
+            rendered = await self._stages.render(prepared.value, on_step, generation.stop.is_set)
+            # The running place is kept until the last image is out of the way, or images would heap up here.
+            async with self._encoder:
+                if generation.end:
+                    return
+                self._encoding = generation
+                self._leave(generation)
+                encoded = await self._stages.encode(rendered.value, request)
+                self._finish(generation, prepared, rendered, encoded)
+        except StageFailedError as failed:
+            self._fail(generation, failed.error)
 
-        future = self._thread.call(work)
-        await asyncio.wait({future})
-        error = future.exception()
-        if error is None:
-            self.health = self.health.succeeded()
-            self._finish(generation, *future.result(), started_at)
-        else:
-            self._fail(generation, error)
-        self._advance()
-
-    def _finish(self, generation: Generation, picture: Picture, sha256: str, started_at: float) -> None:
-        generation.image = picture.png
-        spent, request = picture.spent, generation.request
+    def _finish(
+        self, generation: Generation, prepared: Done[Prepared], rendered: Done[Rendered], encoded: Done[Picture]
+    ) -> None:
+        generation.image = encoded.value.data
+        request, image = generation.request, rendered.value
         finished = Finished(
             id=generation.id,
-            sha256=sha256,
-            bytes=len(picture.png),
+            sha256=encoded.value.sha256,
+            bytes=len(encoded.value.data),
             width=request.width,
             height=request.height,
             seed=request.seed,
             timings=Timings(
-                queued=started_at - generation.accepted_at,
-                text=spent.text,
-                denoise=spent.denoise,
-                decode=spent.decode,
-                encode=spent.encode,
-                total=self._clock() - generation.accepted_at,
+                queued=(
+                    (prepared.began - generation.accepted_at)
+                    + (rendered.began - prepared.ended)
+                    + (encoded.began - rendered.ended)
+                ),
+                text=prepared.value.text + image.text,
+                denoise=image.denoise,
+                decode=image.decode,
+                encode=encoded.ended - encoded.began,
+                total=encoded.ended - generation.accepted_at,
             ),
         )
+        self.health = self.health.succeeded()
         self._end(generation, finished)
 
     def _fail(self, generation: Generation, error: BaseException) -> None:
+        """`generation`, which may have been ended by others meanwhile, failed with `error`."""
         failed = failure(generation.id, error)
         if not isinstance(error, EngineError):
             log.error("the engine failed", id=generation.id, exc_info=error)
-        self._end(generation, failed)
         self.health = self.health.failed(failed.type, failed.detail)
-        if isinstance(error, EngineBrokenError):
-            self._break(failed.detail)
-        elif self.health.state is WorkerState.BROKEN:
+        broken = isinstance(error, EngineBrokenError) or self.health.state is WorkerState.BROKEN
+        if broken:
+            # Nobody moves up.
+            self.health = self.health.broken(failed.detail)
+        self._end(generation, failed)
+        if broken:
             self._break(self.health.reason)
 
-    def _advance(self) -> None:
-        """The running generation has ended: its place goes to the accepted one."""
-        self._running, self._task = None, None
-        if self._accepted:
-            following, self._accepted = self._accepted, None
-            self._start(following)
-        else:
-            self._idle.set()
+    def _leave(self, generation: Generation) -> None:
+        """Free the place that `generation` holds, if it holds one; the accepted one moves up."""
+        if self._running is generation:
+            self._running = None
+            if self._accepted and self.health.state is not WorkerState.BROKEN:
+                following, self._accepted = self._accepted, None
+                self._start(following)
+        elif self._accepted is generation:
+            self._accepted = None
 
     def _break(self, reason: str) -> None:
+        if self.broken.is_set():
+            return
         self.health = self.health.broken(reason)
         log.error("broken", reason=reason)
-        self._drop_accepted(FailureType.DRAINING, f"the worker broke before this generation started: {reason}")
+        for held, when in ((self._accepted, "before this generation started"), (self._running, "under it")):
+            if held:
+                self._drop(held, FailureType.DRAINING, f"the worker broke {when}: {reason}")
         self.broken.set()
 
-    def _drop_accepted(self, kind: FailureType, detail: str) -> None:
-        if dropped := self._accepted:
-            self._accepted = None
-            retryable = kind is not FailureType.CANCELLED
-            self._end(dropped, Failed(id=dropped.id, type=kind, detail=detail, retryable=retryable))
+    def _drop_accepted(self, detail: str) -> None:
+        if self._accepted:
+            self._drop(self._accepted, FailureType.DRAINING, detail)
+
+    def _drop(self, generation: Generation, kind: FailureType, detail: str) -> None:
+        """End it from outside; whatever stage it is in learns so."""
+        generation.stop.set()
+        retryable = kind is not FailureType.CANCELLED
+        self._end(generation, Failed(id=generation.id, type=kind, detail=detail, retryable=retryable))
+        generation.turn.set()
 
     def _end(self, generation: Generation, end: Finished | Failed) -> None:
+        """Once; a second end changes nothing."""
+        if generation.end:
+            return
         self._tell(generation, end)
         self.kept.add(generation, self._clock())
         outcome = "finished" if isinstance(end, Finished) else end.type.value
         log.info("generation ended", id=generation.id, outcome=outcome, seconds=self._since(generation))
+        if self._encoding is generation:
+            self._encoding = None
+        self._leave(generation)
+        if not (self._running or self._accepted or self._encoding):
+            self._idle.set()
 
     def _since(self, generation: Generation) -> float:
         return round(self._clock() - generation.accepted_at, 3)
 
     def _tell(self, generation: Generation, event: Event) -> None:
+        if generation.end:
+            return  # a step of one that was ended from outside
         generation.publish(event)
         self._observer.saw(event, self._clock())
 

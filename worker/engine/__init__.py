@@ -1,9 +1,13 @@
-"""Engines turn a request into an image. One protocol; `worker.runner` drives whichever was configured.
+"""Engines turn a request into an image, in two stages. One protocol; `worker.runner` drives whichever was configured.
 
-An engine is plain and synchronous: it is imported, made and called by one thread, one call at a time,
-`load` first, so its module may import torch at its top. It
-knows nothing of HTTP, ids, queues or other requests. `worker.engine.reference` is diffusers' own
-pipeline; what is faster comes beside it and is compared with it.
+`prepare` reads the request and encodes its text, `render` denoises and decodes; what file becomes of the
+image is no engine's business (`worker.picture`). That way one image is rendered while the next one's text is
+encoded and the last one's file is written, and the GPU waits for neither.
+
+An engine is plain and synchronous. It is imported, made, loaded and renders in one thread, so its module may
+import torch at its top; it prepares in a second one, which may be at work while the first one renders. Each
+of the two makes one call at a time. It knows nothing of HTTP, ids, queues or other requests.
+`worker.engine.reference` is diffusers' own pipeline; what is faster comes beside it and is compared with it.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from worker.contract import GenerationRequest
+from PIL.Image import Image
+
+from worker.contract import MAX_PIXELS, GenerationRequest
 
 
 class EngineError(Exception):
@@ -41,29 +47,43 @@ class EngineBrokenError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What was loaded. `device` is for people, e.g. `cuda:0 (NVIDIA H100 PCIe)`."""
+    """What was loaded. `device` is for people, e.g. `cuda:0 (NVIDIA H100 PCIe)`.
+
+    `tier` names the arithmetic (`exact`: the weights' own values), `max_pixels` the largest image (width times
+    height) that the device has memory for. `notice` goes into every image's metadata, e.g. that it is noise.
+    """
 
     model: str
     engine: str
     device: str
+    tier: str = "exact"
+    max_pixels: int = MAX_PIXELS
+    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """Seconds that the parts of one generation took, by a monotonic clock."""
+class Prepared:
+    """A request that is ready to be rendered. `payload` is what its engine keeps for that, and nobody else's.
 
+    `text` is the seconds that preparing took, by a monotonic clock.
+    """
+
+    request: GenerationRequest
+    payload: object
     text: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """An RGB image of the asked size, in the CPU's memory.
+
+    The seconds that its parts took, by a monotonic clock; `text` is what of the text was left to do by then.
+    """
+
+    image: Image
     denoise: float
     decode: float
-    encode: float
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A finished image: PNG bytes of the asked size."""
-
-    png: bytes
-    spent: Spent
+    text: float = 0.0
 
 
 OnStage = Callable[[str], None]
@@ -75,15 +95,24 @@ Stop = Callable[[], bool]
 
 
 class Engine(Protocol):
+    """The same request makes the same pixels on the same device, whatever else is prepared or rendered.
+
+    All three raise OutOfMemoryError or EngineBrokenError when the device fails them.
+    """
+
     def load(self, on_stage: OnStage) -> Description:
         """Make ready, seconds to minutes; LoadError if that cannot be."""
         ...
 
-    def generate(self, request: GenerationRequest, on_step: OnStep, stop: Stop) -> Picture:
-        """The image that `request` describes: the same request, the same bytes, on the same device.
+    def prepare(self, request: GenerationRequest) -> Prepared:
+        """Check the request and encode its text. Raises InvalidRequestError if it can never work.
 
-        Raises InvalidRequestError, StoppedError, OutOfMemoryError or EngineBrokenError.
+        Called from a second thread, also while `render` runs in the engine's own.
         """
+        ...
+
+    def render(self, prepared: Prepared, on_step: OnStep, stop: Stop) -> Rendered:
+        """The image that was prepared, in the engine's own thread. Raises StoppedError if `stop` says so."""
         ...
 
 

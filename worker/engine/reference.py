@@ -7,18 +7,18 @@ configuration, so they load as any other. (Those are gated: this was tried with 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from worker import png, tiny, weights
+from worker import tiny, weights
 from worker.contract import MAX_PROMPT_TOKENS, GenerationRequest
 from worker.engine import (
     Description,
@@ -28,8 +28,8 @@ from worker.engine import (
     OnStage,
     OnStep,
     OutOfMemoryError,
-    Picture,
-    Spent,
+    Prepared,
+    Rendered,
     Stop,
     StoppedError,
 )
@@ -47,7 +47,7 @@ class ReferenceEngine:
         self._cache = cache
         self._threads = cpu_threads
         self._pipe: Untyped = None
-        self._noise = False
+        self._tokenizer: Untyped = None
 
     def load(self, on_stage: OnStage) -> Description:
         quiet()
@@ -65,19 +65,26 @@ class ReferenceEngine:
                 raise LoadError(f"model {self._model} cannot be loaded from {folder}: {error}") from error
         pipe.set_progress_bar_config(disable=True)
         self._pipe = pipe
-        self._noise = tiny.is_tiny(folder)
+        # One of its own for the thread that prepares: a tokenizer that is in use raises "Already borrowed".
+        self._tokenizer = copy.deepcopy(pipe.tokenizer)
         name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-        return Description(model=self._model, engine="reference", device=name)
+        notice = tiny.NOTICE if tiny.is_tiny(folder) else ""
+        return Description(model=self._model, engine="reference", device=name, notice=notice)
 
-    def generate(self, request: GenerationRequest, on_step: OnStep, stop: Stop) -> Picture:
-        pipe = self._pipe
-        if pipe is None:
+    def prepare(self, request: GenerationRequest) -> Prepared:
+        """Counts tokens and no more: the pipeline's one call encodes the text too."""
+        if self._tokenizer is None:
             raise EngineBrokenError("the engine was asked for an image before it was loaded")
-        tokens = _count_tokens(pipe, request.prompt)
+        begun = time.monotonic()
+        tokens = _count_tokens(self._tokenizer, request.prompt)
         if tokens > MAX_PROMPT_TOKENS:
             raise InvalidRequestError(
                 f"prompt: has {tokens} tokens with its chat template; the text encoder takes {MAX_PROMPT_TOKENS}"
             )
+        return Prepared(request=request, payload=tokens, text=time.monotonic() - begun)
+
+    def render(self, prepared: Prepared, on_step: OnStep, stop: Stop) -> Rendered:
+        pipe, request = self._pipe, prepared.request
         wanted = sampling(request)
         watch = _Watch(settle=lambda: _settle(pipe.device))
         begun = pipe.transformer.register_forward_pre_hook(lambda *_: watch.text_done())
@@ -102,33 +109,22 @@ class ReferenceEngine:
                     # Exactly as long as the prompt. The default pads every prompt to 2048 tokens and masks them
                     # out again; positions are counted per prompt, so the numbers are the same (latents after 20
                     # steps differ by 2e-7 of their range in float32) and a third of a 1024x1024 step is saved.
-                    max_sequence_length=tokens,
+                    max_sequence_length=prepared.payload,
                     # Drawn on the CPU, so that a seed means the same noise on every device.
                     generator=torch.Generator("cpu").manual_seed(request.seed),
                     callback_on_step_end=after_step,
                 ).images[0]
         finally:
             begun.remove()
-        watch.decode_done()
-        data = png.encode(image, self._about(request))
-        return Picture(png=data, spent=watch.spent())
-
-    def _about(self, request: GenerationRequest) -> dict[str, str]:
-        """What the file says of itself. Not the prompt: a picture is shown to more people than its prompt."""
-        sampler = f"steps {request.steps}" if request.steps else f"preset {request.preset or 'V4_DEFAULT_20'}"
-        about = {
-            "Software": f"letterpress {version('letterpress')}",
-            "Source": f"{self._model}, seed {request.seed}, {sampler}",
-        }
-        return {"Comment": tiny.NOTICE, **about} if self._noise else about
+        return watch.rendered(image)
 
 
-def _count_tokens(pipe: Untyped, prompt: str) -> int:
+def _count_tokens(tokenizer: Untyped, prompt: str) -> int:
     """As the pipeline itself counts them: the prompt within its chat template."""
     messages = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
-    text = pipe.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     # The backend encodes without the warning that a long text draws; its length is ours to judge.
-    return len(pipe.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _device(wanted: str, model: str) -> torch.device:
@@ -199,7 +195,6 @@ class _Watch:
     begun: float = field(default_factory=time.monotonic)
     text: float | None = None
     denoise: float | None = None
-    decode: float | None = None
 
     def text_done(self) -> None:
         """Called before every use of the transformer; the first one ends the text part."""
@@ -209,18 +204,15 @@ class _Watch:
     def step_done(self) -> None:
         self.denoise = self._now()
 
-    def decode_done(self) -> None:
-        self.decode = self._now()
-
-    def spent(self) -> Spent:
-        """The parts up to now; encoding is the last."""
-        if self.text is None or self.denoise is None or self.decode is None:
+    def rendered(self, image: Untyped) -> Rendered:
+        """The image, and the parts up to now; decoding is the last."""
+        if self.text is None or self.denoise is None:
             raise EngineBrokenError("the pipeline returned without using its transformer; is it another version?")
-        return Spent(
+        return Rendered(
+            image=image,
             text=self.text - self.begun,
             denoise=self.denoise - self.text,
-            decode=self.decode - self.denoise,
-            encode=time.monotonic() - self.decode,
+            decode=self._now() - self.denoise,
         )
 
     def _now(self) -> float:

@@ -1,4 +1,4 @@
-"""The one thread that an engine lives in, seen from the event loop."""
+"""A thread that a stage of the engine lives in, seen from the event loop."""
 
 from __future__ import annotations
 
@@ -7,29 +7,42 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-class EngineThread:
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """What a call returned, and when it was at work, by the thread's clock."""
+
+    value: T
+    began: float
+    ended: float
+
+
+class StageThread:
     """Runs calls one after another. A daemon, unlike an executor's thread: a call that never returns (a
     hung device, an import in its midst) must not keep a process that was told to end."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
+    def call(self, function: Callable[[], T]) -> asyncio.Future[Done[T]]:
         """Have `function` run; the future holds what it returned or raised."""
-        future: Future[T] = Future()
+        future: Future[Done[T]] = Future()
 
         def work() -> None:
             if not future.set_running_or_notify_cancel():
                 return
+            began = self._clock()
             try:
-                future.set_result(function())
+                value = function()
+                future.set_result(Done(value, began, self._clock()))
             except StopIteration as error:
                 # An asyncio future takes none (PEP 479's reason), and its caller would wait for ever.
                 stopped = RuntimeError("the call raised StopIteration")

@@ -6,13 +6,13 @@ import asyncio
 import socket
 import sys
 
-from tests.unit.worker.scripted import DESCRIPTION, picture
+from tests.unit.worker.scripted import DESCRIPTION, rendered
 from worker import logs
 from worker.__main__ import serve
 from worker.contract import GenerationRequest
-from worker.engine import Description, EngineBrokenError, OnStage, OnStep, Picture, Stop
-from worker.runner import WARM_UP
+from worker.engine import Description, EngineBrokenError, OnStage, OnStep, Prepared, Rendered, Stop
 from worker.settings import Settings
+from worker.stages import WARM_UP
 
 
 class BreakingEngine:
@@ -20,9 +20,12 @@ class BreakingEngine:
         on_stage("pretending")
         return DESCRIPTION
 
-    def generate(self, request: GenerationRequest, on_step: OnStep, stop: Stop) -> Picture:  # noqa: ARG002
-        if request == WARM_UP:
-            return picture(request)
+    def prepare(self, request: GenerationRequest) -> Prepared:
+        return Prepared(request=request, payload=None, text=0.0)
+
+    def render(self, prepared: Prepared, on_step: OnStep, stop: Stop) -> Rendered:  # noqa: ARG002
+        if prepared.request == WARM_UP:
+            return rendered(prepared.request)
         on_step(1)
         raise EngineBrokenError("CUDA error: an illegal memory access was encountered")
 

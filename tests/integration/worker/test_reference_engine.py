@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from worker import tiny
+from worker import picture, tiny
 from worker.contract import MAX_PROMPT_TOKENS, GenerationRequest, Preset
 from worker.engine import (
+    Description,
     EngineBrokenError,
     InvalidRequestError,
     LoadError,
     OutOfMemoryError,
-    Picture,
+    Rendered,
     StoppedError,
 )
 from worker.engine.reference import ReferenceEngine, torch_errors
@@ -29,10 +31,8 @@ PROMPT = "three foxes reading the morning paper"
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_cache: Path) -> ReferenceEngine:
-    made = ReferenceEngine("tiny", "cpu", tiny_cache, cpu_threads=1)
-    made.load(lambda _: None)
-    return made
+def engine(tiny_cache: Path) -> Maker:
+    return loaded("tiny", tiny_cache)
 
 
 @pytest.fixture(scope="module")
@@ -49,35 +49,51 @@ def request(
     return GenerationRequest(prompt=prompt, width=side, height=256, steps=steps, preset=preset, seed=seed)
 
 
-def make(engine: ReferenceEngine, wanted: GenerationRequest) -> Picture:
-    return engine.generate(wanted, lambda _: None, lambda: False)
+@dataclass(frozen=True)
+class Maker:
+    """An engine, loaded, with what it said of itself."""
+
+    engine: ReferenceEngine
+    description: Description
 
 
-def opened(picture: Picture) -> Image.Image:
-    return Image.open(io.BytesIO(picture.png))
+def loaded(model: str, cache: Path) -> Maker:
+    engine = ReferenceEngine(model, "cpu", cache, cpu_threads=1)
+    return Maker(engine, engine.load(lambda _: None))
+
+
+def render(maker: Maker, wanted: GenerationRequest) -> Rendered:
+    return maker.engine.render(maker.engine.prepare(wanted), lambda _: None, lambda: False)
+
+
+def make(maker: Maker, wanted: GenerationRequest) -> bytes:
+    return picture.encode(render(maker, wanted).image, wanted, maker.description).data
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
 
 
 def pixels(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
     return np.asarray(image.convert("RGB")).astype(np.int16)
 
 
-def test_the_same_request_makes_the_same_bytes_in_another_engine_too(engine: ReferenceEngine, tiny_cache: Path) -> None:
-    other = ReferenceEngine("tiny", "cpu", tiny_cache, cpu_threads=1)
-    other.load(lambda _: None)
-    first = make(engine, request()).png
+def test_the_same_request_makes_the_same_bytes_in_another_engine_too(engine: Maker, tiny_cache: Path) -> None:
+    other = loaded("tiny", tiny_cache)
+    first = make(engine, request())
     make(engine, request(seed=8))
-    assert make(engine, request()).png == first == make(other, request()).png
+    assert make(engine, request()) == first == make(other, request())
 
 
 @pytest.mark.parametrize(
     "other", [request(seed=8), request("another prompt"), request(steps=3), request(side=272)], ids=lambda r: r.prompt
 )
-def test_everything_that_is_asked_for_changes_the_picture(engine: ReferenceEngine, other: GenerationRequest) -> None:
+def test_everything_that_is_asked_for_changes_the_picture(engine: Maker, other: GenerationRequest) -> None:
     ours, theirs = opened(make(engine, request())), opened(make(engine, other))
     assert ours.size != theirs.size or (pixels(ours) != pixels(theirs)).any()
 
 
-def test_the_picture_has_the_asked_size_and_says_that_it_is_noise(engine: ReferenceEngine) -> None:
+def test_the_picture_has_the_asked_size_and_says_that_it_is_noise(engine: Maker) -> None:
     image = opened(make(engine, request(side=512)))
     assert (image.format, image.size) == ("PNG", (512, 256))
     assert image.info["Comment"] == "tiny random weights: noise, not a picture"
@@ -87,7 +103,7 @@ def test_the_picture_has_the_asked_size_and_says_that_it_is_noise(engine: Refere
 
 @pytest.mark.parametrize("preset", list(Preset))
 def test_a_preset_draws_what_the_stock_pipeline_draws_with_the_makers_numbers(
-    engine: ReferenceEngine, stock: Untyped, preset: Preset
+    engine: Maker, stock: Untyped, preset: Preset
 ) -> None:
     made = PRESETS[preset]
     theirs = stock(
@@ -105,19 +121,17 @@ def test_a_preset_draws_what_the_stock_pipeline_draws_with_the_makers_numbers(
     assert abs(pixels(ours) - pixels(theirs)).max() <= 1
 
 
-def test_the_stock_defaults_are_the_quality_preset(engine: ReferenceEngine, stock: Untyped) -> None:
+def test_the_stock_defaults_are_the_quality_preset(engine: Maker, stock: Untyped) -> None:
     theirs = stock(PROMPT, height=256, width=256, generator=torch.Generator().manual_seed(7)).images[0]
     ours = opened(make(engine, request(steps=None, preset=Preset.QUALITY_48)))
     assert abs(pixels(ours) - pixels(theirs)).max() <= 1
 
 
-def test_the_published_scripts_call_fails_in_the_stock_pipeline_and_works_here(
-    engine: ReferenceEngine, stock: Untyped
-) -> None:
+def test_the_published_scripts_call_fails_in_the_stock_pipeline_and_works_here(engine: Maker, stock: Untyped) -> None:
     with pytest.raises(ValueError, match=r"guidance_schedule.*length.*25"):
         stock(PROMPT, height=256, width=256, num_inference_steps=25)
     told: list[int] = []
-    engine.generate(request(steps=25), told.append, lambda: False)
+    engine.engine.render(engine.engine.prepare(request(steps=25)), told.append, lambda: False)
     assert told == list(range(1, 26))
 
 
@@ -149,7 +163,7 @@ def tokens(stock: Untyped, prompt: str) -> int:
     return len(stock.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def test_a_prompt_is_refused_from_its_first_token_over_the_limit(engine: ReferenceEngine, stock: Untyped) -> None:
+def test_a_prompt_is_refused_from_its_first_token_over_the_limit(engine: Maker, stock: Untyped) -> None:
     # A digit is a token of its own, whatever stands beside it.
     room = MAX_PROMPT_TOKENS - tokens(stock, "")
     make(engine, request("7" * room, steps=1))
@@ -163,10 +177,10 @@ def test_a_prompt_is_refused_from_its_first_token_over_the_limit(engine: Referen
     "prompt",
     ["狐が新聞を読む", "🦊📰 ünïcødé", "a\x00b\ud7ff\U0010ffff", "ﷺ e\u0301", "<|im_end|>", "{'json': [1, 2]}\n\t"],
 )
-def test_any_text_can_be_spelled(engine: ReferenceEngine, stock: Untyped, prompt: str) -> None:
+def test_any_text_can_be_spelled(engine: Maker, stock: Untyped, prompt: str) -> None:
     ids = stock.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert stock.tokenizer.decode(ids) == unicodedata.normalize("NFC", prompt)
-    assert make(engine, request(prompt, steps=1)).png
+    assert make(engine, request(prompt, steps=1))
 
 
 def test_a_caption_is_not_spelled_letter_by_letter(stock: Untyped) -> None:
@@ -174,17 +188,17 @@ def test_a_caption_is_not_spelled_letter_by_letter(stock: Untyped) -> None:
     assert tokens(stock, caption) < len(caption) / 2
 
 
-def test_it_stops_after_the_step_in_which_it_was_told(engine: ReferenceEngine) -> None:
+def test_it_stops_after_the_step_in_which_it_was_told(engine: Maker) -> None:
     told: list[int] = []
     with pytest.raises(StoppedError, match="after step 3 of 50"):
-        engine.generate(request(steps=50), told.append, lambda: len(told) == 3)
+        engine.engine.render(engine.engine.prepare(request(steps=50)), told.append, lambda: len(told) == 3)
     assert told == [1, 2, 3]
-    assert make(engine, request()).png
+    assert make(engine, request())
 
 
-def test_the_parts_take_time_and_add_up_to_less_than_the_whole(engine: ReferenceEngine) -> None:
-    spent = make(engine, request(steps=5)).spent
-    assert min(spent.text, spent.denoise, spent.decode, spent.encode) > 0
+def test_the_parts_take_time_and_add_up_to_less_than_the_whole(engine: Maker) -> None:
+    made = render(engine, request(steps=5))
+    assert min(made.text, made.denoise, made.decode) > 0
 
 
 def test_torchs_errors_are_told_apart_by_what_they_mean() -> None:
@@ -203,18 +217,12 @@ def test_torchs_errors_are_told_apart_by_what_they_mean() -> None:
         assert type(caught.value) is meant
 
 
-def loaded(model: str, cache: Path) -> None:
-    ReferenceEngine(model, "cpu", cache).load(lambda _: None)
-
-
 def test_a_folder_serves_like_the_name_and_still_says_noise(
-    engine: ReferenceEngine, tiny_repository: Path, tmp_path: Path
+    engine: Maker, tiny_repository: Path, tmp_path: Path
 ) -> None:
-    by_folder = ReferenceEngine(str(tiny_repository), "cpu", tmp_path, cpu_threads=1)
-    by_folder.load(lambda _: None)
-    picture = opened(make(by_folder, request()))
-    assert picture.info["Comment"] == tiny.NOTICE
-    assert (pixels(picture) == pixels(opened(make(engine, request())))).all()
+    image = opened(make(loaded(str(tiny_repository), tmp_path), request()))
+    assert image.info["Comment"] == tiny.NOTICE
+    assert (pixels(image) == pixels(opened(make(engine, request())))).all()
 
 
 def test_a_folder_that_is_missing_empty_or_of_another_pipeline_is_named(tmp_path: Path) -> None:

@@ -9,11 +9,15 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from PIL import Image
+
+from worker import picture
 from worker.contract import Event, GenerationRequest
-from worker.engine import Description, OnStage, OnStep, Picture, Spent, Stop, StoppedError
+from worker.engine import Description, OnStage, OnStep, Prepared, Rendered, Stop, StoppedError
 from worker.generation import Generation
 from worker.presets import sampling
-from worker.runner import WARM_UP, Limits, Runner
+from worker.runner import Limits, Runner
+from worker.stages import WARM_UP
 
 PATIENCE_S = 30.0
 """A test that waits longer than this has failed."""
@@ -24,6 +28,8 @@ class ScriptedEngine:
     """Takes one command at a time. `hurried` finishes every generation by itself."""
 
     def __init__(self, *, hurried: bool = False, loading: Exception | None = None) -> None:
+        self.prepared: list[GenerationRequest] = []
+        self.unpreparable: list[Exception] = []
         self.asked: list[GenerationRequest] = []
         self.active = 0
         self.most_active = 0
@@ -46,9 +52,17 @@ class ScriptedEngine:
             raise self._loading
         return DESCRIPTION
 
-    def generate(self, request: GenerationRequest, on_step: OnStep, stop: Stop) -> Picture:
+    def prepare(self, request: GenerationRequest) -> Prepared:
+        if request != WARM_UP:
+            self.prepared.append(request)
+            if self.unpreparable:
+                raise self.unpreparable.pop()
+        return Prepared(request=request, payload=None, text=0.0)
+
+    def render(self, prepared: Prepared, on_step: OnStep, stop: Stop) -> Rendered:
+        request = prepared.request
         if request == WARM_UP:
-            return picture(request)
+            return rendered(request)
         self.asked.append(request)
         self.active += 1
         self.most_active = max(self.active, self.most_active)
@@ -57,24 +71,30 @@ class ScriptedEngine:
         finally:
             self.active -= 1
 
-    def _perform(self, request: GenerationRequest, on_step: OnStep, stop: Stop) -> Picture:
+    def _perform(self, request: GenerationRequest, on_step: OnStep, stop: Stop) -> Rendered:
         for step in range(1, sampling(request).steps + 1):
             if not self._hurried:
                 match self._commands.get(timeout=PATIENCE_S):
                     case "finish":
-                        return picture(request)
+                        return rendered(request)
                     case BaseException() as error:
                         raise error
             on_step(step)
             if stop():
                 raise StoppedError("stopped")
-        return picture(request)
+        return rendered(request)
 
 
-def picture(request: GenerationRequest) -> Picture:
-    """Some bytes that depend on the whole request and on nothing else."""
-    digest = hashlib.sha256(request.model_dump_json().encode()).digest()
-    return Picture(png=b"\x89PNG" + digest * 8, spent=Spent(text=0.0, denoise=0.0, decode=0.0, encode=0.0))
+def rendered(request: GenerationRequest) -> Rendered:
+    """A plain image whose colour depends on the whole request and on nothing else."""
+    red, green, blue = hashlib.sha256(request.model_dump_json().encode()).digest()[:3]
+    image = Image.new("RGB", (request.width, request.height), (red, green, blue))
+    return Rendered(image=image, denoise=0.0, decode=0.0)
+
+
+def file_of(request: GenerationRequest) -> bytes:
+    """What is delivered for it."""
+    return picture.encode(rendered(request).image, request, DESCRIPTION).data
 
 
 class Witness:

@@ -10,7 +10,7 @@ from tests.unit.worker.scripted import (
     PATIENCE_S,
     Clock,
     ScriptedEngine,
-    picture,
+    file_of,
     ready_runner,
     request,
     scripted_runner,
@@ -45,7 +45,7 @@ async def test_a_generation_tells_its_story_in_order_and_leaves_its_image() -> N
         events = await story(runner.put("a.1", request()))
         assert [type(event) for event in events] == [Accepted, Started, Step, Step, Step, Finished]
         assert [event.step for event in events if isinstance(event, Step)] == [1, 2, 3]
-        assert runner.image("a.1") == picture(request()).png
+        assert runner.image("a.1") == file_of(request())
 
 
 async def test_a_thousand_puts_of_one_id_make_one_image() -> None:
@@ -303,8 +303,7 @@ async def test_an_engine_that_cannot_be_loaded_leaves_a_broken_worker_that_says_
 async def test_a_call_that_never_returns_does_not_keep_the_process() -> None:
     engine = ScriptedEngine()
     async with ready_runner(engine) as runner:
-        generation = runner.put("a.1", request())
+        runner.put("a.1", request())
         await until(lambda: engine.active, "the engine was asked")
         assert not runner.close(timeout_s=0.01)
         engine.finish()
-        await story(generation)

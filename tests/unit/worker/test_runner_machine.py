@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.unit.worker.scripted import Clock, ScriptedEngine, picture, request, scripted_runner, story, until
+from tests.unit.worker.scripted import Clock, ScriptedEngine, file_of, request, scripted_runner, story, until
 from worker.contract import (
     Accepted,
     Failed,
@@ -140,7 +140,7 @@ class RunnerMachine(RuleBasedStateMachine):
             assert generation_id not in self.kept or isinstance(self.generations[generation_id].end, Failed)
         else:
             assert generation_id in self.kept
-            assert got == picture(self.requests[generation_id]).png
+            assert got == file_of(self.requests[generation_id])
 
     @rule(held=st.sampled_from(["running", "accepted"]))
     def cancel_what_is_held(self, held: str) -> None:

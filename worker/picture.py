@@ -1,0 +1,40 @@
+"""From a rendered image to the file that is delivered: its metadata, its bytes, their digest.
+
+Runs in a thread of its own while the next image is rendered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from PIL.Image import Image
+
+from worker import png
+from worker.contract import GenerationRequest, Preset
+from worker.engine import Description
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A finished image: a PNG file of the asked size. `sha256` in hexadecimal."""
+
+    data: bytes
+    sha256: str
+
+
+def encode(image: Image, request: GenerationRequest, made_by: Description) -> Picture:
+    """The same image, request and description, the same bytes."""
+    data = png.encode(image, about(request, made_by))
+    return Picture(data=data, sha256=hashlib.sha256(data).hexdigest())
+
+
+def about(request: GenerationRequest, made_by: Description) -> dict[str, str]:
+    """What the file says of itself. Not the prompt: a picture is shown to more people than its prompt."""
+    sampler = f"steps {request.steps}" if request.steps else f"preset {request.preset or Preset.DEFAULT_20}"
+    said = {
+        "Software": f"letterpress {version('letterpress')}",
+        "Source": f"{made_by.model}, seed {request.seed}, {sampler}",
+    }
+    return {"Comment": made_by.notice, **said} if made_by.notice else said

@@ -1,0 +1,113 @@
+"""The stages of an engine's work, each in a thread of its own: load and render, prepare, encode.
+
+So one image is rendered while the next one's text is encoded and the last one's file is written. What is
+awaited here runs there; what runs when is `worker.runner`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TypeVar
+
+from worker import picture
+from worker.contract import MIN_SIDE, GenerationRequest
+from worker.engine import Description, Engine, MakeEngine, OnStage, OnStep, Prepared, Rendered, StoppedError
+from worker.engine.thread import Done, StageThread
+from worker.picture import Picture
+
+T = TypeVar("T")
+
+WARM_UP = GenerationRequest(prompt="a first image", width=MIN_SIDE, height=MIN_SIDE, steps=1, seed=0)
+"""Made before the worker says ready, so that ready means: an image can be made."""
+
+
+class Stage(StrEnum):
+    LOAD = "load"
+    PREPARE = "prepare"
+    RENDER = "render"
+    ENCODE = "encode"
+
+
+class StageFailedError(Exception):
+    """A stage raised `error`, whatever that was."""
+
+    def __init__(self, stage: Stage, error: BaseException) -> None:
+        super().__init__(f"{stage}: {type(error).__name__}")
+        self.stage, self.error = stage, error
+
+
+class Stages:
+    """One engine at work. All methods belong to one event loop; those that wait raise StageFailedError."""
+
+    def __init__(self, make_engine: MakeEngine, clock: Callable[[], float]) -> None:
+        self._make_engine = make_engine
+        self._engine: Engine | None = None
+        self._description: Description | None = None
+        self._rendering = StageThread("engine", clock)
+        self._preparing = StageThread("prepare", clock)
+        self._encoding = StageThread("encode", clock)
+
+    async def load(self, on_stage: OnStage) -> Description:
+        """Make the engine ready, and a first image with it."""
+
+        def work() -> tuple[Engine, Description]:
+            on_stage("importing the engine")
+            engine = self._make_engine()
+            return engine, engine.load(on_stage)
+
+        self._engine, self._description = (await _ended(Stage.LOAD, self._rendering.call(work))).value
+        on_stage("making a first image")
+        prepared = await self.prepare(WARM_UP, threading.Event())
+        rendered = await self.render(prepared.value, lambda _: None, lambda: False)
+        await self.encode(rendered.value, WARM_UP)
+        return self._description
+
+    async def prepare(self, request: GenerationRequest, stopped: threading.Event) -> Done[Prepared]:
+        """Nothing is begun once `stopped` is set, and StoppedError raised."""
+        engine = self._loaded()[0]
+
+        def work() -> Prepared:
+            if stopped.is_set():
+                raise StoppedError("stopped before its text was encoded")
+            return engine.prepare(request)
+
+        return await _ended(Stage.PREPARE, self._preparing.call(work))
+
+    async def render(self, prepared: Prepared, on_step: OnStep, stop: Callable[[], bool]) -> Done[Rendered]:
+        engine = self._loaded()[0]
+
+        def work() -> Rendered:
+            if stop():
+                raise StoppedError("stopped before its first step")
+            return engine.render(prepared, on_step, stop)
+
+        return await _ended(Stage.RENDER, self._rendering.call(work))
+
+    async def encode(self, rendered: Rendered, request: GenerationRequest) -> Done[Picture]:
+        description = self._loaded()[1]
+        return await _ended(
+            Stage.ENCODE, self._encoding.call(lambda: picture.encode(rendered.image, request, description))
+        )
+
+    def close(self, timeout_s: float) -> bool:
+        """End the threads; whether all did. False: one is within a call that may never return."""
+        deadline = time.monotonic() + timeout_s
+        threads = (self._preparing, self._encoding, self._rendering)
+        ended = [thread.close(max(0.0, deadline - time.monotonic())) for thread in threads]
+        return all(ended)
+
+    def _loaded(self) -> tuple[Engine, Description]:
+        if self._engine is None or self._description is None:
+            raise AssertionError("a stage was called before the engine was loaded")
+        return self._engine, self._description
+
+
+async def _ended(stage: Stage, future: asyncio.Future[Done[T]]) -> Done[T]:
+    await asyncio.wait({future})
+    if error := future.exception():
+        raise StageFailedError(stage, error) from error
+    return future.result()
