@@ -27,7 +27,7 @@ installed:
 
 setup-test:
 	@$(SETUP) $(TEST)
-	@$(LETTERPRESS) setup
+	@$(LETTERPRESS) setup --tests
 
 deploy: setup ## set up what is missing, preview, bring the stack up, wait until it makes an image
 	@$(LETTERPRESS) deploy '$(STACK)' $(if $(MODEL),--model '$(MODEL)')

@@ -22,11 +22,18 @@ Model = Annotated[str | None, typer.Option("--model", help="Weights instead of t
 
 
 @app.command()
-def setup() -> None:
+def setup(
+    tests: Annotated[bool, typer.Option("--tests", help="Also the servers that only the tests start.")] = False,
+) -> None:
     """Install what this machine lacks: the Pulumi engine, nginx."""
     from infra.lifecycle import ensure_tools
 
     ensure_tools()
+    if tests:
+        from infra.console import say
+        from infra.setup.for_tests import ensure_test_servers
+
+        ensure_test_servers(say)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from infra import nginx as nginx_program
-from infra.setup import nginx as nginx_setup
+from infra.setup import apt
 from infra.setup.engine import SetupError
 from infra.setup.nginx import ensure_nginx
 
@@ -39,7 +39,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (binaries / tool).symlink_to(shutil.which(tool) or f"/bin/{tool}")
     monkeypatch.setenv("PATH", str(binaries))
     monkeypatch.setattr(nginx_program, "FOLDERS", ())
-    monkeypatch.setattr(nginx_setup, "POLICY", tmp_path / "policy-rc.d")
+    monkeypatch.setattr(apt, "POLICY", tmp_path / "policy-rc.d")
     return binaries
 
 

@@ -1,0 +1,47 @@
+"""The servers that only the tests start, got by the package manager as nginx is.
+
+A machine where they may not be installed runs the other tests; those that need one are skipped and say so.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.setup import apt
+from infra.setup.engine import Say, SetupError
+
+POSTGRES = Path("/usr/lib/postgresql")
+"""Debian keeps a server's programs here, by major version, and off PATH."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """`find` tells where the program is; `package` brings it, and `service` is what that would start."""
+
+    program: str
+    package: str
+    service: str
+    find: Callable[[], Path | None]
+
+
+def find_postgres() -> Path | None:
+    """The folder with `initdb`, `postgres` and the rest: the newest version's, or PATH's."""
+    versions = sorted(POSTGRES.glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    found = str(versions[-1]) if versions else shutil.which("initdb")
+    return Path(found).resolve().parent if found else None
+
+
+SERVERS = (Server("postgresql", "postgresql", "postgresql", find_postgres),)
+
+
+def ensure_test_servers(say: Say) -> None:
+    """Each of SERVERS, installed now if need be; one that cannot be is said, and is no error."""
+    for server in SERVERS:
+        if server.find() is None:
+            try:
+                apt.install(say, server.program, server.package, (server.service,))
+            except SetupError as error:
+                say(f"{error}; until then the tests that need {server.program} are skipped")
