@@ -13,6 +13,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, HttpUrl, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from router.contract import SOCKET_PATH_MAX
 from router.errors import RouterError
@@ -49,6 +51,16 @@ def _loopback(host: str) -> str:
     return host
 
 
+def _without_password(url: str) -> str:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ValueError("is no database URL; use postgresql+asyncpg://user@host/name") from None
+    if parsed.password is not None:
+        raise ValueError(f"holds a password, which `ps` shows; put it in a file: {PREFIX}DATABASE_PASSWORD_FILE")
+    return url
+
+
 class RouterSettings(BaseSettings):
     """`LETTERPRESS_ROUTER_SOCKET` and so on; a field without a default must be set."""
 
@@ -58,7 +70,10 @@ class RouterSettings(BaseSettings):
     admin_host: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1"
     admin_port: int = Field(default=8081, ge=1, le=65535)
     data_dir: Path = Field(description="Holds the default database and the artifacts; made if it is missing.")
-    database_url: str | None = Field(default=None, description="SQLAlchemy's, with an async driver.")
+    database_url: Annotated[str, AfterValidator(_without_password)] | None = Field(
+        default=None, description="postgresql+asyncpg://user@host/name; SQLite in the data folder if not given."
+    )
+    database_password_file: Path | None = None
     api_key_file: Path
     admin_key_file: Path
     signing_key_file: Path
@@ -70,7 +85,13 @@ class RouterSettings(BaseSettings):
 
     @property
     def database(self) -> str:
-        return self.database_url or f"sqlite+aiosqlite:///{(self.data_dir / 'router.db').resolve()}"
+        """The URL to open, with the password: not to be shown. SettingsError if its file cannot be read."""
+        if self.database_url is None:
+            return f"sqlite+aiosqlite:///{(self.data_dir / 'router.db').resolve()}"
+        if self.database_password_file is None:
+            return self.database_url
+        password = read_secret(self.database_password_file, min_chars=1)
+        return make_url(self.database_url).set(password=password).render_as_string(hide_password=False)
 
     @property
     def artifacts(self) -> Path:
@@ -94,7 +115,7 @@ def read_settings() -> RouterSettings:
         raise SettingsError("\n".join(lines)) from error
 
 
-def read_secret(path: Path) -> str:
+def read_secret(path: Path, min_chars: int = MIN_SECRET_CHARS) -> str:
     """The one secret that a file holds. SettingsError if it is not there, too short, or open to other users."""
     try:
         mode = path.stat().st_mode
@@ -103,6 +124,6 @@ def read_secret(path: Path) -> str:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}); it must hold a secret") from error
     if mode & 0o077:
         raise SettingsError(f"{path}: holds a secret that other users may touch; run: chmod 600 {path}")
-    if len(secret) < MIN_SECRET_CHARS:
-        raise SettingsError(f"{path}: a secret has at least {MIN_SECRET_CHARS} characters, this has {len(secret)}")
+    if len(secret) < min_chars:
+        raise SettingsError(f"{path}: a secret has at least {min_chars} characters, this has {len(secret)}")
     return secret

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +36,14 @@ def url(folder: Path) -> str:
     return f"sqlite+aiosqlite:///{folder / 'router.sqlite'}"
 
 
+def opened_store(folder: Path, clock: Clock) -> AbstractAsyncContextManager[SqlStore]:
+    """The store on SQLite in `folder`."""
+    return opened_at(url(folder), clock)
+
+
 @asynccontextmanager
-async def opened_store(folder: Path, clock: Clock) -> AsyncIterator[SqlStore]:
-    store = await SqlStore.open(url(folder), clock)
+async def opened_at(database_url: str, clock: Clock) -> AsyncIterator[SqlStore]:
+    store = await SqlStore.open(database_url, clock)
     try:
         yield store
     finally:

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
@@ -31,12 +32,32 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 10_000
 """How long SQLite waits for another process's transaction. Ours last milliseconds, a migration longer."""
 READERS = 4
+POSTGRES_CONNECTIONS = 16
+"""That one process holds at most. A transaction takes milliseconds, so this many carry thousands a second;
+Postgres allows 100 in all unless told otherwise, and several routers and consumers share one."""
+POOL_WAIT_S = 10.0
+"""How long a transaction waits for a free connection."""
+POSTGRES_CONNECT_S = 5.0
+POSTGRES_ANSWER_S = 30.0
+"""Without an answer to one statement for so long, the way to the database counts as lost."""
+POSTGRES_SETTINGS = {
+    "application_name": "letterpress router",
+    "lock_timeout": "10s",
+    # A router that is stopped (SIGSTOP, a sleeping laptop) in mid-transaction must not hold rows for ever.
+    "idle_in_transaction_session_timeout": "30s",
+    "timezone": "UTC",
+}
+MIGRATION_LOCK = 7_205_759_403
+"""Of Postgres's advisory locks: routers that start together migrate one after the other."""
 HIDE_PARAMETERS = True
 """Errors are logged, and say their statement's parameters otherwise: prompts, a worker's token."""
 
 
 class Database:
-    """One database, open. Reads run side by side; on SQLite, writes take turns.
+    """One database, open. Reads run side by side; on SQLite, writes take turns, on Postgres they do not.
+
+    A connection that was lost is an error for who used it and is replaced for the next: a database that was
+    restarted needs nothing from us.
 
     A transaction that has begun runs to its end even if whoever asked for it is cancelled: half-way is not
     a state to leave a database in, and SQLite has but one writer to block.
@@ -49,7 +70,7 @@ class Database:
 
     @classmethod
     async def open(cls, url: str) -> Self:
-        """Connect to `sqlite+aiosqlite:///file` (made, 0600, if missing) or another async URL, and migrate it.
+        """Connect to `sqlite+aiosqlite:///file` (made, 0600, if missing) or `postgresql+asyncpg://…`, and migrate it.
 
         Raises StoreUnavailableError if that cannot be done.
         """
@@ -57,11 +78,17 @@ class Database:
             parsed = make_url(url)
         except ArgumentError as error:
             raise StoreUnavailableError("the database's URL cannot be read; see the router's settings") from error
-        if parsed.get_backend_name() == "sqlite":
-            database = cls(*_sqlite(parsed))
-        else:
-            engine = create_async_engine(parsed, pool_pre_ping=True, hide_parameters=HIDE_PARAMETERS)
-            database = cls(engine, engine)
+        match parsed.drivername:
+            case "sqlite+aiosqlite":
+                database = cls(*_sqlite(parsed))
+            case "postgresql+asyncpg":
+                engine = _postgres(parsed)
+                database = cls(engine, engine)
+            case other:
+                raise StoreUnavailableError(
+                    f"the router does not keep its promises in {other}; "
+                    "use sqlite+aiosqlite:///path or postgresql+asyncpg://user@host/name"
+                )
         try:
             await database.write(_migrate)
         except BaseException:  # its connections are closed however the opening ends; it is raised again
@@ -101,18 +128,50 @@ async def _transact(engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
             return await connection.run_sync(work)
     except (DataError, IntegrityError, ProgrammingError):
         raise  # the database is well; what it was asked was wrong
-    except (DBAPIError, PoolTimeoutError, OSError) as error:
-        cause = getattr(error, "orig", None) or error
+    except (DBAPIError, PoolTimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        # The last two come as they are from a Postgres that refuses the connection (it starts, it stops, it is full).
         raise StoreUnavailableError(
-            f"the database {engine.url.database} did not do as asked: {cause}; look at its disk, its locks and its log"
+            f"the database {_named(engine.url)} did not do as asked: {_cause(error)}; "
+            "look at its disk, its locks and its log"
         ) from error
 
 
+def _named(url: URL) -> str:
+    """Which database, without its password."""
+    where = url.host or url.query.get("host") or ""
+    return f"{url.database} at {where}" if where else str(url.database)
+
+
+def _cause(error: Exception) -> str:
+    cause: BaseException = getattr(error, "orig", None) or error
+    # SQLAlchemy puts the driver's class before the driver's words; the words are for people.
+    cause = cause.__cause__ or cause
+    return str(cause) or type(cause).__name__
+
+
 def _migrate(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+
+
+def _postgres(url: URL) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        pool_size=POSTGRES_CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=POOL_WAIT_S,
+        pool_pre_ping=True,
+        hide_parameters=HIDE_PARAMETERS,
+        connect_args={
+            "timeout": POSTGRES_CONNECT_S,
+            "command_timeout": POSTGRES_ANSWER_S,
+            "server_settings": POSTGRES_SETTINGS,
+        },
+    )
 
 
 def _sqlite(url: URL) -> tuple[AsyncEngine, AsyncEngine]:

@@ -1,15 +1,13 @@
 """The lease rules as a state machine: any order of leases, renewals, finishes, ends, cancellations and sweeps,
-late ones included, on real SQLite with a steered clock, against a model of a few lines.
+late ones included, on real databases with a steered clock, against a model of a few lines.
 """
 
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TypeVar
 
 from hypothesis import HealthCheck, settings
@@ -23,13 +21,15 @@ from hypothesis.stateful import (
     multiple,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
 
 from router.contract import JobState
 from router.jobs import MAX_CRASHES, AttemptEnd, Lease
 from router.store import ApiKey, Renewal
 from router.store.sql import SqlStore
-from tests.stores import IMAGE, NO_TIME, SteeredClock, request, url
+from tests.conftest import NewDatabase
+from tests.stores import IMAGE, NO_TIME, SteeredClock, request
 
 T = TypeVar("T")
 TTL_MS = 1000
@@ -58,10 +58,10 @@ class Leases(RuleBasedStateMachine):
     jobs: Bundle[str] = Bundle("jobs")
     leases: Bundle[Lease] = Bundle("leases")
 
-    def __init__(self) -> None:
+    def __init__(self, database_url: str) -> None:
         super().__init__()
         self.loop = asyncio.Runner()
-        self.folder = tempfile.TemporaryDirectory()
+        self.database_url = database_url
         self.clock = SteeredClock()
         self.expected: dict[str, Expected] = {}
         self.store: SqlStore
@@ -72,7 +72,7 @@ class Leases(RuleBasedStateMachine):
 
     @initialize(target=jobs)
     def open(self) -> MultipleResults[str]:
-        self.store = self.run(SqlStore.open(url(Path(self.folder.name)), self.clock))
+        self.store = self.run(SqlStore.open(self.database_url, self.clock))
         self.key = self.run(self.store.put_api_key("default", "0" * 64))
         for name in WORKERS:
             self.run(self.store.put_worker(name, "http://127.0.0.1:1", "t" * 16, POOL))
@@ -87,7 +87,6 @@ class Leases(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.run(self.store.close())
         self.loop.close()
-        self.folder.cleanup()
 
     def held(self, lease: Lease) -> bool:
         job = self.expected[lease.job_id]
@@ -238,7 +237,14 @@ class Leases(RuleBasedStateMachine):
         assert self.run(self.store.counts()) == ({POOL: dict(states)} if states else {})
 
 
-TestLeases = Leases.TestCase
-TestLeases.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+def test_no_order_of_events_breaks_the_lease_rules(new_database: NewDatabase) -> None:
+    class OnNewDatabase(Leases):
+        def __init__(self) -> None:
+            super().__init__(new_database())
+
+    run_state_machine_as_test(
+        OnNewDatabase,
+        settings=settings(
+            max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        ),
+    )

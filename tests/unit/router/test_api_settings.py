@@ -85,3 +85,24 @@ def test_a_short_secret_is_refused_and_not_shown(tmp_path: Path) -> None:
 def test_a_missing_secret_is_named_by_its_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="key: cannot be read"):
         read_secret(tmp_path / "key")
+
+
+def test_a_databases_password_comes_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("p@ss\n")
+    (tmp_path / "password").chmod(0o600)
+    monkeypatch.setenv(f"{PREFIX}DATABASE_URL", "postgresql+asyncpg://me@db.test/letterpress")
+    monkeypatch.setenv(f"{PREFIX}DATABASE_PASSWORD_FILE", str(tmp_path / "password"))
+    assert read_settings().database == "postgresql+asyncpg://me:p%40ss@db.test/letterpress"
+    assert "p@ss" not in repr(read_settings())
+
+
+@pytest.mark.parametrize(
+    ("url", "why"), [("postgresql+asyncpg://me:secret@h/d", "holds a password"), ("letterpress", "is no database URL")]
+)
+def test_a_database_url_that_cannot_be_used_is_refused_without_being_shown(
+    monkeypatch: pytest.MonkeyPatch, url: str, why: str
+) -> None:
+    monkeypatch.setenv(f"{PREFIX}DATABASE_URL", url)
+    with pytest.raises(SettingsError, match=f"DATABASE_URL: {why}") as caught:
+        read_settings()
+    assert "secret" not in str(caught.value)

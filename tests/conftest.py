@@ -1,0 +1,57 @@
+"""Databases for every test that asks for one: each is its own, and most tests run on both kinds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from router.store.clock import database_clock
+from tests.postgres import FAST, Postgres, postgres
+from tests.stores import opened_at, url
+
+NewDatabase = Callable[[], str]
+"""Makes an empty database of the router's and returns its URL."""
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """One cluster for all tests that do not harm it."""
+    with postgres(**FAST) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: Postgres) -> str:
+    """The name of a database that is migrated already, to be copied: faster than to migrate each."""
+
+    async def migrate() -> None:
+        async with opened_at(postgres_server.url("migrated"), database_clock):
+            pass
+
+    postgres_server.sql("CREATE DATABASE migrated")
+    asyncio.run(migrate())
+    return "migrated"
+
+
+@pytest.fixture
+def postgres_url(postgres_server: Postgres, postgres_template: str) -> str:
+    """A PostgreSQL database of the test's own."""
+    return postgres_server.create(postgres_template)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def new_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> NewDatabase:
+    """The test runs twice: on SQLite and on PostgreSQL."""
+    if request.param == "sqlite":
+        return lambda: url(tmp_path_factory.mktemp("db"))
+    server: Postgres = request.getfixturevalue("postgres_server")
+    template: str = request.getfixturevalue("postgres_template")
+    return lambda: server.create(template)
+
+
+@pytest.fixture
+def database_url(new_database: NewDatabase) -> str:
+    """One database of the kind that `new_database` makes."""
+    return new_database()
