@@ -7,6 +7,8 @@ SETUP := ./infra/setup/venv.sh
 RUN := worker,router,infra
 TEST := $(RUN),dev
 PYTEST_ARGS ?=
+# Many tests wait for processes that they started: two at a time finish earlier, on two cores too.
+TEST_PROCESSES ?= 2
 export TORCH_BACKEND PYTHON
 
 .DEFAULT_GOAL := help
@@ -52,8 +54,8 @@ destroy: installed ## end everything the stack started, and only that
 
 test: setup-test ## set up what is missing, run every test that needs no GPU (PYTEST_ARGS=...)
 	@data=$$(mktemp -d) && trap 'rm -rf "$$data"' EXIT && export COVERAGE_FILE="$$data/coverage" && \
-	  .venv/bin/coverage run -m pytest -m "not soak and not gpu" $(PYTEST_ARGS) && \
-	  .venv/bin/coverage combine -q && .venv/bin/coverage report
+	  .venv/bin/pytest -n $(TEST_PROCESSES) --no-loadscope-reorder --cov --cov-report= \
+	    -m "not soak and not gpu" $(PYTEST_ARGS) && .venv/bin/coverage report
 
 lint: setup-test ## ruff, mypy --strict, import contracts
 	.venv/bin/ruff check .

@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from router.store.clock import database_clock
+from tests.dealing import pytest_xdist_make_scheduler
 from tests.postgres import FAST, Postgres, postgres
 from tests.stores import opened_at, url
+
+__all__ = ["pytest_xdist_make_scheduler"]
 
 NewDatabase = Callable[[], str]
 """Makes an empty database of the router's and returns its URL."""
