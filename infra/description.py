@@ -96,6 +96,8 @@ def _line(details: ErrorDetails, document: Document, names: frozenset[str]) -> s
         case "extra_forbidden":
             near = get_close_matches(str(path[-1]), names, n=1)
             problem = "there is no such setting" + (f"; did you mean `{near[0]}`?" if near else "")
+        case "secret":
+            problem = details["msg"]
         case "port":
             # Found when all ports were compared; the message itself begins with the setting.
             path = tuple(str(details["ctx"]["path"]).split("."))

@@ -20,6 +20,8 @@ from infra.errors import InfraError
 MAX_BODY_BYTES = 1024 * 1024
 MAX_HEADER_KIB = 32
 """The longest address, and the longest header."""
+ARTIFACTS = "/.artifacts/"
+"""Where the router finds the images' folder on the edge, and nobody else does."""
 READ_TIMEOUT_S = 3600
 """How long an answer may keep silent: an image that waits in a long queue is not late."""
 RETRY_AFTER_S = 2
@@ -44,11 +46,20 @@ class EdgeUser:
 
 
 @dataclass(frozen=True, slots=True)
+class ArtifactsFolder:
+    """The router's folder of images. `stack` is the stack's own folder, somewhere above it: all between is ours."""
+
+    path: Path
+    stack: Path
+
+
+@dataclass(frozen=True, slots=True)
 class EdgeSettings:
     """`folder` keeps the configuration and nginx's pid file, `run` is a short one for temporary files.
 
-    `socket` is the router's. `user` is None unless the edge is started by root. `setting` names where the
-    port is set in the stack file.
+    `socket` is the router's. `artifacts` is what the edge sends images from when the router says so; None where
+    the edge may not read there. `user` is None unless the edge is started by root. `setting` names where the port
+    is set in the stack file.
     """
 
     host: str
@@ -60,6 +71,7 @@ class EdgeSettings:
     user: EdgeUser | None = None
     workers: int = 2
     max_body_bytes: int = MAX_BODY_BYTES
+    artifacts: ArtifactsFolder | None = None
     setting: str = "router.edge.port"
 
 
@@ -124,6 +136,7 @@ def refusals(max_body_bytes: int) -> tuple[Refusal, ...]:
         Refusal(405, (405,), "method_not_allowed", "This method is not allowed here", "use another method"),
         Refusal(413, (413,), "body_too_large", "The body is too large", large),
         Refusal(414, (414,), "uri_too_long", "The address is too long", f"the address is over {MAX_HEADER_KIB} KiB"),
+        Refusal(416, (416,), "range_not_satisfiable", "There is no such range", "the image is shorter than this range"),
         Refusal(431, (494,), "headers_too_large", "A header is too large", f"a header is over {MAX_HEADER_KIB} KiB"),
         Refusal(500, (500,), "internal", "The edge failed", "the edge failed; its log says why"),
         Refusal(503, (502, 503, 504), "unavailable", "The router cannot answer just now", away, RETRY_AFTER_S),
@@ -163,7 +176,7 @@ def _process(settings: EdgeSettings) -> Iterator[str]:
 
 def _limits(settings: EdgeSettings) -> Iterator[str]:
     yield "server_tokens off;"
-    # The edge sends no file, so it needs no table of types, and the machine's need not exist.
+    # The router names every type, so there need be no table of them, and the machine's need not exist.
     yield "default_type application/octet-stream;"
     # A body fits into its buffer and is with the edge before the router hears of it: no slow sender holds
     # the router, and nothing touches the disk.
@@ -225,6 +238,10 @@ def _server(settings: EdgeSettings, answers: tuple[Refusal, ...]) -> Iterator[st
     yield "location / {"
     yield from _indented(_proxy())
     yield "}"
+    if settings.artifacts is not None:
+        yield f"location {ARTIFACTS} {{"
+        yield from _indented(_images(settings.artifacts.path))
+        yield "}"
     for answer in answers:
         for dialect in Dialect:
             yield f"location = {_REFUSALS}/{dialect}/{answer.status} {{"
@@ -250,6 +267,18 @@ def _proxy() -> Iterator[str]:
     yield "proxy_buffering off;"  # progress events leave as they come
     yield "proxy_connect_timeout 5s;"
     yield f"proxy_read_timeout {READ_TIMEOUT_S}s;"
+
+
+def _images(folder: Path) -> Iterator[str]:
+    """Files that the router names by X-Accel-Redirect; to clients this location does not exist."""
+    yield "internal;"
+    yield f"alias {_quoted(f'{folder}/')};"
+    yield f"disable_symlinks on from={_quoted(folder)};"
+    yield "sendfile on; tcp_nopush on;"
+    # The router's, which is the image's digest; nginx's own would change with a restored backup's times.
+    yield "etag off;"
+    yield "add_header ETag $upstream_http_etag;"
+    yield "add_header X-Request-Id $edge_request_id always;"  # one add_header here hides the server's
 
 
 def _indented(lines: Iterator[str], by: int = 2) -> Iterator[str]:

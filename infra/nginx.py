@@ -14,9 +14,10 @@ import os
 import pwd
 import shutil
 import stat
+from contextlib import suppress
 from pathlib import Path
 
-from infra.edge import EdgeError, EdgeSettings, EdgeUser, edge_config
+from infra.edge import ArtifactsFolder, EdgeError, EdgeSettings, EdgeUser, edge_config
 from infra.hosts import Listen, Unit
 
 FOLDERS = ("/usr/sbin", "/usr/local/sbin")
@@ -107,20 +108,60 @@ def _prepare_folders(settings: EdgeSettings) -> None:
     """
     for folder in (settings.folder, settings.logs, settings.run, settings.run / "edge"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if settings.artifacts:
+        settings.artifacts.path.mkdir(mode=0o750, parents=True, exist_ok=True)
     if settings.user:
         for folder in (settings.run, settings.run / "edge"):
             os.chown(folder, -1, settings.user.gid)
             folder.chmod(0o710)
+        if settings.artifacts:
+            _open_to_group(settings.artifacts, settings.user.gid)
         _require_way(settings.run, settings.user)
 
 
 def _require_way(folder: Path, user: EdgeUser) -> None:
     """Raise EdgeError if a folder above bars the user: nginx would only answer 503 to everyone."""
+    if (barred := _barred(folder, user)) is not None:
+        raise EdgeError(
+            f"nginx's user {user.name} may not enter {barred}, and the router's socket lies below it; "
+            "set LETTERPRESS_RUN to a short path that everyone may enter"
+        )
+
+
+def may_send_from(artifacts: ArtifactsFolder, user: EdgeUser | None) -> bool:
+    """Whether the edge's user can get at the images, once the stack's own folders are opened to it: root's checkout
+    often lies in a home that bars everyone else."""
+    return user is None or _barred(artifacts.stack, user) is None
+
+
+def _barred(folder: Path, user: EdgeUser) -> Path | None:
+    """The folder above that the user may not enter, if there is one."""
     for parent in folder.resolve().parents:
+        if not parent.exists():
+            continue
         found = parent.stat()
         bit = stat.S_IXUSR if found.st_uid == user.uid else stat.S_IXGRP if found.st_gid == user.gid else stat.S_IXOTH
         if not found.st_mode & bit:
-            raise EdgeError(
-                f"nginx's user {user.name} may not enter {parent}, and the router's socket lies below it; "
-                "set LETTERPRESS_RUN to a short path that everyone may enter"
-            )
+            return parent
+    return None
+
+
+def _open_to_group(folder: ArtifactsFolder, gid: int) -> None:
+    """Let the group read the images, now and to come, and pass through the stack's folders above; it lists none."""
+    artifacts = folder.path
+    if folder.stack not in artifacts.parents:
+        raise EdgeError(f"the images' folder {artifacts} is not in the stack's {folder.stack}")
+    for above in artifacts.parents:
+        os.chown(above, -1, gid)
+        above.chmod(0o710)
+        if above == folder.stack:
+            break
+    if artifacts.stat().st_gid == gid:
+        return
+    # Set-group-ID: what is made in there belongs to the group, too. Last, so that a killed run does it again.
+    for path in artifacts.rglob("*"):
+        with suppress(FileNotFoundError):  # a router may be at work in there
+            os.chown(path, -1, gid)
+            path.chmod(0o2750 if path.is_dir() else 0o640)
+    artifacts.chmod(0o2750)
+    os.chown(artifacts, -1, gid)

@@ -6,17 +6,20 @@ what was decided in the stack's folder, before anything is brought about by it.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra.code import code_fingerprint
+from infra.description import DescriptionError
 from infra.identity import Identity, ensure_identity
 from infra.paths import StackPaths, repository_root
 from infra.placement import Placement, PlacementError, place, read_placement, write_placement
-from infra.program import Declared, Programs, resources, secret_names
+from infra.program import Declared, Programs, given_secrets, resources, secret_names
 from infra.provider.site import Site
-from infra.secrets import SecretStore
-from infra.stack import StackDescription
+from infra.secrets import S3_CREDENTIALS, SecretStore
+from infra.stack import StackDescription, resolve
 
 
 def programs_here(root: Path | None = None) -> Programs:
@@ -52,9 +55,29 @@ async def plan(description: StackDescription, paths: StackPaths, programs: Progr
     cloud = Site(paths, {}).cloud(description.cloud)
     placement = place(description, await cloud.offers(), before)
     secrets = SecretStore(paths.secrets)
-    fingerprints = {name: secrets.fingerprint(name) for name in secret_names(placement)}
+    keep_given(description, secrets, os.environ)
+    names = (*secret_names(placement), *given_secrets(description))
+    fingerprints = {name: secrets.fingerprint(name) for name in names}
     declared = resources(description, placement, identity, fingerprints, programs or programs_here())
     return Plan(declared, placement, before)
+
+
+def keep_given(description: StackDescription, secrets: SecretStore, environ: Mapping[str, str]) -> None:
+    """Keep the secrets that the user brings: the environment's, or else those that it brought before.
+
+    Raises DescriptionError if one was never brought.
+    """
+    bucket = description.router.s3
+    if bucket is None or bucket.access_key_id is None or bucket.secret_access_key is None:
+        return
+    try:
+        key = resolve(bucket.access_key_id, environ, "router.s3.access_key_id")
+        secret = resolve(bucket.secret_access_key, environ, "router.s3.secret_access_key")
+    except DescriptionError:
+        if secrets.path(S3_CREDENTIALS).exists():
+            return
+        raise
+    secrets.keep(S3_CREDENTIALS, f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}")
 
 
 def placed(paths: StackPaths) -> tuple[Placement, Identity]:

@@ -19,8 +19,8 @@ from infra.provider.registration import RegistrationInputs
 from infra.provider.resource import Inputs, Kind
 from infra.provider.router_host import RouterHostInputs, reachable_url
 from infra.provider.worker_host import WorkerHostInputs, WorkerInputs, worker_url
-from infra.secrets import ADMIN_KEY, API_KEY, SIGNING_KEY, worker_token
-from infra.stack import TINY, Pool, StackDescription, first_port_setting
+from infra.secrets import ADMIN_KEY, API_KEY, S3_CREDENTIALS, SIGNING_KEY, worker_token
+from infra.stack import TINY, Bucket, Pool, StackDescription, first_port_setting
 
 if TYPE_CHECKING:
     import pulumi
@@ -92,8 +92,14 @@ def seats(name: str, pool: Pool, placement: Placement) -> Iterator[tuple[Placed,
         yield placed, seated
 
 
+def given_secrets(description: StackDescription) -> tuple[str, ...]:
+    """Secrets that the user brings by the environment."""
+    bucket = description.router.s3
+    return () if bucket is None or bucket.access_key_id is None else (S3_CREDENTIALS,)
+
+
 def secret_names(placement: Placement) -> tuple[str, ...]:
-    """Every secret whose fingerprint `resources` wants."""
+    """Every secret of our own drawing whose fingerprint `resources` wants."""
     tokens = (worker_token(name) for placed in placement.machines for name in worker_names(placed))
     return (*ROUTER_KEYS, *tokens)
 
@@ -135,9 +141,23 @@ def _router_host(description: StackDescription, fingerprints: Mapping[str, str],
         edge_port=edge.port,
         admin_host=admin.host,
         admin_port=admin.port,
-        keys={name: fingerprints[name] for name in ROUTER_KEYS},
+        keys={name: fingerprints[name] for name in (*ROUTER_KEYS, *given_secrets(description))},
+        settings=_bucket_settings(description.router.s3),
     )
     return Declared(Kind.ROUTER_HOST, ROUTER_HOST, inputs)
+
+
+def _bucket_settings(bucket: Bucket | None) -> dict[str, str]:
+    if bucket is None:
+        return {}
+    named = {
+        "S3_BUCKET": bucket.bucket,
+        "S3_PREFIX": bucket.prefix,
+        "S3_REGION": bucket.region,
+        "S3_ENDPOINT": bucket.endpoint,
+        "S3_PUBLIC_ENDPOINT": bucket.public_endpoint,
+    }
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _pool(

@@ -10,13 +10,14 @@ import secrets as entropy
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.files import create_once
+from infra.files import create_once, replace_file
 from router.contract import fingerprint
 
 PASSPHRASE = "passphrase"  # noqa: S105 - the name of a file
 API_KEY = "api-key"
 ADMIN_KEY = "admin-key"
 SIGNING_KEY = "signing-key"
+S3_CREDENTIALS = "s3-credentials"
 
 
 def worker_token(worker: str) -> str:
@@ -41,6 +42,13 @@ class SecretStore:
             prefix = "lp_" if name in (API_KEY, ADMIN_KEY) else ""
             create_once(path, f"{prefix}{entropy.token_urlsafe(32)}".encode())
         return self.read(name)
+
+    def keep(self, name: str, value: str) -> None:
+        """Somebody else's secret, as it is now; what was kept under the name before is gone."""
+        path = self.path(name)
+        if not path.exists() or self.read(name) != value:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            replace_file(path, value.encode() + b"\n")
 
     def read(self, name: str) -> str:
         """The value of a secret that exists; FileNotFoundError names it otherwise."""

@@ -48,6 +48,13 @@ def _references_well_formed(text: str) -> str:
     return text
 
 
+def _reference(text: str) -> str:
+    if not REFERENCE.fullmatch(text):
+        # Not shown: what stands there may be the secret itself.
+        raise PydanticCustomError("secret", "should be a reference to the environment, ${NAME}: no secret stands here")
+    return text
+
+
 def _model(text: str) -> str:
     if text == TINY or REPOSITORY.fullmatch(text) or text.startswith(FOLDER_BEGINNINGS):
         return text
@@ -70,6 +77,8 @@ def _loopback(text: str) -> str:
 
 Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_references_well_formed)]
 """May hold `${NAME}`; `resolve` puts the environment's value in."""
+Reference = Annotated[str, AfterValidator(_reference)]
+"""A secret: never in the file, always `${NAME}`."""
 Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]+$")]
 Port = Annotated[int, Field(strict=True, ge=1, le=65_535)]
 
@@ -94,11 +103,33 @@ class Admin(Described):
     port: Port = 8081
 
 
+class Bucket(Described):
+    """An S3-compatible bucket for the images, which clients fetch from there by signed URLs that expire.
+
+    More than one router host needs one: a folder of one host cannot be read on another.
+    """
+
+    bucket: Text
+    prefix: Text | None = Field(None, description="A folder in the bucket; default: its root.")
+    region: Text = "us-east-1"
+    endpoint: Text | None = Field(None, description="Of a service that is not Amazon's: https://…")
+    public_endpoint: Text | None = Field(None, description="Where clients reach the service, if not at `endpoint`.")
+    access_key_id: Reference | None = Field(None, description="Default: the role of the router's machine.")
+    secret_access_key: Reference | None = None
+
+    @model_validator(mode="after")
+    def _whole_key(self) -> Self:
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise PydanticCustomError("key", "should have both access_key_id and secret_access_key, or neither")
+        return self
+
+
 class Router(Described):
     """The router host: the router itself, and the edge in front of it."""
 
     edge: Edge = Edge()
     admin: Admin = Admin()
+    s3: Bucket | None = Field(None, description="Keeps the images, instead of a folder of the router host.")
 
 
 class Pool(Described):

@@ -41,6 +41,9 @@ MAX_PORT = 65_535
 SOCKET_PATH_MAX = 107
 """In bytes: `sun_path` holds 108 with its closing zero (unix(7))."""
 
+EDGE_ARTIFACTS = "/.artifacts/"
+"""Below this the edge has the artifacts' folder, for the router to send files from and for nobody to ask."""
+
 PoolName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 WorkerName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^job_[0-9a-z]{26}$")]

@@ -13,7 +13,10 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from router.artifacts import Artifacts, LocalArtifacts
+from router.artifacts import Artifacts
+from router.artifacts.belonging import belong
+from router.artifacts.local import LocalArtifacts
+from router.artifacts.s3 import Bucket, S3Artifacts
 from router.dispatch import Dispatcher
 from router.fleet import Fleet
 from router.member import Rhythm
@@ -33,6 +36,8 @@ class CoreConfig:
 
     database_url: str
     artifacts_root: Path
+    bucket: Bucket | None = None
+    """Where images are kept instead of under `artifacts_root`, for more than one router host."""
     lease_ttl_ms: int = 15_000
     """A lease is renewed three times in this; after it, a job whose router died is given to another worker."""
     sweep_s: float = 5.0
@@ -59,12 +64,14 @@ async def open_core(config: CoreConfig) -> AsyncIterator[Core]:
     """A core at work. At the start, attempts that an earlier router left running are joined; at the end,
     those that run are left for the next one.
 
-    Raises StoreUnavailableError if the database cannot be opened.
+    Raises StoreUnavailableError if the database cannot be opened, ArtifactError if the artifact store cannot be
+    used or is not this database's.
     """
     store = await SqlStore.open(config.database_url)
     try:
         queue, notices = EmbeddedQueue(), Notices()
-        artifacts = LocalArtifacts(config.artifacts_root)
+        artifacts = _artifacts(config)
+        await belong(store, artifacts)
         dispatcher = Dispatcher(store, artifacts, notices, queue, config.lease_ttl_ms)
         rhythm = Rhythm(config.lease_ttl_ms, config.probe_s, config.probe_soon_s, config.idle_s)
         fleet = Fleet(store, queue, dispatcher, rhythm, config.patience, partial(datetime.now, UTC))
@@ -89,3 +96,7 @@ async def open_core(config: CoreConfig) -> AsyncIterator[Core]:
             await fleet.stop()
     finally:
         await store.close()
+
+
+def _artifacts(config: CoreConfig) -> Artifacts:
+    return LocalArtifacts(config.artifacts_root) if config.bucket is None else S3Artifacts(config.bucket)

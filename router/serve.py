@@ -57,6 +57,7 @@ async def serve(settings: RouterSettings) -> None:
         config = CoreConfig(
             database_url=settings.database,
             artifacts_root=settings.artifacts,
+            bucket=settings.bucket,
             lease_ttl_ms=int(settings.lease_ttl_s * 1000),
             queue_bound=settings.queue_bound,
         )
@@ -70,6 +71,7 @@ async def serve(settings: RouterSettings) -> None:
                 draw_seed=lambda: secrets.randbelow(MAX_SEED + 1),
                 clock=time.time,
                 version=release,
+                edge_sends_artifacts=settings.edge_sends_artifacts,
             )
             servers = {
                 _server(public_app(context, metrics.served)): public,

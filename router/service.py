@@ -9,14 +9,13 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from math import ceil
-from pathlib import Path
 
-from router.artifacts import Artifacts
+from router.artifacts import Artifacts, AtUrl, InFile
 from router.contract import JobEvent, JobState, Progress
 from router.dispatch import Dispatcher
 from router.errors import ArtifactError, PoolUnavailableError, QueueFullError
 from router.fleet import Fleet
-from router.jobs import Job
+from router.jobs import Image, Job
 from router.notices import Notices, Ticks
 from router.queue import Queue
 from router.store import ApiKey, Store
@@ -104,11 +103,13 @@ class JobService:
         self._dispatcher.hurry(job_id)
         return cancelled or await self._look(before)
 
-    def image_path(self, job: Job) -> Path:
-        """Where the job's image lies. Raises ArtifactError if there is none."""
-        if job.image is None:
-            raise ArtifactError(f"job {job.id} is {job.state}: it has no image")
-        return self._artifacts.open(job.image)
+    async def image_place(self, job: Job, lifetime_s: int) -> InFile | AtUrl:
+        """Where a client is sent for the job's image. Raises ArtifactError if there is none."""
+        return await self._artifacts.place(_image(job), lifetime_s)
+
+    async def image_bytes(self, job: Job) -> bytes:
+        """Raises ArtifactError if there is no image."""
+        return await self._artifacts.read(_image(job))
 
     async def _next(self, latest: Job, ticks: Ticks) -> tuple[Job, Progress | None]:
         """The next news of a job; notices may be lost, so the store is asked now and then."""
@@ -120,3 +121,9 @@ class JobService:
 
     async def _look(self, job: Job) -> Job:
         return await self._store.job(job.id) or job
+
+
+def _image(job: Job) -> Image:
+    if job.image is None:
+        raise ArtifactError(f"job {job.id} is {job.state}: it has no image")
+    return job.image

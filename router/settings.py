@@ -9,13 +9,14 @@ import ipaddress
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, overload
 
 from pydantic import AfterValidator, Field, HttpUrl, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from router.artifacts.s3 import Bucket
 from router.contract import SOCKET_PATH_MAX
 from router.errors import RouterError
 
@@ -81,6 +82,15 @@ class RouterSettings(BaseSettings):
     queue_bound: int = Field(default=1000, ge=1, description="Jobs that may wait in one pool.")
     lease_ttl_s: float = Field(default=15.0, ge=1.0, le=600.0)
     link_lifetime_s: int = Field(default=3600, ge=60, le=7 * 86_400, description="How long an image URL is good.")
+    edge_sends_artifacts: bool = Field(default=False, description="Whether the edge may read the artifacts' folder.")
+    s3_bucket: str | None = Field(default=None, description="Keeps the images, instead of a folder of this host.")
+    s3_prefix: Annotated[str, AfterValidator(lambda text: text.strip("/"))] = ""
+    s3_region: str = "us-east-1"
+    s3_endpoint: HttpUrl | None = Field(default=None, description="Of a service that is not Amazon's.")
+    s3_public_endpoint: HttpUrl | None = Field(default=None, description="Where clients reach it, if elsewhere.")
+    s3_credentials_file: Path | None = Field(
+        default=None, description="As ~/.aws/credentials; default: the host's role."
+    )
     log_format: LogFormat = LogFormat.JSON
 
     @property
@@ -98,8 +108,29 @@ class RouterSettings(BaseSettings):
         return self.data_dir / "artifacts"
 
     @property
+    def bucket(self) -> Bucket | None:
+        if self.s3_bucket is None:
+            return None
+        return Bucket(
+            self.s3_bucket,
+            self.s3_prefix,
+            self.s3_region,
+            _base(self.s3_endpoint),
+            _base(self.s3_public_endpoint),
+            self.s3_credentials_file,
+        )
+
+    @property
     def public_base(self) -> str:
-        return str(self.public_url).rstrip("/")
+        return _base(self.public_url)
+
+
+@overload
+def _base(url: HttpUrl) -> str: ...
+@overload
+def _base(url: HttpUrl | None) -> str | None: ...
+def _base(url: HttpUrl | None) -> str | None:
+    return None if url is None else str(url).rstrip("/")
 
 
 def read_settings() -> RouterSettings:

@@ -10,14 +10,16 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.edge import EdgeError, EdgeSettings
+from pydantic import Field
+
+from infra.edge import ArtifactsFolder, EdgeError, EdgeSettings
 from infra.errors import InfraError
 from infra.hosts import HostError, Listen, Progress, Unit
-from infra.nginx import configure_edge, edge_unit, edge_user, find_nginx
+from infra.nginx import configure_edge, edge_unit, edge_user, find_nginx, may_send_from
 from infra.provider.readiness import Verdict, ask_router, loopback_client, until_ready
 from infra.provider.resource import Condition, Found, IncompleteError, Inputs, ProviderError, UnitSeen, worst
 from infra.provider.site import Site
-from infra.secrets import ADMIN_KEY, API_KEY, SIGNING_KEY
+from infra.secrets import ADMIN_KEY, API_KEY, S3_CREDENTIALS, SIGNING_KEY
 
 ROUTER = "router"
 EDGE = "edge"
@@ -27,7 +29,8 @@ SOCKET = "router.sock"
 
 
 class RouterHostInputs(Inputs):
-    """`keys` holds the fingerprints of the router's secrets by name, `code` the digest of `program`."""
+    """`keys` holds the fingerprints of the router's secrets by name, `code` the digest of `program`. `settings`
+    are the router's own (`router.settings`), by name without their prefix; no secret is among them."""
 
     program: tuple[str, ...]
     code: str
@@ -36,6 +39,7 @@ class RouterHostInputs(Inputs):
     admin_host: str
     admin_port: int
     keys: dict[str, str]
+    settings: dict[str, str] = Field(default_factory=dict)
 
 
 class RouterHostState(RouterHostInputs, Found):
@@ -105,7 +109,12 @@ class RouterHostResource:
             "ADMIN_KEY_FILE": str(secrets.path(ADMIN_KEY)),
             "SIGNING_KEY_FILE": str(secrets.path(SIGNING_KEY)),
             "PUBLIC_URL": reachable_url(inputs.edge_host, inputs.edge_port),
+            **inputs.settings,
         }
+        if S3_CREDENTIALS in inputs.keys:
+            settings["S3_CREDENTIALS_FILE"] = str(secrets.path(S3_CREDENTIALS))
+        if self._artifacts(inputs):
+            settings["EDGE_SENDS_ARTIFACTS"] = "true"
         keys = " ".join(f"{name}={inputs.keys[name]}" for name in sorted(inputs.keys))
         return Unit(
             name=ROUTER,
@@ -125,8 +134,14 @@ class RouterHostResource:
             folder=paths.router / EDGE,
             run=paths.run,
             logs=paths.logs,
+            artifacts=self._artifacts(inputs),
             user=edge_user(),
         )
+
+    def _artifacts(self, inputs: RouterHostInputs) -> ArtifactsFolder | None:
+        """The images' folder, if the edge can send from it: else the router does, which costs it time."""
+        folder = ArtifactsFolder(self.site.paths.router / "data" / "artifacts", self.site.paths.root)
+        return folder if "S3_BUCKET" not in inputs.settings and may_send_from(folder, edge_user()) else None
 
     async def _look(self, state: RouterHostState) -> RouterHostState:
         host = self.site.router_host()

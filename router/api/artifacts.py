@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, assert_never
 
 from fastapi import APIRouter, Header, Path, Query
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from router.api.context import Context, InContext
 from router.api.refusals import Kind, refused
+from router.artifacts import AtUrl, InFile
+from router.contract import EDGE_ARTIFACTS
 from router.jobs import Image, Job
 from worker.contract import PROBLEM_MEDIA_TYPE, Problem
 
@@ -18,8 +20,13 @@ router = APIRouter(tags=["images"])
 IfNoneMatch = Annotated[str, Header(description="ETags that the caller already has.")]
 Answers = dict[int | str, dict[str, Any]]
 """FastAPI's own shape for documented answers."""
+SEND = "X-Accel-Redirect"
+"""nginx sends the file that this header names, and the client never sees the header."""
+REDIRECT_S = 600
+"""How long a bucket's signed URL is good: long enough to begin the download that one was just sent to."""
 PNG: Answers = {
     200: {"content": {"image/png": {}}, "description": "The image."},
+    307: {"description": "The image is in a bucket; its `Location` is good for some minutes and wants no key."},
     304: {"description": "The caller has it."},
 }
 PROBLEM: dict[str, Any] = {
@@ -52,17 +59,29 @@ async def artifact(
     job = await context.core.store.job(job_id)
     if job is None or job.image is None:
         raise refused(Kind.NOT_FOUND, f"there is no image of job {job_id}")
-    return image_answer(context, job, job.image, if_none_match, max_age_s=left)
+    return await image_answer(context, job, job.image, if_none_match, max_age_s=left)
 
 
-def image_answer(context: Context, job: Job, image: Image, if_none_match: str, max_age_s: int) -> Response:
-    """The file, or 304 for a caller who has it. An image never changes; only the permission ends."""
+async def image_answer(context: Context, job: Job, image: Image, if_none_match: str, max_age_s: int) -> Response:
+    """The image, or 304 for a caller who has it. An image never changes; only the permission ends.
+
+    From a bucket by a redirect, from a folder by the edge where it may read there, and else by ourselves.
+    """
     etag = f'"{image.sha256}"'
     headers = {"ETag": etag, "Cache-Control": f"private, max-age={max_age_s}, immutable"}
     known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
     if etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
-    return WholeFile(context.core.service.image_path(job), headers=headers, media_type=image.media_type)
+    match await context.core.service.image_place(job, REDIRECT_S):
+        case AtUrl(url):
+            # Asked for again before the signature runs out, and never kept beside the image itself.
+            return RedirectResponse(url, 307, {"Cache-Control": f"private, max-age={REDIRECT_S // 2}"})
+        case InFile(_, relative) if context.edge_sends_artifacts:
+            return Response(headers=headers | {SEND: EDGE_ARTIFACTS + relative}, media_type=image.media_type)
+        case InFile(path):
+            return WholeFile(path, headers=headers, media_type=image.media_type)
+        case unreachable:
+            assert_never(unreachable)
 
 
 class WholeFile(FileResponse):

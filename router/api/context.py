@@ -23,6 +23,8 @@ class Context:
     draw_seed: Callable[[], int]
     clock: Callable[[], float]
     version: str
+    edge_sends_artifacts: bool = False
+    """Whether images in files are named to the edge (X-Accel-Redirect) instead of being sent from here."""
 
 
 def _of(request: Request) -> Context:

@@ -75,7 +75,7 @@ async def cancel(job_id: str, context: InContext, key: Caller) -> JobView:
 async def image(job_id: str, context: InContext, key: Caller, if_none_match: IfNoneMatch = "") -> Response:
     job = await _own(context, key, job_id)
     if job.image is not None:
-        return image_answer(context, job, job.image, if_none_match, OWNER_CACHE_S)
+        return await image_answer(context, job, job.image, if_none_match, OWNER_CACHE_S)
     if job.state.ended:
         why = of_job(job)
         raise refused(Kind.CANCELLED if job.state is JobState.CANCELLED else Kind.NO_IMAGE, why.detail)

@@ -92,5 +92,5 @@ async def _gone(request: Request) -> None:
 
 async def image_base64(context: Context, job: Job) -> str:
     """The finished image as text; read and encoded off the event loop (a 2048-pixel PNG has megabytes)."""
-    path = context.core.service.image_path(job)
-    return await asyncio.to_thread(lambda: base64.b64encode(path.read_bytes()).decode())
+    data = await context.core.service.image_bytes(job)
+    return await asyncio.to_thread(lambda: base64.b64encode(data).decode())

@@ -48,8 +48,10 @@ class HttpClient:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def _call(self, method: str, path: str, body: Mapping[str, object] | None = None) -> httpx.Response:
-        async with self._open(method, path, body) as response:
+    async def _call(
+        self, method: str, path: str, body: Mapping[str, object] | None = None, *, follow: bool = False
+    ) -> httpx.Response:
+        async with self._open(method, path, body, follow=follow) as response:
             await response.aread()
             return response
 
@@ -64,12 +66,12 @@ class HttpClient:
 
     @asynccontextmanager
     async def _open(
-        self, method: str, path: str, body: Mapping[str, object] | None = None
+        self, method: str, path: str, body: Mapping[str, object] | None = None, *, follow: bool = False
     ) -> AsyncIterator[httpx.Response]:
-        """A response with a good status, its body not yet read."""
+        """A response with a good status, its body not yet read. httpx sends no key along to another origin."""
         name = self._name(method, path)
         try:
-            async with self._http.stream(method, path, json=body) as response:
+            async with self._http.stream(method, path, json=body, follow_redirects=follow) as response:
                 if not response.is_success:
                     await response.aread()
                     raise _refusal(name, response)

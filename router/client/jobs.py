@@ -62,7 +62,7 @@ class RouterClient(HttpClient):
 
     async def image(self, job_id: str) -> bytes:
         """The finished image. RouterRefusedError (409) while there is none."""
-        return (await self._call("GET", f"/v1/jobs/{job_id}/image")).content
+        return (await self._call("GET", f"/v1/jobs/{job_id}/image", follow=True)).content
 
     async def generate(self, request: JobRequest) -> bytes:
         """Submit, wait, fetch. JobEndedError if no image came of it; a caller that gives up cancels the job."""

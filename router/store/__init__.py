@@ -121,6 +121,10 @@ class Store(Protocol):
 
     async def api_key(self, key_sha256: str) -> ApiKey | None: ...
 
+    async def fact(self, name: str, proposed: str | None = None) -> str | None:
+        """What is on record under this name; `proposed` goes on record if nothing is yet."""
+        ...
+
     async def ping(self) -> None:
         """Raise if the database does not answer."""
         ...

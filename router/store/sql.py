@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from sqlalchemy import Connection, select
+from sqlalchemy.exc import IntegrityError
 
 from router import ids
 from router.contract import JobState
 from router.jobs import AttemptEnd, Image, Job, Lease
-from router.store import ApiKey, RegisteredWorker, Renewal, job_rows, key_rows, worker_rows
+from router.store import ApiKey, RegisteredWorker, Renewal, fact_rows, job_rows, key_rows, worker_rows
 from router.store.clock import Clock, database_clock
 from router.store.database import Database
 from worker.contract import GenerationRequest, Timings
@@ -88,6 +89,14 @@ class SqlStore:
 
     async def api_key(self, key_sha256: str) -> ApiKey | None:
         return await self._database.read(key_rows.find, key_sha256)
+
+    async def fact(self, name: str, proposed: str | None = None) -> str | None:
+        if proposed is None:
+            return await self._database.read(fact_rows.find, name)
+        try:
+            return await self._database.write(fact_rows.propose, name, proposed)
+        except IntegrityError:  # another router was quicker
+            return await self._database.read(fact_rows.find, name)
 
     async def ping(self) -> None:
         await self._database.read(_ping)

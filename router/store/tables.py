@@ -44,6 +44,14 @@ api_keys = Table(
     Column("created_at", BigInteger, nullable=False),
 )
 
+facts = Table(
+    "facts",
+    metadata,
+    # What is true of the database as a whole, by name; written once.
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
 workers = Table(
     "workers",
     metadata,

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from router.artifacts import LocalArtifacts
+from router.artifacts.local import LocalArtifacts
 from router.contract import JobEvent, JobState, WorkerHealth
 from router.dispatch import Dispatcher
 from router.errors import ArtifactError
@@ -30,7 +30,7 @@ async def test_a_job_becomes_the_workers_image(house: Rig, a: PacedProcess) -> N
     asked = request("a red fox", seed=7)
     job = await house.ended(await house.submit(asked))
     assert job.state is JobState.SUCCEEDED
-    assert house.core.service.image_path(job).read_bytes() == png(asked)
+    assert await house.core.service.image_bytes(job) == png(asked)
 
 
 async def test_a_worker_is_credited_with_what_it_finished(house: Rig, a: PacedProcess) -> None:
@@ -175,7 +175,7 @@ async def test_a_frozen_worker_that_thaws_after_its_attempt_was_lost_changes_not
 
     await eventually(finished_late, "the zombie never finished")
     assert await house.core.store.job(job.id) == ended
-    assert house.core.service.image_path(ended).read_bytes() == png(job.request)
+    assert await house.core.service.image_bytes(ended) == png(job.request)
     await house.believed("a", WorkerHealth.READY)
 
 
@@ -265,7 +265,7 @@ async def test_a_prompt_that_the_worker_refuses_fails_the_job_with_its_words(hou
     assert (job.error.type, job.attempt) == ("invalid_request", 1)
     assert "3000 tokens" in job.error.detail
     with pytest.raises(ArtifactError, match="has no image"):
-        house.core.service.image_path(job)
+        await house.core.service.image_bytes(job)
 
 
 async def test_refused_prompts_do_not_count_against_the_worker(house: Rig, a: PacedProcess) -> None:

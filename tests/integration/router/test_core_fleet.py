@@ -132,6 +132,7 @@ async def test_a_broken_worker_gets_no_job(house: Rig, a: PacedProcess, b: Paced
 
 async def test_a_disk_that_is_full_loses_no_job(house: Rig, a: PacedProcess, tmp_path: Path) -> None:
     root = tmp_path / "artifacts"
+    away = root.rename(tmp_path / "away")
     root.write_text("not a folder: every write fails")
     await house.register("a", a)
     job = await house.submit()
@@ -141,6 +142,7 @@ async def test_a_disk_that_is_full_loses_no_job(house: Rig, a: PacedProcess, tmp
 
     await eventually(failed_once, "the image was stored after all")
     root.unlink()
+    away.rename(root)
     assert (await house.ended(job)).state is JobState.SUCCEEDED
 
 

@@ -263,3 +263,10 @@ async def test_a_failed_transaction_leaves_nothing(database_url: str) -> None:
 
 async def test_a_registered_worker_never_shows_its_token(store: SqlStore) -> None:
     assert "tttt" not in repr(await store.workers())
+
+
+async def test_the_first_fact_stands_whoever_says_it(database_url: str, clock: SteeredClock) -> None:
+    async with opened_at(database_url, clock) as one, opened_at(database_url, clock) as other:
+        assert await one.fact("mark") is None
+        said = await asyncio.gather(*(store.fact("mark", f"{number}") for number, store in enumerate((one, other) * 8)))
+        assert set(said) == {await one.fact("mark")}

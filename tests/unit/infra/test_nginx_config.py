@@ -9,10 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from infra.edge import PATHS, Dialect, EdgeError, EdgeSettings, EdgeUser, Refusal, edge_config, refusals
+from infra.edge import (
+    ARTIFACTS,
+    PATHS,
+    ArtifactsFolder,
+    Dialect,
+    EdgeError,
+    EdgeSettings,
+    EdgeUser,
+    Refusal,
+    edge_config,
+    refusals,
+)
 from infra.nginx import edge_unit, find_nginx
 from router.api.errors import dialect_of
 from router.api.refusals import MAX_BODY_BYTES, Kind
+from router.contract import EDGE_ARTIFACTS
 
 RUN = Path("/run/letterpress/local-1")
 SETTINGS = EdgeSettings("127.0.0.1", 8080, RUN / "router.sock", Path("/s/router/edge"), RUN, Path("/s/logs"))
@@ -76,6 +88,13 @@ def test_the_edge_chooses_the_dialect_that_the_router_would() -> None:
 
 def test_the_edge_and_the_router_bound_a_body_alike() -> None:
     assert SETTINGS.max_body_bytes == MAX_BODY_BYTES
+
+
+def test_the_edge_and_the_router_mean_the_same_folder_of_images() -> None:
+    assert ARTIFACTS == EDGE_ARTIFACTS
+    folder = ArtifactsFolder(Path("/s/router/data/artifacts"), Path("/s"))
+    assert f"location {EDGE_ARTIFACTS} {{" in edge_config(replace(SETTINGS, artifacts=folder))
+    assert EDGE_ARTIFACTS not in edge_config(SETTINGS)
 
 
 def test_every_cause_leads_to_one_answer() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -83,18 +85,53 @@ def test_a_new_token_or_new_code_makes_the_same_command_another_unit(
     assert changed.config != unit().config
 
 
-def test_the_router_is_told_of_its_secrets_by_their_files(tmp_path: Path) -> None:
-    inputs = RouterHostInputs(
-        program=("python", "-m", "router"),
-        code="c0de",
-        edge_host="0.0.0.0",  # noqa: S104
-        edge_port=9000,
-        admin_host="127.0.0.1",
-        admin_port=9001,
-        keys={"api-key": "f00d"},
+ROUTER = RouterHostInputs(
+    program=("python", "-m", "router"),
+    code="c0de",
+    edge_host="0.0.0.0",  # noqa: S104
+    edge_port=9000,
+    admin_host="127.0.0.1",
+    admin_port=9001,
+    keys={"api-key": "f00d"},
+)
+
+
+@pytest.fixture
+def open_home() -> Iterator[Path]:
+    """Not pytest's tmp_path, above which are folders that bar everyone else."""
+    with tempfile.TemporaryDirectory(prefix="lp-") as home:
+        Path(home).chmod(0o711)
+        yield Path(home)
+
+
+def test_the_edge_sends_a_folders_images_and_has_none_of_a_bucket(open_home: Path) -> None:
+    resource = RouterHostResource(Site(StackPaths.of("s", open_home), {}))
+    assert resource.router_unit(ROUTER).env["LETTERPRESS_ROUTER_EDGE_SENDS_ARTIFACTS"] == "true"
+    artifacts = resource.edge_settings(ROUTER).artifacts
+    assert artifacts
+    assert artifacts.path == open_home / "s" / "router" / "data" / "artifacts"
+    bucket = ROUTER.model_copy(
+        update={"settings": {"S3_BUCKET": "images"}, "keys": {"api-key": "f00d", "s3-credentials": "beef"}}
     )
+    env = resource.router_unit(bucket).env
+    assert "LETTERPRESS_ROUTER_EDGE_SENDS_ARTIFACTS" not in env
+    assert env["LETTERPRESS_ROUTER_S3_BUCKET"] == "images"
+    assert env["LETTERPRESS_ROUTER_S3_CREDENTIALS_FILE"] == str(open_home / "s" / "secrets" / "s3-credentials")
+    assert resource.edge_settings(bucket).artifacts is None
+    assert resource.router_unit(bucket).config != resource.router_unit(ROUTER).config
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's edge runs as another user")
+def test_images_below_a_home_that_bars_the_edge_are_sent_by_the_router(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    resource = RouterHostResource(Site(StackPaths.of("s", tmp_path), {}))
+    assert "LETTERPRESS_ROUTER_EDGE_SENDS_ARTIFACTS" not in resource.router_unit(ROUTER).env
+    assert resource.edge_settings(ROUTER).artifacts is None
+
+
+def test_the_router_is_told_of_its_secrets_by_their_files(tmp_path: Path) -> None:
     site = Site(StackPaths.of("s", tmp_path), {})
-    router = RouterHostResource(site).router_unit(inputs)
+    router = RouterHostResource(site).router_unit(ROUTER)
     assert router.env["LETTERPRESS_ROUTER_API_KEY_FILE"] == str(tmp_path / "s" / "secrets" / "api-key")
     assert router.env["LETTERPRESS_ROUTER_PUBLIC_URL"] == "http://127.0.0.1:9000"
     assert not site.paths.root.exists(), "describing a unit makes nothing"

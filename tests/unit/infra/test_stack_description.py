@@ -181,3 +181,39 @@ def test_a_copied_stack_that_kept_its_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "copy.yaml").write_text(GOOD)
     with pytest.raises(DescriptionError, match="says `name: mine`; it should say `name: copy`"):
         load("copy", tmp_path)
+
+
+BUCKET = """
+  s3:
+    bucket: images
+    endpoint: https://s3.example
+    access_key_id: ${S3_KEY}
+    secret_access_key: %s
+"""
+
+
+def with_bucket(secret: str) -> str:
+    return GOOD.replace("  edge: {port: 9000}", "  edge: {port: 9000}" + (BUCKET % secret).rstrip())
+
+
+def test_a_buckets_key_is_a_reference_and_stays_one() -> None:
+    description = parse(with_bucket("${S3_SECRET}"), "stacks/x.yaml", Path("/stacks"))
+    assert description.router.s3
+    assert (description.router.s3.access_key_id, description.router.s3.secret_access_key) == (
+        "${S3_KEY}",
+        "${S3_SECRET}",
+    )
+
+
+def test_a_secret_in_the_file_is_refused_and_not_shown() -> None:
+    said = complaint(with_bucket("hunter2hunter2"))
+    assert said.startswith("router.s3.secret_access_key: should be a reference to the environment, ${NAME}")
+    assert "hunter2" not in said
+
+
+def test_half_a_key_is_no_key() -> None:
+    said = complaint(with_bucket("x").replace("    secret_access_key: x\n", ""))
+    assert said == (
+        "router.s3: should have both access_key_id and secret_access_key, or neither, got "
+        "{'bucket': 'images', 'endpoint': 'https://s3.example', 'acce…, in stacks/x.yaml line 6"
+    )

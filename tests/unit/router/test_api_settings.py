@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from router.artifacts.s3 import Bucket
 from router.settings import PREFIX, SettingsError, read_secret, read_settings
 
 REQUIRED = {
@@ -30,6 +31,19 @@ def test_the_defaults_are_one_machine_of_ones_own() -> None:
     assert settings.database == "sqlite+aiosqlite:////data/router.db"
     assert settings.artifacts == Path("/data/artifacts")
     assert settings.public_base == "http://127.0.0.1:8080"
+
+
+def test_a_bucket_is_described_without_its_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_settings().bucket is None
+    for name, value in {
+        "S3_BUCKET": "images",
+        "S3_PREFIX": "/a/b/",
+        "S3_ENDPOINT": "http://10.0.0.1:9000",
+        "S3_CREDENTIALS_FILE": "/s/s3",
+    }.items():
+        monkeypatch.setenv(PREFIX + name, value)
+    bucket = Bucket("images", "a/b", "us-east-1", "http://10.0.0.1:9000", None, Path("/s/s3"))
+    assert read_settings().bucket == bucket
 
 
 def test_everything_that_is_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

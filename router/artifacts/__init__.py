@@ -1,0 +1,92 @@
+"""Stored images. An artifact belongs to the attempt that made it and is whole before the job's row names it.
+
+`Artifacts` is the seam; `router.artifacts.local` keeps files in a folder, `router.artifacts.s3` objects in a
+bucket. Both name them alike, so a folder may be copied to a bucket and back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from router.jobs import Image
+
+SUFFIXES = {"image/png": ".png"}
+MARK = "letterpress-artifacts"
+"""The name under which each artifact store keeps its mark."""
+
+
+@dataclass(frozen=True, slots=True)
+class InFile:
+    """The bytes lie in this file of this host. `relative` is its path under the artifacts' root."""
+
+    path: Path
+    relative: str
+
+
+@dataclass(frozen=True, slots=True)
+class AtUrl:
+    """The bytes are to be had here, by GET, for a while. The URL is the permission: it is never logged."""
+
+    url: str = field(repr=False)
+
+
+class Artifacts(Protocol):
+    """Every method may raise ArtifactError; then nothing was promised, and trying again is safe."""
+
+    async def put(self, generation_id: str, data: bytes, media_type: str) -> Image:
+        """Store the bytes so that they survive a power cut. Again with the same is the same."""
+        ...
+
+    async def read(self, image: Image) -> bytes:
+        """The bytes that were put, digest checked."""
+        ...
+
+    async def place(self, image: Image, lifetime_s: int) -> InFile | AtUrl:
+        """Where a client can be sent for the bytes, for `lifetime_s` seconds at the least."""
+        ...
+
+    async def keep_only(self, job_id: str, image: Image | None) -> None:
+        """Remove what other attempts at the job have left; with None, all of it."""
+        ...
+
+    async def mark(self) -> str | None:
+        """The text that this artifact store was marked with; None if it never was."""
+        ...
+
+    async def set_mark(self, mark: str) -> str:
+        """Mark the store, unless somebody has: the mark that stands in the end."""
+        ...
+
+    async def check(self) -> None:
+        """Write something small, and remove it: raises ArtifactError while an image could not be stored."""
+        ...
+
+
+def path_of(generation_id: str, digest: str, media_type: str) -> str:
+    """An artifact's path under its store's root: `<fan>/<job>.<attempt>-<digest>.png`.
+
+    The name has the attempt in it, so a late attempt never touches another's image, and the digest, so what
+    a name means never changes.
+    """
+    job_id = generation_id.partition(".")[0]
+    return f"{fan(job_id)}/{generation_id}-{digest[:16]}{SUFFIXES.get(media_type, '.bin')}"
+
+
+def fan(job_id: str) -> str:
+    """The folder of a job: its id's last two characters, which are random (its first tell the time), so that
+    no folder grows beyond a thousandth of all images."""
+    return job_id[-2:]
+
+
+def first_of(job_id: str, image: Image) -> bool:
+    """Whether the image is of the job's first attempt: then no other attempt can have left anything."""
+    return image.path.startswith(f"{fan(job_id)}/{job_id}.1-")
+
+
+async def digest_of(data: bytes) -> str:
+    """SHA-256 in hex, off the event loop: an image has megabytes."""
+    return await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())

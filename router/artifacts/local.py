@@ -1,0 +1,159 @@
+"""Artifacts as files of one folder, for one router host. The edge serves them itself where it may read them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from router.artifacts import MARK, InFile, digest_of, fan, first_of, path_of
+from router.errors import ArtifactError
+from router.jobs import Image
+
+FOLDER_MODE = 0o750
+FILE_MODE = 0o640
+"""Readable by the group, which is the edge's where infra has made the folder so (set-group-ID); whatever the
+umask says. The folders above are the guard."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalArtifacts:
+    """Files under `root`."""
+
+    root: Path
+
+    async def put(self, generation_id: str, data: bytes, media_type: str) -> Image:
+        digest = await digest_of(data)
+        relative = path_of(generation_id, digest, media_type)
+        try:
+            await asyncio.to_thread(_write, self.root / relative, data)
+        except OSError as error:
+            raise ArtifactError(
+                f"the image of {generation_id} could not be stored under {self.root}: {error.strerror}"
+            ) from error
+        return Image(path=relative, sha256=digest, bytes=len(data), media_type=media_type)
+
+    async def read(self, image: Image) -> bytes:
+        try:
+            data = await asyncio.to_thread((self.root / image.path).read_bytes)
+        except OSError as error:
+            raise self._missing(image) from error
+        if await digest_of(data) != image.sha256:
+            raise ArtifactError(f"the image {image.path} in {self.root} is not the one that was stored; check the disk")
+        return data
+
+    async def place(self, image: Image, lifetime_s: int) -> InFile:  # noqa: ARG002 - a file's place does not expire
+        path = self.root / image.path
+        if not await asyncio.to_thread(path.is_file):
+            raise self._missing(image)
+        return InFile(path, image.path)
+
+    async def keep_only(self, job_id: str, image: Image | None) -> None:
+        if image is not None and first_of(job_id, image):
+            return
+        kept = None if image is None else self.root / image.path
+        try:
+            await asyncio.to_thread(_remove_others, self.root / fan(job_id), job_id, kept)
+        except OSError as error:
+            raise ArtifactError(
+                f"what lost attempts at {job_id} left under {self.root} could not be removed: {error.strerror}"
+            ) from error
+
+    async def mark(self) -> str | None:
+        try:
+            return await asyncio.to_thread(_read_mark, self.root / MARK)
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    async def set_mark(self, mark: str) -> str:
+        try:
+            return await asyncio.to_thread(_set_mark, self.root / MARK, mark)
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    async def check(self) -> None:
+        try:
+            await asyncio.to_thread(_write_and_remove, self.root / f".probe.{os.getpid()}")
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _missing(self, image: Image) -> ArtifactError:
+        return ArtifactError(f"the image {image.path} is no longer in {self.root}; was it removed by hand?")
+
+    def _unusable(self, error: OSError) -> ArtifactError:
+        return ArtifactError(f"no image can be stored under {self.root}: {error.strerror}")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Temporary file, fsync, rename, fsync of the folder: at every moment the name means all of it or nothing."""
+    _make(path.parent)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, FILE_MODE)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _make(folder: Path) -> None:
+    """The folder, and those above it that are missing; a set-group-ID bit from above stays."""
+    if folder.is_dir():
+        return
+    if not folder.parent.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return  # another image of the same fan was quicker
+    folder.chmod(folder.stat().st_mode & 0o2000 | FOLDER_MODE)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_others(folder: Path, job_id: str, kept: Path | None) -> None:
+    for path in (*folder.glob(f"{job_id}.*"), *folder.glob(f".{job_id}.*")):
+        if path != kept:
+            path.unlink(missing_ok=True)
+
+
+def _read_mark(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
+def _set_mark(path: Path, mark: str) -> str:
+    """By a link, which fails if the name is taken: nobody ever reads half a mark."""
+    _make(path.parent)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        draft.write_text(mark + "\n")
+        path.hardlink_to(draft)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink(missing_ok=True)
+    _sync(path.parent)
+    return path.read_text().strip()
+
+
+def _write_and_remove(path: Path) -> None:
+    _make(path.parent)
+    try:
+        path.write_bytes(b"whether an image could be stored here\n")
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,212 @@
+"""An S3 service on loopback: one bucket, path style, held to Amazon's published description of its wire.
+
+Every request's signature is checked (Signature Version 4, in the header or in the query:
+https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html), and every body's digest.
+Faults are armed by name and answered as Amazon does (its list of error codes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qsl, quote
+from xml.sax.saxutils import escape
+
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+REGION = "eu-central-1"
+SKEW = timedelta(minutes=15)
+STATUS = {
+    "SlowDown": 503,
+    "ExpiredToken": 400,
+    "NoSuchBucket": 404,
+    "NoSuchKey": 404,
+    "InvalidAccessKeyId": 403,
+    "SignatureDoesNotMatch": 403,
+    "AccessDenied": 403,
+    "RequestTimeTooSkewed": 403,
+    "BadDigest": 400,
+    "XAmzContentSHA256Mismatch": 400,
+    "PreconditionFailed": 412,
+}
+
+
+class RefusedError(Exception):
+    """One of Amazon's error codes."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass
+class EmulatedS3:
+    """`faults` are answered to the next requests, one each; "silence" is a request that is never answered,
+    "rot" hands out bytes that changed."""
+
+    port: int = 0
+    bucket: str = "images"
+    access_key: str = "AKIATEST"
+    secret_key: str = field(default="a secret key", repr=False)
+    token: str | None = None
+    objects: dict[str, tuple[bytes, str]] = field(default_factory=dict)
+    faults: deque[str] = field(default_factory=deque)
+    asked: list[str] = field(default_factory=list)
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        body = await request.body()
+        self.asked.append(f"{request.method} {scope['raw_path'].decode()}")
+        try:
+            response = await self._answer(request, body)
+        except RefusedError as error:
+            xml = f"<?xml version='1.0'?><Error><Code>{error.code}</Code><Message>emulated</Message></Error>"
+            response = Response(xml, STATUS[error.code], media_type="application/xml")
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request, body: bytes) -> Response:
+        fault = self.faults.popleft() if self.faults else None
+        if fault == "silence":
+            await self.closing.wait()
+        if fault in STATUS:
+            raise RefusedError(fault)
+        verify(request, body, self)
+        bucket, _, key = request.url.path.removeprefix("/").partition("/")
+        if bucket != self.bucket:
+            raise RefusedError("NoSuchBucket")
+        match request.method:
+            case "PUT":
+                return self._put(key, request, body)
+            case "GET" if not key:
+                return self._list(request)
+            case "GET" | "HEAD":
+                return self._get(key, rot=fault == "rot")
+            case "DELETE":
+                self.objects.pop(key, None)
+                return Response(status_code=204)
+            case _:
+                raise RefusedError("AccessDenied")
+
+    def _put(self, key: str, request: Request, body: bytes) -> Response:
+        checksum = request.headers.get("x-amz-checksum-sha256")
+        if checksum is not None and base64.b64decode(checksum) != hashlib.sha256(body).digest():
+            raise RefusedError("BadDigest")
+        if request.headers.get("if-none-match") == "*" and key in self.objects:
+            raise RefusedError("PreconditionFailed")
+        self.objects[key] = body, request.headers.get("content-type", "binary/octet-stream")
+        return Response(headers={"ETag": _etag(body)})
+
+    def _get(self, key: str, *, rot: bool) -> Response:
+        if key not in self.objects:
+            raise RefusedError("NoSuchKey")
+        data, media_type = self.objects[key]
+        headers = {"ETag": _etag(data), "Last-Modified": "Tue, 24 Nov 2026 10:00:00 GMT"}
+        return Response(data[::-1] if rot else data, headers=headers, media_type=media_type)
+
+    def _list(self, request: Request) -> Response:
+        prefix, after = request.query_params.get("prefix", ""), request.query_params.get("start-after", "")
+        keys = [key for key in sorted(self.objects) if key.startswith(prefix) and key > after]
+        rows = "".join(
+            f"<Contents><Key>{escape(key)}</Key><LastModified>2026-11-24T10:00:00.000Z</LastModified>"
+            f"<Size>{len(self.objects[key][0])}</Size><ETag>{_etag(self.objects[key][0])}</ETag></Contents>"
+            for key in keys
+        )
+        xml = f"<?xml version='1.0'?><ListBucketResult><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>"
+        return Response(xml, media_type="application/xml")
+
+
+def verify(request: Request, body: bytes, service: EmulatedS3) -> None:
+    """Raise RefusedError unless the request is signed by the service's one key, for now, and for this body."""
+    query = parse_qsl(request.scope["query_string"].decode(), keep_blank_values=True)
+    given = dict(query)
+    if "X-Amz-Signature" in given:
+        credential, signature = given["X-Amz-Credential"], given["X-Amz-Signature"]
+        names, moment = given["X-Amz-SignedHeaders"], given["X-Amz-Date"]
+        payload, lifetime = "UNSIGNED-PAYLOAD", timedelta(seconds=int(given["X-Amz-Expires"]))
+        query = [(name, value) for name, value in query if name != "X-Amz-Signature"]
+        token = given.get("X-Amz-Security-Token")
+    else:
+        header = request.headers.get("authorization", "")
+        if not header.startswith("AWS4-HMAC-SHA256 "):
+            raise RefusedError("AccessDenied")
+        fields = dict(part.strip().split("=", 1) for part in header.removeprefix("AWS4-HMAC-SHA256 ").split(","))
+        credential, signature, names = fields["Credential"], fields["Signature"], fields["SignedHeaders"]
+        moment, payload = request.headers["x-amz-date"], request.headers["x-amz-content-sha256"]
+        lifetime, token = SKEW, request.headers.get("x-amz-security-token")
+        if payload != hashlib.sha256(body).hexdigest():
+            raise RefusedError("XAmzContentSHA256Mismatch")
+    key, _, scope = credential.partition("/")
+    if key != service.access_key:
+        raise RefusedError("InvalidAccessKeyId")
+    if token != service.token:
+        raise RefusedError("ExpiredToken")
+    signed_at = datetime.strptime(moment, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    if not -SKEW < datetime.now(UTC) - signed_at <= lifetime:
+        raise RefusedError("RequestTimeTooSkewed" if lifetime is SKEW else "AccessDenied")
+    if not hmac.compare_digest(signature, _signature(request, query, names, payload, (moment, scope), service)):
+        raise RefusedError("SignatureDoesNotMatch")
+
+
+def _signature(
+    request: Request,
+    query: list[tuple[str, str]],
+    names: str,
+    payload: str,
+    signed: tuple[str, str],
+    service: EmulatedS3,
+) -> str:
+    moment, scope = signed
+    headers: Mapping[str, str] = request.headers
+    canonical = "\n".join(
+        (
+            request.method,
+            quote(request.url.path, safe="/-_.~"),
+            "&".join(f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}" for name, value in sorted(query)),
+            *(f"{name}:{' '.join(headers[name].split())}" for name in names.split(";")),
+            "",
+            names,
+            payload,
+        )
+    )
+    text = "\n".join(("AWS4-HMAC-SHA256", moment, scope, hashlib.sha256(canonical.encode()).hexdigest()))
+    key = f"AWS4{service.secret_key}".encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return hmac.digest(key, text.encode(), "sha256").hex()
+
+
+def _etag(data: bytes) -> str:
+    return f'"{hashlib.md5(data).hexdigest()}"'  # noqa: S324 - what Amazon's ETag is
+
+
+@asynccontextmanager
+async def emulated_s3() -> AsyncIterator[EmulatedS3]:
+    """The service, listening; gone when the block ends."""
+    service = EmulatedS3()
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        service.port = sock.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(service, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        try:
+            yield service
+        finally:
+            service.closing.set()
+            server.should_exit = True
+            await serving
