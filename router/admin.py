@@ -89,6 +89,17 @@ async def drain(name: Name, context: InContext) -> WorkerView:
     return view
 
 
+@_router.post(
+    "/workers/{name}/release", tags=["workers"], summary="Trust a worker in quarantine again", dependencies=_CHANGES
+)
+async def release(name: Name, context: InContext) -> WorkerView:
+    """What it failed at before counts no more. One that is in no quarantine stays as it is."""
+    view = await context.core.fleet.release(name)
+    if view is None:
+        raise _nobody(name)
+    return view
+
+
 @_router.delete("/workers/{name}", tags=["workers"], summary="Forget a worker", status_code=204, dependencies=_CHANGES)
 async def remove(name: Name, context: InContext) -> None:
     """Gone is success. What it was running is tried again elsewhere."""

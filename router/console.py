@@ -26,6 +26,7 @@ _LOOK = {
     WorkerHealth.DRAINING: "wait",
     WorkerHealth.BROKEN: "bad",
     WorkerHealth.UNREACHABLE: "bad",
+    WorkerHealth.QUARANTINED: "bad",
 }
 
 

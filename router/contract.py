@@ -18,6 +18,7 @@ Admin app, on 127.0.0.1 only; reading is free to whoever is on the host, changin
     PUT    /workers/{name}         WorkerRegistration -> WorkerView; again with the same body is the same
     GET    /workers/{name}         WorkerView
     POST   /workers/{name}/drain   no new job; what runs is finished -> WorkerView
+    POST   /workers/{name}/release out of quarantine -> WorkerView
     DELETE /workers/{name}         removed; gone is success
     GET    /pools                  list[PoolView]
     GET    /healthz  /metrics
@@ -177,6 +178,7 @@ class WorkerHealth(StrEnum):
     DRAINING = "draining"
     BROKEN = "broken"
     UNREACHABLE = "unreachable"
+    QUARANTINED = "quarantined"  # it answers, and its images or its failures say not to use it
 
 
 class WorkerView(Frozen):

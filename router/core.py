@@ -44,6 +44,9 @@ class CoreConfig:
     probe_s: float = 2.0
     probe_soon_s: float = 0.1
     idle_s: float = 2.0
+    ahead_s: float = 0.3
+    """How long before its predicted end a running generation gets a successor; 0: only after it."""
+    probation_s: float = 30.0
     look_s: float = 2.0
     queue_bound: int = 10_000
     """Jobs that may wait in one pool."""
@@ -73,7 +76,9 @@ async def open_core(config: CoreConfig) -> AsyncIterator[Core]:
         artifacts = _artifacts(config)
         await belong(store, artifacts)
         dispatcher = Dispatcher(store, artifacts, notices, queue, config.lease_ttl_ms)
-        rhythm = Rhythm(config.lease_ttl_ms, config.probe_s, config.probe_soon_s, config.idle_s)
+        rhythm = Rhythm(
+            config.lease_ttl_ms, config.probe_s, config.probe_soon_s, config.idle_s, config.ahead_s, config.probation_s
+        )
         fleet = Fleet(store, queue, dispatcher, rhythm, config.patience, partial(datetime.now, UTC))
         service = JobService(
             store,

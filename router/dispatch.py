@@ -35,7 +35,7 @@ from router.jobs import AttemptEnd, Image, Lease
 from router.notices import Notices
 from router.queue import Queue
 from router.store import Renewal, Store
-from router.worker_client import WorkerClient
+from router.worker_client import Event, WorkerClient
 from worker.contract import Accepted, Failed, FailureType, Finished, Started, Step, Timings
 
 log = structlog.get_logger(__name__)
@@ -69,10 +69,34 @@ class Unmade:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the fleet learns. `end` is None if the attempt was no longer ours to end."""
+    """What the fleet learns. `end` is None if the attempt was no longer ours to end; `waited` says that the worker
+    had accepted it and was not at work on it yet, but at the one before it."""
 
     end: AttemptEnd | None
     error: WorkerError | None = None
+    waited: bool = False
+
+
+def _unobserved(_event: Event) -> None:
+    pass
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the events of one attempt have told so far, however often its stream was joined."""
+
+    observe: Callable[[Event], None]
+    accepted: bool = False
+    started: bool = False
+
+    @property
+    def waited(self) -> bool:
+        return self.accepted and not self.started
+
+    def see(self, event: Event) -> None:
+        self.accepted = True
+        self.started = self.started or not isinstance(event, Accepted)
+        self.observe(event)
 
 
 def unmade_by(failed: Failed) -> Unmade:
@@ -112,10 +136,13 @@ class Dispatcher:
         if job_id in self._hurried:
             self._hurried[job_id].set()
 
-    async def drive(self, lease: Lease, worker: WorkerClient) -> Outcome:
-        """Run the leased job on `worker` until the attempt has ended."""
+    async def drive(
+        self, lease: Lease, worker: WorkerClient, observe: Callable[[Event], None] = _unobserved
+    ) -> Outcome:
+        """Run the leased job on `worker` until the attempt has ended; `observe` is told every event of it."""
         self._hurried[lease.job_id] = hurried = asyncio.Event()
-        making = asyncio.create_task(self._make(lease, worker))
+        seen = _Seen(observe)
+        making = asyncio.create_task(self._make(lease, worker, seen))
         holding = asyncio.create_task(self._hold(lease, hurried))
         try:
             await self._tell(lease.job_id)
@@ -127,7 +154,7 @@ class Dispatcher:
                 making.cancel()
                 await asyncio.gather(making, return_exceptions=True)
                 made = _stopped_by(holding.result())
-            outcome = await self._conclude(lease, made)
+            outcome = await self._conclude(lease, made, seen.waited)
             await self._tell(lease.job_id)
             if made is None or (isinstance(made, Unmade) and made.end in (AttemptEnd.LOST, AttemptEnd.CANCELLED)):
                 await self._call_off(lease, worker)
@@ -140,17 +167,26 @@ class Dispatcher:
                 del self._hurried[lease.job_id]
             self._notices.forget(lease.job_id, lease.attempt)
 
-    async def _make(self, lease: Lease, worker: WorkerClient) -> Made | Unmade:
+    async def blame(self, lease: Lease, detail: str) -> None:
+        """The attempt was lost because the worker's process died under it."""
+        job = await self._store.blame(lease, detail)
+        log.warning("worker_died_under_a_job", job=lease.job_id, attempt=lease.attempt, worker=lease.worker)
+        if job is not None:
+            self._notices.publish(job)
+            await self._tell(job.id)
+
+    async def _make(self, lease: Lease, worker: WorkerClient, seen: _Seen) -> Made | Unmade:
         """Everything up to the commit; each way to fail has its end, by name."""
         try:
-            end = await self._follow(lease, worker)
+            end = await self._follow(lease, worker, seen)
             return unmade_by(end) if isinstance(end, Failed) else await self._collect(lease, worker, end)
         except WorkerRefusedError as error:
             return Unmade(AttemptEnd.REFUSED, str(error))
         except (WorkerUnavailableError, WorkerUnauthorizedError) as error:
             return Unmade(AttemptEnd.RETURNED, str(error), error)
         except (WorkerUnreachableError, WorkerProtocolError) as error:
-            return Unmade(AttemptEnd.LOST, str(error), error)
+            waited = " (it had not begun: it was next, behind the one that ran)" if seen.waited else ""
+            return Unmade(AttemptEnd.LOST, f"{error}{waited}", error)
         except ArtifactError as error:
             log.error("artifact_not_stored", job=lease.job_id, attempt=lease.attempt, error=str(error))  # noqa: TRY400
             return Unmade(AttemptEnd.LOST, str(error))
@@ -158,7 +194,7 @@ class Dispatcher:
             log.exception("attempt_failed_unexpectedly", job=lease.job_id, attempt=lease.attempt, worker=lease.worker)
             return Unmade(AttemptEnd.LOST, f"unexpected: {type(error).__name__}: {error}")
 
-    async def _follow(self, lease: Lease, worker: WorkerClient) -> Finished | Failed:
+    async def _follow(self, lease: Lease, worker: WorkerClient, seen: _Seen) -> Finished | Failed:
         rejoins = 0
         while True:
             accepted = False
@@ -166,23 +202,21 @@ class Dispatcher:
                 async with aclosing(worker.generate(lease.generation_id, lease.request)) as events:
                     async for event in events:
                         accepted = True
-                        match event:
-                            case Finished() | Failed():
-                                return event
-                            case Started():
-                                self._report(lease, 0, event.steps)
-                            case Step():
-                                self._report(lease, event.step, event.steps)
-                            case Accepted():
-                                pass
-                            case _:
-                                assert_never(event)
+                        seen.see(event)
+                        if isinstance(event, Finished | Failed):
+                            return event
+                        self._report(lease, event)
             except WorkerUnreachableError as error:
                 # A silent worker would be silent again, and one that never answered is simply not there.
                 if isinstance(error, WorkerSilentError) or not accepted or rejoins == REJOINS:
                     raise
                 rejoins += 1
                 log.warning("generation_rejoined", job=lease.job_id, attempt=lease.attempt, error=str(error))
+            except WorkerUnavailableError as error:
+                if not rejoins:
+                    raise
+                # It held the generation a moment ago and knows it no more: it is another process now.
+                raise WorkerUnreachableError(f"{error} (it has lost the generation that it held)") from error
 
     async def _collect(self, lease: Lease, worker: WorkerClient, finished: Finished) -> Made | Unmade:
         data = await self._fetch(lease, worker)
@@ -192,7 +226,7 @@ class Dispatcher:
                 f"worker {worker.name}: the image of {lease.generation_id} is not the one that it announced "
                 f"({len(data)} bytes, sha256 {digest[:12]}; announced {finished.bytes}, {finished.sha256[:12]})"
             )
-            return Unmade(AttemptEnd.LOST, str(error), error)
+            return Unmade(AttemptEnd.CORRUPT, str(error), error)
         image = await self._artifacts.put(lease.generation_id, data, finished.media_type)
         return Made(image, finished.timings)
 
@@ -231,16 +265,16 @@ class Dispatcher:
         except (WorkerError, TimeoutError) as error:
             log.info("generation_not_called_off", job=lease.job_id, attempt=lease.attempt, error=str(error))
 
-    async def _conclude(self, lease: Lease, made: Made | Unmade | None) -> Outcome:
+    async def _conclude(self, lease: Lease, made: Made | Unmade | None, waited: bool) -> Outcome:
         match made:
             case Made(image, timings):
                 job = await _insist(lambda: self._store.finish(lease, image, timings))
                 outcome = Outcome(None if job is None else AttemptEnd.FINISHED)
             case Unmade(end, detail, error):
                 job = await _insist(lambda: self._store.end_attempt(lease, end, detail))
-                outcome = Outcome(None if job is None else end, error)
+                outcome = Outcome(None if job is None else end, error, waited)
             case None:
-                job, outcome = None, Outcome(None)
+                job, outcome = None, Outcome(None, waited=waited)
             case _:
                 assert_never(made)
         if job is not None:
@@ -270,8 +304,10 @@ class Dispatcher:
             # Watchers and idle consumers look for themselves; a file too many harms nobody.
             log.warning("aftermath_left_undone", job=job_id, error=str(error))
 
-    def _report(self, lease: Lease, step: int, steps: int) -> None:
-        self._notices.progress(lease.job_id, Progress(attempt=lease.attempt, step=step, steps=steps))
+    def _report(self, lease: Lease, event: Accepted | Started | Step) -> None:
+        if not isinstance(event, Accepted):
+            step = event.step if isinstance(event, Step) else 0
+            self._notices.progress(lease.job_id, Progress(attempt=lease.attempt, step=step, steps=event.steps))
 
 
 async def _insist(write: Callable[[], Awaitable[T]]) -> T:

@@ -72,6 +72,16 @@ class Fleet:
             member.update(worker)
             return member.view()
 
+    async def release(self, name: str) -> WorkerView | None:
+        """Out of quarantine. None if there is no such worker."""
+        async with self._changing:
+            worker = await self._store.release_worker(name)
+            member = self._members.get(name)
+            if worker is None or member is None:
+                return None
+            member.update(worker)
+            return member.view()
+
     async def remove(self, name: str) -> None:
         """Forget the worker; gone is success. A job that it was at goes back to the queue."""
         async with self._changing:

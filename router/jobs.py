@@ -76,6 +76,8 @@ class AttemptEnd(StrEnum):
     LOST = "lost"  # the worker, its machine or the way to it went away
     EXPIRED = "expired"  # nobody renewed the lease
     CRASHED = "crashed"  # the engine failed on it
+    DIED = "died"  # the worker's process ended under it while its machine stayed; known when another process answers
+    CORRUPT = "corrupt"  # the image is not the one that the worker announced
     REFUSED = "refused"  # the worker says that the request can never work
     RETURNED = "returned"  # the worker could not take it now: busy, loading, draining
     CANCELLED = "cancelled"
@@ -99,26 +101,67 @@ class Cancel:
 def after(end: AttemptEnd, detail: str, crashed_on: Sequence[str]) -> Requeue | Fail | Cancel:
     """What becomes of a job whose attempt ended without an image.
 
-    `crashed_on` names a worker for each attempt at the job that crashed, this one included. Loss of
-    infrastructure never counts against the job; crashes do.
+    `crashed_on` names a worker for each attempt at the job that crashed or under which the worker died, this one
+    included. Loss of infrastructure never counts against the job; crashes do. (That a lost attempt was a death may
+    turn out only when its job is at work elsewhere; the next loss is then one too many.)
     """
     match end:
-        case AttemptEnd.LOST | AttemptEnd.EXPIRED | AttemptEnd.RETURNED:
+        case AttemptEnd.EXPIRED | AttemptEnd.RETURNED | AttemptEnd.CORRUPT:
             return Requeue()
+        case AttemptEnd.LOST:
+            return _suspect(detail, crashed_on) or Requeue()
         case AttemptEnd.CANCELLED:
             return Cancel()
         case AttemptEnd.REFUSED:
             return Fail(JobError(FailureType.INVALID_REQUEST, detail))
-        case AttemptEnd.CRASHED:
-            names = sorted(set(crashed_on))
-            if len(names) < MAX_CRASHED_WORKERS and len(crashed_on) < MAX_CRASHES:
-                return Requeue()
-            return Fail(
-                JobError(
-                    FailureType.ENGINE_ERROR, f"crashed {len(crashed_on)} times, on {', '.join(names)}; last: {detail}"
-                )
-            )
+        case AttemptEnd.CRASHED | AttemptEnd.DIED:
+            return _suspect(detail, crashed_on) or Requeue()
         case AttemptEnd.FINISHED:
             raise ValueError("a finished attempt leaves nothing to decide")
         case _:
             assert_never(end)
+
+
+def _suspect(detail: str, crashed_on: Sequence[str]) -> Fail | None:
+    names = sorted(set(crashed_on))
+    if len(names) < MAX_CRASHED_WORKERS and len(crashed_on) < MAX_CRASHES:
+        return None
+    said = f"crashed {len(crashed_on)} times, on {', '.join(names)}; last: {detail}"
+    return Fail(JobError(FailureType.ENGINE_ERROR, said))
+
+
+CRASHES = frozenset({AttemptEnd.CRASHED, AttemptEnd.DIED})
+"""Ends that make a job a suspect, when they happen on different workers."""
+FAULTS = CRASHES | {AttemptEnd.CORRUPT}
+"""Ends that make a worker a suspect, when they happen to different jobs."""
+TELLING = FAULTS | {AttemptEnd.FINISHED, AttemptEnd.REFUSED}
+"""Ends that tell anything of the worker itself."""
+
+
+class Cause(StrEnum):
+    """Why a worker is in quarantine."""
+
+    FAULTS = "faults"  # two different jobs failed on it in a row; a probe generation that succeeds releases it
+    CORRUPT = "corrupt"  # an image was not the one that it announced; the operator alone releases it
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """`reason` is for people."""
+
+    cause: Cause
+    reason: str
+
+
+def quarantine_after(recent: Sequence[tuple[AttemptEnd, str, str]]) -> Quarantine | None:
+    """Whether a worker is to get no more jobs. `recent` are the end, job and detail of its newest attempts that
+    tell anything (TELLING), the newest first, since it was last trusted."""
+    if not recent:
+        return None
+    end, job, detail = recent[0]
+    if end is AttemptEnd.CORRUPT:
+        return Quarantine(Cause.CORRUPT, f"the image of job {job} was damaged: {detail}")
+    before = recent[1] if len(recent) > 1 else None
+    if end in FAULTS and before is not None and before[0] in FAULTS and before[1] != job:
+        return Quarantine(Cause.FAULTS, f"jobs {before[1]} and {job} failed on it in a row; last: {detail}")
+    return None

@@ -1,12 +1,15 @@
 """One registered worker as the router lives with it: what is believed of its health, and its consumer.
 
-Two loops: one asks the worker how it is; the other gives it a job whenever it is ready and free. A job
-meets the worker only then (late binding), never earlier. What is registered is `router.fleet`'s.
+Two loops: one asks the worker how it is; the other gives it a job whenever it is ready and has room. A job meets
+the worker only then (late binding), never earlier; room for a second one is there just before the first is
+predicted to end (`router.lookahead`). What is registered is `router.fleet`'s, what is made of a worker's behaviour
+is decided in `router.trust`.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,34 +18,26 @@ from time import monotonic
 
 import structlog
 
+from router import lookahead
 from router.contract import WorkerHealth, WorkerView, fingerprint
 from router.dispatch import Dispatcher, Outcome
-from router.errors import (
-    StoreUnavailableError,
-    WorkerError,
-    WorkerUnauthorizedError,
-    WorkerUnavailableError,
-    WorkerUnreachableError,
-)
-from router.jobs import AttemptEnd, Lease
-from router.queue import Queue
+from router.errors import StoreUnavailableError, WorkerError, WorkerUnauthorizedError, WorkerUnreachableError
+from router.jobs import FAULTS, AttemptEnd, Cause, Lease
+from router.lookahead import Course, Tails
+from router.probation import Probation
+from router.queue import Queue, WakeUp
 from router.store import RegisteredWorker, Store
 from router.supervise import forever
-from router.worker_client import Patience, WorkerClient
-from worker.contract import WorkerState, WorkerStatus
+from router.trust import HEALTH, Belief, belief_of, failures_after, pause_s
+from router.worker_client import Event, Patience, WorkerClient
+from worker.contract import Finished, WorkerState, WorkerStatus
 
 log = structlog.get_logger(__name__)
 
-HEALTH = {
-    WorkerState.LOADING: WorkerHealth.LOADING,
-    WorkerState.READY: WorkerHealth.READY,
-    WorkerState.DRAINING: WorkerHealth.DRAINING,
-    WorkerState.BROKEN: WorkerHealth.BROKEN,
-}
-FAILURES = frozenset({AttemptEnd.RETURNED, AttemptEnd.LOST, AttemptEnd.CRASHED})
-"""Ends that speak against the worker. One that refuses a request for good has answered as it should."""
 PACE_WEIGHT = 0.2
 """Of the newest job, in the running mean of how long jobs take here."""
+RECENT = 32
+"""Generations that ended here and that an older look at the worker may still show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,42 +51,20 @@ class Rhythm:
     """After a loss, doubling up to `probe_s` while it lasts."""
     idle_s: float
     """An idle worker asks for work this often even if nobody announced any."""
+    ahead_s: float = 0.3
+    """How long before its predicted end a running generation gets a successor; 0: only after it."""
+    probation_s: float = 30.0
+    """Until a worker in quarantine is tried with an image that nobody waits for; doubling while that fails."""
 
 
-@dataclass(frozen=True, slots=True)
-class Belief:
-    health: WorkerHealth
-    reason: str
-    since: datetime
+@dataclass(slots=True)
+class _Held:
+    """A lease that is driven, and who the worker was when it got it."""
 
-
-def failures_after(end: AttemptEnd | None, failures: int) -> int:
-    """How many attempts in a row have failed for the worker's sake, after one more that ended so.
-
-    A cancelled attempt, and one that was no longer ours to end, tell nothing of the worker.
-    """
-    if end in FAILURES:
-        return failures + 1
-    return 0 if end in (AttemptEnd.FINISHED, AttemptEnd.REFUSED) else failures
-
-
-def pause_s(end: AttemptEnd | None, failures: int) -> float:
-    """How long a worker gets no job after an attempt that ended so, the `failures`-th in a row, in seconds.
-
-    Half a second gives the job to whoever else is free; a worker that keeps failing is tried ever more
-    rarely, up to four times a minute.
-    """
-    if end in FAILURES:
-        return float(min(0.5 * 2 ** min(failures - 1, 10), 15.0))
-    return 0.0
-
-
-def belief_of(error: WorkerError) -> tuple[WorkerHealth, str] | None:
-    """What an error tells of the worker's health; None if nothing (it was busy)."""
-    if isinstance(error, WorkerUnavailableError):
-        return None
-    health = WorkerHealth.UNREACHABLE if isinstance(error, WorkerUnreachableError) else WorkerHealth.BROKEN
-    return health, str(error)
+    lease: Lease
+    process: str
+    machine: str
+    course: Course | None = None
 
 
 class Member:
@@ -111,31 +84,42 @@ class Member:
         self._store, self._queue, self._dispatcher = store, queue, dispatcher
         self._rhythm, self._now = rhythm, now
         self._client = WorkerClient(worker.name, worker.url, worker.token, patience)
+        self._probation = Probation(self._client, rhythm.probation_s)
         self._belief = Belief(WorkerHealth.UNKNOWN, "not asked yet", now())
         self._status: WorkerStatus | None = None
-        self._held: dict[str, Lease] = {}
-        self._recent: str | None = None
+        self._held: dict[str, _Held] = {}
+        self._recent: deque[str] = deque(maxlen=RECENT)
+        self._casualties: list[_Held] = []
+        self._tails = Tails()
         self._usable = asyncio.Event()
         self._look = asyncio.Event()
+        self._moved = asyncio.Event()
         self._failures = 0
+        self._resume_at = 0.0
         self._trusted = False
-        self._tasks: list[asyncio.Task[None]] = []
-        self._joins: list[asyncio.Task[None]] = []
+        self._loops: list[asyncio.Task[None]] = []
+        self._drives: set[asyncio.Task[None]] = set()
         self.seconds_per_job: float | None = None
 
     @property
     def ready(self) -> bool:
         """Whether it could make an image now or after the one that it makes."""
-        return self._belief.health is WorkerHealth.READY and not self.worker.draining
+        allowed = not self.worker.draining and self.worker.quarantine is None
+        return self._belief.health is WorkerHealth.READY and allowed
 
     def view(self) -> WorkerView:
+        health, reason = self._belief.health, self._belief.reason
+        if self.worker.quarantine is not None:
+            health, reason = WorkerHealth.QUARANTINED, self._probation.explained(self.worker.quarantine)
+        elif self._failures > 1 and health is WorkerHealth.READY:
+            reason = f"its last {self._failures} attempts failed; it is tried ever more rarely"
         return WorkerView(
             name=self.worker.name,
             url=self.worker.url,
             pool=self.worker.pool,
             token_fingerprint=fingerprint(self.worker.token),
-            health=self._belief.health,
-            reason=self._belief.reason,
+            health=health,
+            reason=reason,
             since=self._belief.since,
             draining=self.worker.draining,
             running=len(self._held),
@@ -147,26 +131,28 @@ class Member:
     def start(self, joined: Iterable[Lease]) -> None:
         """Begin. `joined` are the leases that a router before this one left with the worker: same attempts."""
         name = self.worker.name
-        self._joins = [asyncio.create_task(self._join(lease)) for lease in joined]
-        self._tasks = [
+        for lease in joined:
+            self._begin(lease, None)
+        self._loops = [
             asyncio.create_task(forever(f"probe {name}", self._probe)),
             asyncio.create_task(forever(f"consume {name}", self._consume)),
-            *self._joins,
         ]
 
     async def stop(self) -> list[Lease]:
         """End the loops; returns the leases that were held, whose attempts are not ended by this."""
-        left = list(self._held.values())
-        for task in self._tasks:
+        left = [held.lease for held in self._held.values()]
+        tasks = [*self._loops, *self._drives]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.aclose()
         return left
 
     def update(self, worker: RegisteredWorker) -> None:
-        """Same worker, told to drain or to go on."""
+        """Same worker, told to drain or to go on, put in quarantine or released from it."""
         self.worker = worker
         self._reconsider()
+        self._look.set()
 
     async def _probe(self) -> None:
         interval = self._rhythm.soon_s
@@ -179,7 +165,9 @@ class Member:
             except WorkerError as error:
                 self._suspect(error)
             else:
+                await self._judge(self._status)
                 self._believe(HEALTH[self._status.state], self._status.reason)
+                await self._try_out()
             interval = self._rhythm.probe_s if self._usable.is_set() else min(2 * interval, self._rhythm.probe_s)
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval):
@@ -187,45 +175,150 @@ class Member:
                     interval = self._rhythm.soon_s
             self._look.clear()
 
+    async def _judge(self, status: WorkerStatus) -> None:
+        """Of what was lost with this worker, what its own process took with it when it died.
+
+        It did if another process answers on the same machine. The same process had only lost its way, and on
+        another machine everything is new, for which no job can be blamed.
+        """
+        while self._casualties:
+            lost = self._casualties[-1]
+            if lost.machine and lost.machine == status.machine and lost.process != status.process:
+                detail = f"the process of worker {self.worker.name} ended while it was at work on it"
+                await self._dispatcher.blame(lost.lease, detail)
+                await self._refresh()
+            self._casualties.pop()
+
+    async def _try_out(self) -> None:
+        """Let a worker that is in quarantine for its failures show that it can make an image."""
+        quarantine = self.worker.quarantine
+        if quarantine is None or quarantine.cause is not Cause.FAULTS or self._belief.health is not WorkerHealth.READY:
+            return
+        if await self._probation.passed(monotonic()):
+            released = await self._store.release_worker(self.worker.name)
+            log.info("worker_released", worker=self.worker.name, why="its probe generation succeeded")
+            self._failures = 0
+            if released is not None:
+                self.update(released)
+
     async def _consume(self) -> None:
-        if self._joins:
-            await asyncio.wait(self._joins)  # until then it is not free, and a job might find one that is
+        found = False
         while True:
-            await self._usable.wait()
-            lease = await self._store.lease_next(self.worker.name, self._rhythm.lease_ttl_ms)
-            if lease is None:
-                await self._queue.wait(self.worker.pool, self._rhythm.idle_s)
-                if not self._usable.is_set():
-                    self._queue.announce(self.worker.pool)  # the wake-up was for somebody who can
-                continue
-            self._queue.announce(self.worker.pool)  # there may be more, and others idle
-            outcome = await self._drive(lease)
-            await asyncio.sleep(pause_s(outcome.end, self._failures))
+            await self._room()
+            wake_up = await self._queue.wait(self.worker.pool, self.worker.name, 0 if found else self._rhythm.idle_s)
+            found = False
+            try:
+                lease = await self._lease()
+                if lease is None and wake_up is not None and await self._store.queued(self.worker.pool):
+                    # What waits is not for this worker, or it has no room any more.
+                    self._queue.pass_on(self.worker.pool, wake_up, self.worker.name)
+                    wake_up = None
+            except BaseException:  # whatever happens, the wake-up is used up; it is raised again
+                if wake_up is not None:
+                    wake_up.done()
+                raise
+            if lease is not None:
+                self._begin(lease, wake_up)
+                found = True
+            elif wake_up is not None:
+                wake_up.done()
 
-    async def _join(self, lease: Lease) -> None:
+    async def _lease(self) -> Lease | None:
+        if not self._has_room():
+            return None
+        return await self._store.lease_next(self.worker.name, self._rhythm.lease_ttl_ms, len(self._held) + 1)
+
+    async def _room(self) -> None:
+        """Return when the worker may get a job, or one more."""
+        while not self._has_room():
+            self._moved.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._until_room()):
+                    await self._moved.wait()
+
+    def _has_room(self) -> bool:
+        if not self._usable.is_set() or monotonic() < self._resume_at:
+            return False
+        if not self._held:
+            return True
+        return self._failures == 0 and len(self._held) < lookahead.PLACES and self._ending()
+
+    def _ending(self) -> bool:
+        return lookahead.may_open(self._left_s(), self._rhythm.ahead_s)
+
+    def _left_s(self) -> float | None:
+        """Until the generation that runs ends, as predicted."""
+        (held,) = self._held.values()
+        if held.course is None:
+            return None
+        return lookahead.ends_in_s(held.course, self._tails.of(_pixels(held.lease)), monotonic())
+
+    def _until_room(self) -> float | None:
+        """How long waiting may be of use if nothing happens, in seconds; None: only something can change it."""
+        pause = self._resume_at - monotonic()
+        if pause > 0:
+            return pause
+        if len(self._held) == 1 and self._usable.is_set() and self._rhythm.ahead_s > 0:
+            left = self._left_s()
+            return None if left is None else max(left - self._rhythm.ahead_s, 0.001)
+        return None
+
+    def _begin(self, lease: Lease, wake_up: WakeUp | None) -> None:
+        status = self._status
+        held = _Held(lease, status.process if status else "", status.machine if status else "")
+        self._held[lease.generation_id] = held
+        task = asyncio.create_task(self._drive(held, wake_up))
+        self._drives.add(task)
+        task.add_done_callback(self._drives.discard)
+
+    async def _drive(self, held: _Held, wake_up: WakeUp | None) -> None:
+        """To the attempt's end. What nobody foresaw is told, and the lease runs out."""
+        lease = held.lease
         try:
-            await self._drive(lease)
+            outcome = await self._dispatcher.drive(lease, self._client, lambda event: self._observe(held, event))
+            await self._learn(held, outcome)
         except StoreUnavailableError as error:
-            log.error("lease_not_joined", job=lease.job_id, attempt=lease.attempt, error=str(error))  # noqa: TRY400
-
-    async def _drive(self, lease: Lease) -> Outcome:
-        begun = monotonic()
-        self._held[lease.generation_id] = lease
-        try:
-            outcome = await self._dispatcher.drive(lease, self._client)
+            log.error("attempt_left", job=lease.job_id, attempt=lease.attempt, error=str(error))  # noqa: TRY400
+        except Exception:  # one attempt's trouble is none of the next one's
+            log.exception("attempt_left", job=lease.job_id, attempt=lease.attempt)
         finally:
             del self._held[lease.generation_id]
-        self._failures = failures_after(outcome.end, self._failures)
+            self._moved.set()
+            if wake_up is not None:
+                wake_up.done()
+
+    def _observe(self, held: _Held, event: Event) -> None:
+        now, before = monotonic(), held.course
+        held.course = lookahead.after(before, event, now)
+        if isinstance(event, Finished) and before is not None and before.step == before.steps:
+            self._tails = self._tails.with_one(_pixels(held.lease), now - before.step_at)
+        self._moved.set()
+
+    async def _learn(self, held: _Held, outcome: Outcome) -> None:
+        self._failures = failures_after(outcome, self._failures)
+        self._recent.append(held.lease.generation_id)
+        self._resume_at = max(self._resume_at, monotonic() + pause_s(outcome.end, self._failures))
         if outcome.end is AttemptEnd.FINISHED:
-            self._recent = lease.generation_id
             self.worker = replace(self.worker, finished=self.worker.finished + 1)
-            took = monotonic() - begun
-            known = self.seconds_per_job
-            self.seconds_per_job = took if known is None else known + PACE_WEIGHT * (took - known)
+            if held.course is not None:
+                took = monotonic() - held.course.started_at
+                known = self.seconds_per_job
+                self.seconds_per_job = took if known is None else known + PACE_WEIGHT * (took - known)
         elif outcome.end is not AttemptEnd.CANCELLED:
+            if isinstance(outcome.error, WorkerUnreachableError) and held.course is not None:
+                self._casualties.append(held)
             self._suspect(outcome.error)
             self._look.set()
-        return outcome
+        if outcome.end in FAULTS:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        """What the store has made of this worker meanwhile."""
+        worker = await self._store.worker(self.worker.name)
+        if worker is not None and worker != self.worker:
+            if worker.quarantine is not None and self.worker.quarantine is None:
+                log.warning("worker_quarantined", worker=worker.name, reason=worker.quarantine.reason)
+            self.update(worker)
 
     def _suspect(self, error: WorkerError | None) -> None:
         if isinstance(error, WorkerUnauthorizedError):
@@ -247,10 +340,15 @@ class Member:
             self._usable.set()
         else:
             self._usable.clear()
+        self._moved.set()
 
     def _foreign(self) -> bool:
         """Whether somebody else's generation holds a place: a lost attempt's, most likely. It is let end first."""
         if self._status is None:
             return False
-        places = {self._status.running, self._status.accepted} - {None, self._recent}
+        places = {self._status.running, self._status.accepted} - {None, *self._recent}
         return not places <= self._held.keys()
+
+
+def _pixels(lease: Lease) -> int:
+    return lease.request.width * lease.request.height

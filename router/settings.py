@@ -81,6 +81,12 @@ class RouterSettings(BaseSettings):
     public_url: HttpUrl = Field(description="The edge as clients see it; image URLs begin with it.")
     queue_bound: int = Field(default=1000, ge=1, description="Jobs that may wait in one pool.")
     lease_ttl_s: float = Field(default=15.0, ge=1.0, le=600.0)
+    look_ahead_s: float = Field(
+        default=0.3,
+        ge=0,
+        le=60,
+        description="How long before its predicted end a running generation gets a successor; 0: only after it.",
+    )
     link_lifetime_s: int = Field(default=3600, ge=60, le=7 * 86_400, description="How long an image URL is good.")
     edge_sends_artifacts: bool = Field(default=False, description="Whether the edge may read the artifacts' folder.")
     s3_bucket: str | None = Field(default=None, description="Keeps the images, instead of a folder of this host.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from router.errors import (
     WorkerBusyError,
@@ -41,6 +41,12 @@ Event = Accepted | Started | Step | Finished | Failed
 
 NO_GENERATION = "router.0"
 """Well formed and never begun: jobs have longer names, and attempts count from 1."""
+
+
+class _Spoken(BaseModel):
+    """The one field that every version of a worker's status has."""
+
+    contract: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +86,16 @@ class WorkerClient:
         if answer.status_code not in (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE):
             raise self._not_the_contract(f"/readyz answered {answer.status_code}")
         try:
-            status = WorkerStatus.model_validate_json(answer.content)
+            spoken = _Spoken.model_validate_json(answer.content)
+            if spoken.contract == CONTRACT_VERSION:
+                # What a newer worker of the same contract adds is nothing that we would need.
+                return WorkerStatus.model_validate_json(answer.content, extra="ignore")
         except ValidationError as error:
             raise self._not_the_contract("/readyz is no WorkerStatus") from error
-        if status.contract != CONTRACT_VERSION:
-            raise self._not_the_contract(f"it speaks version {status.contract} of it")
-        return status
+        raise WorkerProtocolError(
+            f"worker {self.name}: speaks version {spoken.contract} of the worker contract, this router version "
+            f"{CONTRACT_VERSION}; deploy both from one release"
+        )
 
     async def generate(self, generation_id: str, request: GenerationRequest) -> AsyncGenerator[Event]:
         """Start or join the generation and follow it to its Finished or Failed event, which comes last.

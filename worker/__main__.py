@@ -24,6 +24,7 @@ import uvloop
 from worker import logs
 from worker.app import create_app
 from worker.engine import Description, Engine, EngineError, LoadError, MakeEngine
+from worker.identity import identity
 from worker.metrics import Metrics
 from worker.runner import Limits, Runner
 from worker.settings import PREFIX, EngineName, Settings, SettingsError
@@ -72,6 +73,7 @@ async def serve(make: MakeEngine, settings: Settings, token: str, listener: sock
         clock=time.monotonic,
         observer=metrics,
         limits=Limits(keep_finished_s=settings.keep_finished_s, drain_grace_s=settings.drain_grace_s),
+        identity=identity(),
     )
     metrics.follow(runner.status, lambda: runner.kept.bytes)
     app = create_app(runner, metrics, token)

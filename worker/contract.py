@@ -193,7 +193,8 @@ class WorkerStatus(Frozen):
 
     `running` and `accepted` name the generations that hold the worker's two places; the image of `encoding` is
     made and becomes a file, which takes no place. `tier` names the engine's arithmetic, and `max_pixels` is the
-    largest image (width times height) that its memory is enough for.
+    largest image (width times height) that its memory is enough for. `process` is drawn anew whenever the worker
+    starts, `machine` whenever its machine does; they are empty where that is not known.
     """
 
     state: WorkerState
@@ -208,6 +209,8 @@ class WorkerStatus(Frozen):
     running: GenerationId | None = None
     accepted: GenerationId | None = None
     encoding: GenerationId | None = None
+    process: str = ""
+    machine: str = ""
 
 
 class ProblemType(StrEnum):

@@ -42,6 +42,7 @@ from worker.engine import (
 from worker.engine.thread import Done
 from worker.generation import Generation, Kept
 from worker.health import Health
+from worker.identity import Identity
 from worker.picture import Picture
 from worker.presets import sampling
 from worker.stages import StageFailedError, Stages
@@ -105,6 +106,7 @@ class Runner:
         clock: Callable[[], float],
         observer: Observer,
         limits: Limits,
+        identity: Identity = Identity(),  # noqa: B008 - frozen
     ) -> None:
         self.health = Health()
         self.broken = asyncio.Event()
@@ -114,6 +116,7 @@ class Runner:
         self._observer = observer
         self._limits = limits
         self._stages = Stages(make_engine, clock)
+        self._identity = identity
         self._running: Generation | None = None
         self._accepted: Generation | None = None
         self._encoding: Generation | None = None
@@ -154,6 +157,8 @@ class Runner:
             running=self._running.id if self._running else None,
             accepted=self._accepted.id if self._accepted else None,
             encoding=self._encoding.id if self._encoding else None,
+            process=self._identity.process,
+            machine=self._identity.machine,
         )
 
     def put(self, generation_id: str, request: GenerationRequest) -> Generation:

@@ -45,6 +45,10 @@ class AdminClient(HttpClient):
         """Give the worker no new job. What runs is finished: `running` of its view goes to 0."""
         return await self._read(_WORKER, "POST", f"{_path(name)}/drain")
 
+    async def release(self, name: str) -> WorkerView:
+        """Trust a worker in quarantine again."""
+        return await self._read(_WORKER, "POST", f"{_path(name)}/release")
+
     async def remove(self, name: str) -> None:
         """Forget the worker; gone is success. What it was running is tried again elsewhere."""
         await self._call("DELETE", _path(name))

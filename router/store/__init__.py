@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from router.contract import JobState
-from router.jobs import AttemptEnd, Image, Job, Lease
+from router.jobs import AttemptEnd, Image, Job, Lease, Quarantine
 from worker.contract import GenerationRequest, Timings
 
 
@@ -35,9 +35,11 @@ class RegisteredWorker:
     pool: str
     draining: bool
     finished: int
+    quarantine: Quarantine | None = None
 
     def __repr__(self) -> str:
-        return f"RegisteredWorker(name={self.name!r}, url={self.url!r}, pool={self.pool!r}, draining={self.draining})"
+        state = f"draining={self.draining}, quarantine={self.quarantine}"
+        return f"RegisteredWorker(name={self.name!r}, url={self.url!r}, pool={self.pool!r}, {state})"
 
 
 class Renewal(StrEnum):
@@ -64,10 +66,11 @@ class Store(Protocol):
         """
         ...
 
-    async def lease_next(self, worker: str, ttl_ms: int) -> Lease | None:
+    async def lease_next(self, worker: str, ttl_ms: int, places: int | None = None) -> Lease | None:
         """Choose the next job of the worker's pool and give the worker a lease on a new attempt.
 
-        None if nothing waits, or the worker is unknown or draining.
+        None if nothing waits, the worker is unknown, draining or in quarantine, or it holds `places` leases already
+        (whoever may have taken them; None: as many as are asked for).
         """
         ...
 
@@ -80,7 +83,14 @@ class Store(Protocol):
         ...
 
     async def end_attempt(self, lease: Lease, end: AttemptEnd, detail: str) -> Job | None:
-        """Close an attempt that made no image and carry out `router.jobs.after`; None if the lease was lost."""
+        """Close an attempt that made no image and carry out `router.jobs.after`, and `quarantine_after` for its worker.
+
+        None if the lease was lost.
+        """
+        ...
+
+    async def blame(self, lease: Lease, detail: str) -> Job | None:
+        """A lost attempt turns out to have been the death of its worker's process. The job, if that has failed it."""
         ...
 
     async def sweep(self) -> Sequence[Job]:
@@ -108,6 +118,12 @@ class Store(Protocol):
         ...
 
     async def workers(self) -> Sequence[RegisteredWorker]: ...
+
+    async def worker(self, name: str) -> RegisteredWorker | None: ...
+
+    async def release_worker(self, name: str) -> RegisteredWorker | None:
+        """End its quarantine, if it is in one; what it did before counts no more."""
+        ...
 
     async def drain_worker(self, name: str) -> RegisteredWorker | None: ...
 

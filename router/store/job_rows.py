@@ -27,8 +27,8 @@ from sqlalchemy import (
 
 from router.contract import JobState
 from router.ids import job_id
-from router.jobs import AttemptEnd, Cancel, Fail, Image, Job, JobError, Lease, Requeue, after
-from router.store import Renewal
+from router.jobs import CRASHES, FAULTS, AttemptEnd, Cancel, Fail, Image, Job, JobError, Lease, Requeue, after
+from router.store import Renewal, worker_rows
 from router.store.tables import attempts, jobs, workers
 from worker.contract import GenerationRequest, Timings
 
@@ -73,7 +73,9 @@ def cancel(connection: Connection, now: Now, wanted: str) -> Job | None:
     return None
 
 
-def lease_next(connection: Connection, now: Now, worker: str, ttl_ms: int) -> Lease | None:
+def lease_next(connection: Connection, now: Now, worker: str, ttl_ms: int, places: int | None) -> Lease | None:
+    if places is not None and not _has_room(connection, now, worker, places):
+        return None
     row = connection.execute(
         update(jobs)
         .where(jobs.c.id == _next_for(worker), jobs.c.state == JobState.QUEUED)
@@ -96,6 +98,15 @@ def lease_next(connection: Connection, now: Now, worker: str, ttl_ms: int) -> Le
     return _lease(row)
 
 
+def _has_room(connection: Connection, now: Now, worker: str, places: int) -> bool:
+    """Whether the worker holds fewer leases than that. Its row is locked: of two who ask, one sees the other's."""
+    connection.execute(select(workers.c.name).where(workers.c.name == worker).with_for_update())
+    held = select(func.count()).where(
+        jobs.c.state == JobState.RUNNING, jobs.c.worker == worker, jobs.c.lease_expires_at > now
+    )
+    return connection.execute(held).scalar_one() < places
+
+
 def _next_for(worker: str) -> ScalarSelect[str]:
     """Which job `worker` gets next: the oldest of its pool.
 
@@ -103,7 +114,15 @@ def _next_for(worker: str) -> ScalarSelect[str]:
     """
     return (
         select(jobs.c.id)
-        .join(workers, and_(workers.c.pool == jobs.c.pool, workers.c.name == worker, ~workers.c.draining))
+        .join(
+            workers,
+            and_(
+                workers.c.pool == jobs.c.pool,
+                workers.c.name == worker,
+                ~workers.c.draining,
+                workers.c.quarantine_cause.is_(None),
+            ),
+        )
         .where(jobs.c.state == JobState.QUEUED)
         .order_by(jobs.c.created_at, jobs.c.id)
         .limit(1)
@@ -152,10 +171,8 @@ def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings
 
 
 def end_attempt(connection: Connection, now: Now, lease: Lease, end: AttemptEnd, detail: str) -> Job | None:
-    crashed_on = connection.scalars(
-        select(attempts.c.worker).where(attempts.c.job_id == lease.job_id, attempts.c.end == AttemptEnd.CRASHED)
-    ).all()
-    if end is AttemptEnd.CRASHED:
+    crashed_on = _crashed_on(connection, lease.job_id)
+    if end in CRASHES:
         crashed_on = [*crashed_on, lease.worker]
     match after(end, detail, crashed_on):
         case Requeue():
@@ -163,13 +180,7 @@ def end_attempt(connection: Connection, now: Now, lease: Lease, end: AttemptEnd,
         case Cancel():
             values = {"state": JobState.CANCELLED, "finished_at": now, **_NO_LEASE}
         case Fail(error):
-            values = {
-                "state": JobState.FAILED,
-                "finished_at": now,
-                "error_type": error.type,
-                "error_detail": error.detail,
-                **_NO_LEASE,
-            }
+            values = _failed(now, error)
         case unreachable:
             assert_never(unreachable)
     row = connection.execute(
@@ -178,7 +189,44 @@ def end_attempt(connection: Connection, now: Now, lease: Lease, end: AttemptEnd,
     if row is None:
         return None
     _close(connection, lease.job_id, lease.attempt, end, row.ended_at, detail=detail)
+    if end in FAULTS:
+        worker_rows.judge(connection, lease.worker)
     return _job(row)
+
+
+def blame(connection: Connection, now: Now, lease: Lease, detail: str) -> Job | None:
+    """A lost attempt turns out to have been a death of its worker. The job, if that ends it: one that is at work
+    elsewhere meanwhile may still show that it was not to blame."""
+    row = connection.execute(
+        update(attempts)
+        .where(
+            attempts.c.job_id == lease.job_id,
+            attempts.c.attempt == lease.attempt,
+            attempts.c.worker == lease.worker,
+            attempts.c.end.in_((AttemptEnd.LOST, AttemptEnd.EXPIRED)),
+        )
+        .values(end=AttemptEnd.DIED, detail=detail)
+        .returning(attempts.c.job_id)
+    ).one_or_none()
+    if row is None:
+        return None
+    worker_rows.judge(connection, lease.worker)
+    match after(AttemptEnd.DIED, detail, _crashed_on(connection, lease.job_id)):
+        case Fail(error):
+            failed = connection.execute(
+                update(jobs)
+                .where(jobs.c.id == lease.job_id, jobs.c.state == JobState.QUEUED)
+                .values(_failed(now, error))
+                .returning(jobs)
+            ).one_or_none()
+            return None if failed is None else _job(failed)
+        case _:
+            return None
+
+
+def _crashed_on(connection: Connection, of_job: str) -> Sequence[str]:
+    ends = select(attempts.c.worker).where(attempts.c.job_id == of_job, attempts.c.end.in_(CRASHES))
+    return connection.scalars(ends.order_by(attempts.c.attempt)).all()
 
 
 def sweep(connection: Connection, now: Now) -> Sequence[Job]:
@@ -239,6 +287,16 @@ def _requeued(now: Now) -> dict[str, Any]:
     return {
         "state": case((asked, JobState.CANCELLED), else_=JobState.QUEUED),
         "finished_at": case((asked, now), else_=null()),
+        **_NO_LEASE,
+    }
+
+
+def _failed(now: Now, error: JobError) -> dict[str, Any]:
+    return {
+        "state": JobState.FAILED,
+        "finished_at": now,
+        "error_type": error.type,
+        "error_detail": error.detail,
         **_NO_LEASE,
     }
 

@@ -44,8 +44,8 @@ class SqlStore:
     async def cancel_job(self, job_id: str) -> Job | None:
         return await self._database.write(job_rows.cancel, self._clock(), job_id)
 
-    async def lease_next(self, worker: str, ttl_ms: int) -> Lease | None:
-        return await self._database.write(job_rows.lease_next, self._clock(), worker, ttl_ms)
+    async def lease_next(self, worker: str, ttl_ms: int, places: int | None = None) -> Lease | None:
+        return await self._database.write(job_rows.lease_next, self._clock(), worker, ttl_ms, places)
 
     async def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         return await self._database.write(job_rows.renew, self._clock(), lease, ttl_ms)
@@ -55,6 +55,9 @@ class SqlStore:
 
     async def end_attempt(self, lease: Lease, end: AttemptEnd, detail: str) -> Job | None:
         return await self._database.write(job_rows.end_attempt, self._clock(), lease, end, detail)
+
+    async def blame(self, lease: Lease, detail: str) -> Job | None:
+        return await self._database.write(job_rows.blame, self._clock(), lease, detail)
 
     async def sweep(self) -> Sequence[Job]:
         return await self._database.write(job_rows.sweep, self._clock())
@@ -79,6 +82,12 @@ class SqlStore:
 
     async def drain_worker(self, name: str) -> RegisteredWorker | None:
         return await self._database.write(worker_rows.drain, name)
+
+    async def worker(self, name: str) -> RegisteredWorker | None:
+        return await self._database.read(worker_rows.find, name)
+
+    async def release_worker(self, name: str) -> RegisteredWorker | None:
+        return await self._database.write(worker_rows.release, self._clock(), name)
 
     async def remove_worker(self, name: str) -> None:
         await self._database.write(worker_rows.remove, name)

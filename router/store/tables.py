@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from router.contract import JobState
-from router.jobs import AttemptEnd
+from router.jobs import AttemptEnd, Cause
 
 metadata = MetaData()
 
@@ -60,6 +60,10 @@ workers = Table(
     Column("token", Text, nullable=False),
     Column("pool", String(32), nullable=False),
     Column("draining", Boolean, nullable=False),
+    Column("quarantine_cause", _one_of(Cause)),
+    Column("quarantine_reason", Text),
+    # Attempts that ended before this tell nothing any more: somebody has looked at the worker since.
+    Column("trusted_since", BigInteger, nullable=False, server_default="0"),
 )
 
 jobs = Table(
@@ -108,4 +112,5 @@ attempts = Table(
     Column("timings", Text),
     Index("ix_attempts_worker", "worker", "end"),
     Index("ix_attempts_pool", "pool", "end"),
+    Index("ix_attempts_recent", "worker", "ended_at"),
 )

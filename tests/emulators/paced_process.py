@@ -27,6 +27,7 @@ class PacedProcess:
     process: Process
     url: str
     token: str
+    machine: str = ""
 
     async def pace(self, pace: Pace) -> None:
         async with self._http() as http:
@@ -53,26 +54,48 @@ class PacedProcess:
             self.process.kill()
         await self.process.wait()
 
+    async def begin_again(self, machine: str | None = None) -> None:
+        """At the same address, as its unit would; on another machine if one is named. Its pace is the default one."""
+        await self.kill()
+        where = self.url.removeprefix("unix:") if self.url.startswith("unix:") else self.url.rpartition(":")[2]
+        if self.url.startswith("unix:"):
+            Path(where).unlink(missing_ok=True)  # noqa: ASYNC240 - a moment
+        listen = ("--socket", where) if self.url.startswith("unix:") else ("--port", where)
+        self.machine = self.machine if machine is None else machine
+        self.process = await _begin(listen, self.token, self.machine)
+        await _address(self.process)
 
-@asynccontextmanager
-async def paced_worker(
-    pace: Pace | None = None, token: str = TOKEN, socket: Path | None = None
-) -> AsyncIterator[PacedProcess]:
-    """A paced worker on a free loopback port, or on a unix socket; it is gone when the block ends."""
-    listen = ("--port", "0") if socket is None else ("--socket", str(socket))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.emulators.paced_worker", *listen, "--token", token),
+
+async def _begin(listen: tuple[str, str], token: str, machine: str) -> Process:
+    said = ("--token", token, "--machine", machine)
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.emulators.paced_worker", *listen, *said),
         cwd=ROOT,
         stdout=PIPE,
         stderr=DEVNULL,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    worker = PacedProcess(process, "", token)
+
+
+async def _address(process: Process) -> str:
+    if process.stdout is None:
+        raise RuntimeError("the emulator's output is not piped")
+    async with asyncio.timeout(30):
+        said = (await process.stdout.readline()).decode().strip()
+    if not said:
+        raise RuntimeError(f"the emulator ended with {await process.wait()} before it listened")
+    return said
+
+
+@asynccontextmanager
+async def paced_worker(
+    pace: Pace | None = None, token: str = TOKEN, socket: Path | None = None, machine: str = "machine-1"
+) -> AsyncIterator[PacedProcess]:
+    """A paced worker on a free loopback port, or on a unix socket; it is gone when the block ends."""
+    listen = ("--port", "0") if socket is None else ("--socket", str(socket))
+    worker = PacedProcess(await _begin(listen, token, machine), "", token, machine)
     try:
-        if process.stdout is None:
-            raise RuntimeError("the emulator's output is not piped")
-        async with asyncio.timeout(30):
-            worker.url = (await process.stdout.readline()).decode().strip()
+        worker.url = await _address(worker.process)
         if pace is not None:
             await worker.pace(pace)
         yield worker

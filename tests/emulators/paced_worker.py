@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import os
 import re
+import secrets
 import socket
 import struct
 import zlib
@@ -30,6 +32,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from worker.contract import (
+    CONTRACT_VERSION,
     EVENTS_MEDIA_TYPE,
     GENERATION_ID,
     MAX_BODY_BYTES,
@@ -63,6 +66,7 @@ class Fault(StrEnum):
     BUSY = "busy"  # looks free, and takes nothing
     CRASH = "crash"  # every generation ends in an engine error
     DEAF = "deaf"  # DELETE succeeds and changes nothing: a zombie goes on
+    DIE = "die"  # the process ends in the middle of the generation, as a crash in native code ends it
 
 
 class Pace(Frozen):
@@ -74,6 +78,10 @@ class Pace(Frozen):
     fault: Fault = Fault.NONE
     times: int | None = Field(default=None, ge=0)
     keep_s: float = Field(default=600, ge=0)
+    tail_s: float = Field(default=0, ge=0)
+    """After the last step."""
+    contract: str = CONTRACT_VERSION
+    """Another version: a worker of another release."""
 
 
 class Ledger(Frozen):
@@ -119,8 +127,10 @@ class RefusalError(Exception):
 class PacedWorker:
     """The emulator itself; `app()` is its HTTP."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, machine: str = "") -> None:
         self._token = token
+        self._machine = machine
+        self._process = secrets.token_hex(8)
         self._pace = Pace()
         self._generations: dict[str, Generation] = {}
         self._gpu = asyncio.Lock()
@@ -159,6 +169,9 @@ class PacedWorker:
             device="none",
             running=self._running,
             accepted=waiting[0] if waiting else None,
+            contract=self._pace.contract,
+            process=self._process,
+            machine=self._machine,
         )
         return _json(status, 200 if state is WorkerState.READY else 503)
 
@@ -264,6 +277,9 @@ class PacedWorker:
             if generation.cancelled:
                 return Failed(id=name, type=FailureType.CANCELLED, detail="cancelled", retryable=False)
             await generation.say(Step(id=name, step=step, steps=steps))
+            if generation.fault is Fault.DIE:
+                os._exit(1)
+        await asyncio.sleep(self._pace.tail_s)
         if generation.fault is Fault.CRASH:
             return Failed(id=name, type=FailureType.ENGINE_ERROR, detail="told to crash", retryable=True)
         generation.image = png(request)
@@ -342,17 +358,19 @@ def main() -> None:
     where.add_argument("--port", type=int, help="on 127.0.0.1; 0 for a free one")
     where.add_argument("--socket", help="path of a unix socket")
     parser.add_argument("--token", required=True)
+    parser.add_argument("--machine", default="", help="the machine that it says it is on")
     arguments = parser.parse_args()
     with socket.socket(socket.AF_INET if arguments.socket is None else socket.AF_UNIX) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # it may begin again where it was killed
         listener.bind(arguments.socket or ("127.0.0.1", arguments.port))
         listener.listen(128)
         name = listener.getsockname()
         print(f"unix:{name}" if arguments.socket else f"http://127.0.0.1:{name[1]}", flush=True)
-        asyncio.run(_serve(arguments.token, listener))
+        asyncio.run(_serve(PacedWorker(arguments.token, arguments.machine), listener))
 
 
-async def _serve(token: str, listener: socket.socket) -> None:
-    config = uvicorn.Config(PacedWorker(token).app(), log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+async def _serve(worker: PacedWorker, listener: socket.socket) -> None:
+    config = uvicorn.Config(worker.app(), log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
     await uvicorn.Server(config).serve(sockets=[listener])
 
 

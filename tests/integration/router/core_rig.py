@@ -36,6 +36,7 @@ def brisk(folder: Path) -> CoreConfig:
         probe_soon_s=0.02,
         idle_s=0.5,
         look_s=0.5,
+        probation_s=0.3,
         queue_bound=100,
         patience=Patience(connect_s=1.0, silence_s=1.5, answer_s=1.5),
     )

@@ -186,12 +186,17 @@ async def test_a_heartbeat_keeps_a_slow_generation_alive(house: Rig, a: PacedPro
     assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
 
 
-async def test_an_image_that_is_not_the_announced_one_is_never_committed(house: Rig, a: PacedProcess) -> None:
+async def test_an_image_that_is_not_the_announced_one_is_never_committed(
+    house: Rig, a: PacedProcess, b: PacedProcess
+) -> None:
     await a.pace(Pace(fault=Fault.DIGEST, times=1))
     await house.register("a", a)
-    job = await house.ended(await house.submit())
-    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
-    assert await ends(house) == {AttemptEnd.LOST: 1, AttemptEnd.FINISHED: 1}
+    job = await house.submit()
+    await house.believed("a", WorkerHealth.QUARANTINED)
+    await house.register("b", b)
+    ended = await house.ended(job)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2)
+    assert await ends(house) == {AttemptEnd.CORRUPT: 1, AttemptEnd.FINISHED: 1}
 
 
 async def test_a_worker_that_takes_nothing_is_not_asked_in_a_hot_loop(house: Rig, a: PacedProcess) -> None:

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from router.contract import JobState
-from router.jobs import MAX_CRASHES, AttemptEnd, Lease
+from router.jobs import CRASHES, FAULTS, MAX_CRASHES, TELLING, AttemptEnd, Lease
 from router.store import ApiKey, Renewal
 from router.store.sql import SqlStore
 from tests.conftest import NewDatabase
@@ -35,6 +35,7 @@ T = TypeVar("T")
 TTL_MS = 1000
 WORKERS = ("a", "b", "c")
 POOL = "interactive"
+CONVICTING = CRASHES | {AttemptEnd.LOST}
 UNMADE = [end for end in AttemptEnd if end is not AttemptEnd.FINISHED]
 later = st.sampled_from([0, 0, 0, 1, TTL_MS // 2, TTL_MS - 1, TTL_MS, TTL_MS + 1])
 """Milliseconds that pass before something is done: mostly none, otherwise around the end of a lease."""
@@ -53,6 +54,18 @@ class Expected:
     finishes: int = 0
     crashed_on: list[str] = field(default_factory=list)
 
+    @property
+    def suspect(self) -> bool:
+        return len(set(self.crashed_on)) >= 2 or len(self.crashed_on) >= MAX_CRASHES
+
+
+@dataclass
+class Ended:
+    job: str
+    end: AttemptEnd
+    forgotten: bool = False
+    """Its worker was released from quarantine since."""
+
 
 class Leases(RuleBasedStateMachine):
     jobs: Bundle[str] = Bundle("jobs")
@@ -64,6 +77,8 @@ class Leases(RuleBasedStateMachine):
         self.database_url = database_url
         self.clock = SteeredClock()
         self.expected: dict[str, Expected] = {}
+        self.quarantined: set[str] = set()
+        self.ends: dict[str, dict[str, Ended]] = {worker: {} for worker in WORKERS}
         self.store: SqlStore
         self.key: ApiKey
 
@@ -112,7 +127,7 @@ class Leases(RuleBasedStateMachine):
     def lease_one(self, worker: str) -> Lease | None:
         lease = self.run(self.store.lease_next(worker, TTL_MS))
         waiting = [(job.created, name) for name, job in self.expected.items() if job.state is JobState.QUEUED]
-        if not waiting:
+        if not waiting or worker in self.quarantined:
             assert lease is None
             return None
         assert lease is not None
@@ -142,6 +157,7 @@ class Leases(RuleBasedStateMachine):
         finished = self.run(self.store.finish(lease, image, NO_TIME))
         assert (finished is not None) is held
         if finished is not None:
+            self.note(lease, AttemptEnd.FINISHED)
             job.state, job.finishes = JobState.SUCCEEDED, job.finishes + 1
             assert finished.image == image
             assert self.run(self.store.job(lease.job_id)) == finished
@@ -171,15 +187,60 @@ class Leases(RuleBasedStateMachine):
         assert (ended is not None) is held
         if not held:
             return
-        if end is AttemptEnd.CRASHED:
+        if end in CRASHES:
             job.crashed_on.append(lease.worker)
-        suspect = len(set(job.crashed_on)) >= 2 or len(job.crashed_on) >= MAX_CRASHES
+        self.note(lease, end)
         if end is AttemptEnd.CANCELLED:
             job.state = JobState.CANCELLED
-        elif end is AttemptEnd.REFUSED or (end is AttemptEnd.CRASHED and suspect):
+        elif end is AttemptEnd.REFUSED or (end in CONVICTING and job.suspect):
             job.state = JobState.FAILED
         else:
             self.requeue(job)
+
+    def note(self, lease: Lease, end: AttemptEnd) -> None:
+        """The attempt has ended so; no two end in the same millisecond, so that their order is known."""
+        self.ends[lease.worker][lease.generation_id] = Ended(lease.job_id, end)
+        self.clock.advance(1)
+        self.judge(lease.worker, end)
+
+    def judge(self, worker: str, end: AttemptEnd) -> None:
+        """A damaged image, or two different jobs in a row that failed, put a worker in quarantine."""
+        told = [ended for ended in self.ends[worker].values() if ended.end in TELLING and not ended.forgotten][-2:]
+        if end in FAULTS and told:
+            in_a_row = len({ended.job for ended in told}) == 2 and all(ended.end in FAULTS for ended in told)
+            if told[-1].end is AttemptEnd.CORRUPT or in_a_row:
+                self.quarantined.add(worker)
+
+    @rule(lease=leases)
+    def blame(self, lease: Lease) -> None:
+        """What was lost turns out to have been a death: it counts as a crash, and once."""
+        ended, job = self.ends[lease.worker].get(lease.generation_id), self.expected[lease.job_id]
+        failed = self.run(self.store.blame(lease, "it died"))
+        if ended is None or ended.end not in (AttemptEnd.LOST, AttemptEnd.EXPIRED):
+            assert failed is None
+            return
+        ended.end = AttemptEnd.DIED
+        job.crashed_on.append(lease.worker)
+        self.judge(lease.worker, AttemptEnd.DIED)
+        assert (failed is not None) is (job.state is JobState.QUEUED and job.suspect)
+        if failed is not None:
+            job.state = JobState.FAILED
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def die(self, worker: str) -> None:
+        """The next job kills `worker`."""
+        lease = self.lease_one(worker)
+        if lease is not None:
+            self.end_one(lease, AttemptEnd.LOST)
+            self.blame(lease)
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def release(self, worker: str) -> None:
+        assert self.run(self.store.release_worker(worker)) is not None
+        self.quarantined.discard(worker)
+        for ended in self.ends[worker].values():
+            ended.forgotten = True
+        self.clock.advance(1)
 
     @rule(lease=leases)
     def lose_what_was_cancelled(self, lease: Lease) -> None:
@@ -209,7 +270,11 @@ class Leases(RuleBasedStateMachine):
         }
         assert swept == due
         for name in due:
-            self.requeue(self.expected[name])
+            job = self.expected[name]
+            assert job.worker is not None
+            self.ends[job.worker][f"{name}.{job.attempt}"] = Ended(name, AttemptEnd.EXPIRED)
+            self.requeue(job)
+        self.clock.advance(1)
 
     @invariant()
     def every_job_is_as_expected(self) -> None:

@@ -13,17 +13,21 @@ from router.contract import WorkerHealth
 from router.dispatch import unmade_by
 from router.errors import WorkerBusyError, WorkerProtocolError, WorkerSilentError, WorkerUnauthorizedError
 from router.jobs import AttemptEnd, Cancel, Fail, Requeue, after
-from router.member import belief_of, pause_s
+from router.trust import belief_of, pause_s
 from worker.contract import GENERATION_ID, Failed, FailureType
 
 moments = st.integers(0, 2**48 - 1)
 entropies = st.binary(min_size=10, max_size=10)
 
 
-@pytest.mark.parametrize("end", [AttemptEnd.LOST, AttemptEnd.EXPIRED, AttemptEnd.RETURNED])
-@given(crashed_on=st.lists(st.sampled_from("abc")))
+@pytest.mark.parametrize("end", [AttemptEnd.LOST, AttemptEnd.EXPIRED, AttemptEnd.RETURNED, AttemptEnd.CORRUPT])
+@pytest.mark.parametrize("crashed_on", [[], ["a"], ["a", "a"]])
 def test_lost_infrastructure_never_counts_against_a_job(end: AttemptEnd, crashed_on: list[str]) -> None:
     assert after(end, "gone", crashed_on) == Requeue()
+
+
+def test_a_job_that_was_convicted_while_it_ran_elsewhere_is_not_tried_again_when_it_is_lost_there() -> None:
+    assert isinstance(after(AttemptEnd.LOST, "gone", ["a", "b"]), Fail)
 
 
 def test_a_job_that_crashed_once_is_tried_again() -> None:
