@@ -65,9 +65,10 @@ def _verdict(pools: Sequence[PoolView], workers: Sequence[WorkerView]) -> str:
 
 
 def _pools(pools: Sequence[PoolView]) -> str:
-    heads = ("pool", "ready", "queued", "running", "succeeded", "failed", "cancelled")
+    heads = ("pool", "ready", "queued", "running", "succeeded", "failed", "cancelled", "expired")
     rows = (
-        (p.name, f"{p.ready} of {p.workers}", p.queued, p.running, p.succeeded, p.failed, p.cancelled) for p in pools
+        (p.name, f"{p.ready} of {p.workers}", p.queued, p.running, p.succeeded, p.failed, p.cancelled, p.expired)
+        for p in pools
     )
     body = "".join(
         f"<tr><td>{escape(name)}</td>{''.join(f'<td class=n>{count}</td>' for count in counts)}</tr>"

@@ -32,7 +32,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
 
 from worker.contract import Frozen, Preset, Prompt, Seed, Side, Steps
 
@@ -47,25 +47,36 @@ EDGE_ARTIFACTS = "/.artifacts/"
 
 PoolName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 WorkerName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
+Priority = Annotated[int, Field(strict=True, ge=-100, le=100)]
+Tier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[!-~]+$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^job_[0-9a-z]{26}$")]
 
 
 class JobState(StrEnum):
-    """queued -> running -> succeeded | failed | cancelled; a lost attempt goes back to queued."""
+    """queued -> running -> succeeded | failed | cancelled; a lost attempt goes back to queued.
+
+    A job that still waits at its deadline is expired.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
 
     @property
     def ended(self) -> bool:
-        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+        return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
 class JobRequest(Frozen):
     """One image asked for. `seed` absent: the router draws one and says which.
+
+    Among the jobs of one API key and pool, higher `priority` goes first, then the earlier `deadline`; between keys
+    neither counts. `deadline` is the last moment at which work on the image may begin: what waits longer ends as
+    expired, what runs by then is finished. `tier` and `model` are what the worker must be; absent: any of the pool.
 
     `steps` and `preset` exclude one another (the worker contract's rule, checked when the job is made).
     """
@@ -77,6 +88,10 @@ class JobRequest(Frozen):
     preset: Preset | None = None
     seed: Seed | None = None
     pool: PoolName = INTERACTIVE
+    priority: Priority = 0
+    deadline: AwareDatetime | None = None
+    tier: Tier | None = None
+    model: ModelName | None = None
 
 
 class Progress(Frozen):
@@ -116,6 +131,10 @@ class JobView(Frozen):
     steps: Steps | None
     preset: Preset | None
     seed: Seed
+    priority: Priority = 0
+    deadline: datetime | None = None
+    tier: Tier | None = None
+    model: ModelName | None = None
     attempt: int = Field(ge=0, description="Attempts begun; 0 while the job has never met a worker.")
     created_at: datetime
     started_at: datetime | None = None
@@ -126,7 +145,7 @@ class JobView(Frozen):
 
 
 class JobEvent(StrEnum):
-    """Names of the events on /v1/jobs/{id}/events; the stream ends after one of the last three."""
+    """Names of the events on /v1/jobs/{id}/events; the stream ends after one of the last four."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -134,6 +153,7 @@ class JobEvent(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
 
 
 def _token(value: str) -> str:
@@ -193,6 +213,8 @@ class WorkerView(Frozen):
     running: int = Field(ge=0, description="Jobs it holds a lease on now.")
     finished: int = Field(ge=0, description="Jobs it has finished.")
     model: str | None = None
+    tier: str | None = None
+    max_pixels: int | None = Field(default=None, description="Of the largest image that it can make.")
     version: str | None = None
 
 
@@ -205,6 +227,7 @@ class PoolView(Frozen):
     succeeded: int = Field(ge=0)
     failed: int = Field(ge=0)
     cancelled: int = Field(ge=0)
+    expired: int = Field(default=0, ge=0)
 
 
 class Health(Frozen):

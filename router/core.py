@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 from router.artifacts import Artifacts
 from router.artifacts.belonging import belong
@@ -21,8 +22,10 @@ from router.dispatch import Dispatcher
 from router.fleet import Fleet
 from router.member import Rhythm
 from router.notices import Notices
+from router.paces import Paces
 from router.queue import EmbeddedQueue
 from router.service import JobService
+from router.spill import SpillRule
 from router.store import Store
 from router.store.sql import SqlStore
 from router.supervise import forever
@@ -50,6 +53,7 @@ class CoreConfig:
     look_s: float = 2.0
     queue_bound: int = 10_000
     """Jobs that may wait in one pool."""
+    spill_rules: tuple[SpillRule, ...] = ()
     patience: Patience = field(default_factory=Patience)
 
 
@@ -79,7 +83,10 @@ async def open_core(config: CoreConfig) -> AsyncIterator[Core]:
         rhythm = Rhythm(
             config.lease_ttl_ms, config.probe_s, config.probe_soon_s, config.idle_s, config.ahead_s, config.probation_s
         )
-        fleet = Fleet(store, queue, dispatcher, rhythm, config.patience, partial(datetime.now, UTC))
+        paces = Paces(store, monotonic)
+        fleet = Fleet(
+            store, queue, dispatcher, rhythm, config.patience, partial(datetime.now, UTC), paces, config.spill_rules
+        )
         service = JobService(
             store,
             queue,

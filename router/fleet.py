@@ -10,11 +10,14 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from statistics import fmean
 
+from router.choice import Spill
 from router.contract import JobState, PoolView, WorkerRegistration, WorkerView
 from router.dispatch import Dispatcher
 from router.jobs import AttemptEnd
 from router.member import Member, Rhythm
+from router.paces import Paces
 from router.queue import Queue
+from router.spill import SpillRule, spills
 from router.store import RegisteredWorker, Store
 from router.worker_client import Patience
 
@@ -30,7 +33,10 @@ class Fleet:
         rhythm: Rhythm,
         patience: Patience,
         now: Callable[[], datetime],
+        paces: Paces,
+        spill_rules: Sequence[SpillRule] = (),
     ) -> None:
+        self._paces, self._spill_rules = paces, spill_rules
         self._store, self._queue, self._dispatcher = store, queue, dispatcher
         self._rhythm, self._patience, self._now = rhythm, patience, now
         self._members: dict[str, Member] = {}
@@ -123,9 +129,26 @@ class Fleet:
         return [member for member in self._members.values() if member.worker.pool == pool]
 
     def _begin(self, worker: RegisteredWorker) -> Member:
-        member = Member(worker, self._store, self._queue, self._dispatcher, self._rhythm, self._patience, self._now)
+        member = Member(
+            worker,
+            self._store,
+            self._queue,
+            self._dispatcher,
+            self._rhythm,
+            self._patience,
+            self._now,
+            self._spills,
+        )
         self._members[worker.name] = member
         return member
+
+    async def _spills(self, member: Member) -> Sequence[Spill]:
+        pool = member.worker.pool
+        if not any(rule.giver == pool for rule in self._spill_rules):
+            return ()
+        pace = await self._paces.of(pool)
+        idle_others = sum(other.idle for other in self._of(pool) if other is not member)
+        return spills(self._spill_rules, pool, idle_others, pace)
 
     async def _end(self, name: str, why: str) -> None:
         member = self._members.pop(name, None)

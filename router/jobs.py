@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
 
+from router.choice import ANY_TERMS, Terms
 from router.contract import JobState
 from worker.contract import FailureType, GenerationRequest
 
 MAX_CRASHED_WORKERS = 2
 """A job that ends in an engine error on this many different workers is itself the suspect, and fails."""
+DEADLINE_PASSED = "deadline_passed"
+"""The type of an expired job's error."""
+PATIENCE_MS = 24 * 3_600_000
+"""A job without a deadline goes before those of its key that are due later than this after it came."""
 MAX_CRASHES = 3
 """So it is after this many engine errors on any: a pool of one worker must not try for ever."""
 
@@ -37,6 +42,14 @@ class JobError:
 
 
 @dataclass(frozen=True, slots=True)
+class NewJob:
+    """An image to be made, before anybody has promised it. Its seed is drawn already."""
+
+    request: GenerationRequest
+    terms: Terms = ANY_TERMS
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One image that the router has promised to finish. `started_at` is when its first attempt began."""
 
@@ -51,6 +64,7 @@ class Job:
     finished_at: int | None
     image: Image | None
     error: JobError | None
+    terms: Terms = ANY_TERMS
 
 
 @dataclass(frozen=True, slots=True)

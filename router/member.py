@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,6 +19,7 @@ from time import monotonic
 import structlog
 
 from router import lookahead
+from router.choice import Capability, Spill
 from router.contract import WorkerHealth, WorkerView, fingerprint
 from router.dispatch import Dispatcher, Outcome
 from router.errors import StoreUnavailableError, WorkerError, WorkerUnauthorizedError, WorkerUnreachableError
@@ -79,8 +80,13 @@ class Member:
         rhythm: Rhythm,
         patience: Patience,
         now: Callable[[], datetime],
+        spills: Callable[[Member], Awaitable[Sequence[Spill]]],
     ) -> None:
+        """`spills` is asked before each look at the store: what the worker may take besides its own pool's jobs."""
         self.worker = worker
+        self._spills = spills
+        self._capability = Capability()
+        self._lent = False
         self._store, self._queue, self._dispatcher = store, queue, dispatcher
         self._rhythm, self._now = rhythm, now
         self._client = WorkerClient(worker.name, worker.url, worker.token, patience)
@@ -107,6 +113,11 @@ class Member:
         allowed = not self.worker.draining and self.worker.quarantine is None
         return self._belief.health is WorkerHealth.READY and allowed
 
+    @property
+    def idle(self) -> bool:
+        """Whether a job of its pool that came now would be taken at once; not while it asks for another pool's."""
+        return self._usable.is_set() and not self._held and not self._lent
+
     def view(self) -> WorkerView:
         health, reason = self._belief.health, self._belief.reason
         if self.worker.quarantine is not None:
@@ -125,6 +136,8 @@ class Member:
             running=len(self._held),
             finished=self.worker.finished,
             model=self._status.model if self._status else None,
+            tier=self._status.tier if self._status else None,
+            max_pixels=self._status.max_pixels if self._status else None,
             version=self._status.version if self._status else None,
         )
 
@@ -162,6 +175,7 @@ class Member:
                 if self._status.state is WorkerState.READY and not self._trusted:
                     await self._client.check_token()
                     self._trusted = True
+                await self._describe(self._status)
             except WorkerError as error:
                 self._suspect(error)
             else:
@@ -201,6 +215,13 @@ class Member:
             if released is not None:
                 self.update(released)
 
+    async def _describe(self, status: WorkerStatus) -> None:
+        """The store chooses by what the worker can do, so it has to know before the worker counts as ready."""
+        said = Capability(status.tier, status.model, status.max_pixels)
+        if said != self._capability:
+            await self._store.describe_worker(self.worker.name, said)
+            self._capability = said
+
     async def _consume(self) -> None:
         found = False
         while True:
@@ -226,7 +247,14 @@ class Member:
     async def _lease(self) -> Lease | None:
         if not self._has_room():
             return None
-        return await self._store.lease_next(self.worker.name, self._rhythm.lease_ttl_ms, len(self._held) + 1)
+        # Only an idle worker helps out: its second place is for its own pool.
+        spills = () if self._held else await self._spills(self)
+        self._lent = bool(spills)
+        try:
+            places = len(self._held) + 1
+            return await self._store.lease_next(self.worker.name, self._rhythm.lease_ttl_ms, places, spills)
+        finally:
+            self._lent = False
 
     async def _room(self) -> None:
         """Return when the worker may get a job, or one more."""

@@ -61,6 +61,7 @@ async def serve(settings: RouterSettings) -> None:
             lease_ttl_ms=int(settings.lease_ttl_s * 1000),
             queue_bound=settings.queue_bound,
             ahead_s=settings.look_ahead_s,
+            spill_rules=settings.spill_rules,
         )
         async with open_core(config) as core:
             await core.store.put_api_key(DEFAULT_KEY, digest(api_key))

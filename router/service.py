@@ -11,6 +11,7 @@ from contextlib import suppress
 from math import ceil
 
 from router.artifacts import Artifacts, AtUrl, InFile
+from router.choice import ANY_TERMS, Terms
 from router.contract import JobEvent, JobState, Progress
 from router.dispatch import Dispatcher
 from router.errors import ArtifactError, PoolUnavailableError, QueueFullError
@@ -45,7 +46,7 @@ class JobService:
         self._queue_bound = queue_bound
         self._look_s = look_s
 
-    async def submit(self, key: ApiKey, pool: str, request: GenerationRequest) -> Job:
+    async def submit(self, key: ApiKey, pool: str, request: GenerationRequest, terms: Terms = ANY_TERMS) -> Job:
         """Promise to finish a job. Workers that are loading or lost are waited for; missing ones are not.
 
         Raises PoolUnavailableError, QueueFullError (the bound may be passed by as many as ask at once),
@@ -57,7 +58,7 @@ class JobService:
         if queued >= self._queue_bound:
             pace = self._fleet.seconds_per_job(pool)
             raise QueueFullError(pool, queued, POOL_RETRY_S if pace is None else min(max(ceil(pace), 1), MAX_RETRY_S))
-        job = await self._store.add_job(key.id, pool, request)
+        job = await self._store.add_job(key.id, pool, request, terms)
         self._queue.announce(pool)
         return job
 

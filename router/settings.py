@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError
 from router.artifacts.s3 import Bucket
 from router.contract import SOCKET_PATH_MAX
 from router.errors import RouterError
+from router.spill import SpillRule
 
 PREFIX = "LETTERPRESS_ROUTER_"
 MIN_SECRET_CHARS = 16
@@ -80,6 +81,11 @@ class RouterSettings(BaseSettings):
     signing_key_file: Path
     public_url: HttpUrl = Field(description="The edge as clients see it; image URLs begin with it.")
     queue_bound: int = Field(default=1000, ge=1, description="Jobs that may wait in one pool.")
+    spill_rules: tuple[SpillRule, ...] = Field(
+        default=(),
+        description="Pools whose idle workers may take another's jobs, as JSON: "
+        '[{"giver": "interactive", "taker": "batch", "longest_s": 5, "idle_kept": 1}]',
+    )
     lease_ttl_s: float = Field(default=15.0, ge=1.0, le=600.0)
     look_ahead_s: float = Field(
         default=0.3,

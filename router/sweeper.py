@@ -1,4 +1,4 @@
-"""Returns the jobs of expired leases to the queue: whoever held them has been silent for too long."""
+"""Returns the jobs of expired leases to the queue, and ends what still waits at its deadline."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 
 import structlog
 
-from router.jobs import Job
 from router.notices import Notices
 from router.queue import Queue
 from router.store import Store
@@ -14,19 +13,26 @@ from router.store import Store
 log = structlog.get_logger(__name__)
 
 
+AT_ONCE = 500
+"""So many overdue jobs end in one transaction: it must not keep the others from writing for long."""
+
+
 async def sweep(store: Store, notices: Notices, queue: Queue) -> None:
     """Once."""
     for job in await store.sweep():
-        _tell(job, notices, queue)
+        log.warning("lease_expired", job=job.id, attempt=job.attempt, state=job.state.value)
+        notices.publish(job)
+        queue.announce(job.pool)
+    while True:
+        overdue = await store.expire(AT_ONCE)
+        for job in overdue:
+            log.info("deadline_passed", job=job.id)
+            notices.publish(job)
+        if len(overdue) < AT_ONCE:
+            return
 
 
 async def keep_sweeping(store: Store, notices: Notices, queue: Queue, every_s: float) -> None:
     while True:
         await sweep(store, notices, queue)
         await asyncio.sleep(every_s)
-
-
-def _tell(job: Job, notices: Notices, queue: Queue) -> None:
-    log.warning("lease_expired", job=job.id, attempt=job.attempt, state=job.state.value)
-    notices.publish(job)
-    queue.announce(job.pool)

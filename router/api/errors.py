@@ -76,7 +76,7 @@ def answer(refusal: Refusal, dialect: Dialect, request_id: str = "") -> Response
             status = 422 if refusal.kind is Kind.INVALID_JSON else refusal.kind.status
             return JSONResponse(SeedError(detail=detail).model_dump(), status, headers)
         case Dialect.OPENAI:
-            if refusal.kind in (Kind.FAILED, Kind.CANCELLED):
+            if refusal.kind in (Kind.FAILED, Kind.CANCELLED, Kind.EXPIRED):
                 # OpenAI's clients repeat every 409 and 5xx unless told not to; another try would end the same.
                 headers["x-should-retry"] = "false"
             body = OpenAIError(error=_openai_error(refusal, detail))

@@ -15,9 +15,11 @@ from pydantic import ValidationError
 from router.api.artifacts import PNG, PROBLEM, IfNoneMatch, image_answer
 from router.api.auth import Caller
 from router.api.context import Context, InContext
-from router.api.refusals import Kind, RefusedError, of_job, of_values, refused
+from router.api.explain import Fault
+from router.api.refusals import Kind, RefusedError, of_faults, of_job, of_values, refused
 from router.api.requests import json_only
 from router.api.views import view
+from router.choice import Terms
 from router.contract import JobRequest, JobState, JobView
 from router.jobs import Job
 from router.store import ApiKey
@@ -27,6 +29,9 @@ HEARTBEAT_S = 15.0
 """A comment this often keeps every proxy and client on the way from calling the stream dead."""
 OWNER_CACHE_S = 365 * 86_400
 EXAMPLE = {"prompt": "a letterpress print shop at night", "width": 1024, "height": 768, "preset": "V4_DEFAULT_20"}
+
+TERMS = ("priority", "deadline", "tier", "model")
+"""A JobRequest's fields that say nothing of the image."""
 
 T = TypeVar("T")
 
@@ -38,13 +43,13 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={"4XX": PROBLEM, 
 @router.post("", status_code=202, summary="Ask for an image", dependencies=[Depends(json_only)])
 async def submit(body: Wanted, response: Response, context: InContext, key: Caller) -> JobView:
     """The job is committed before this answers; `Location` says where to look for it."""
-    fields = body.model_dump(exclude={"pool"})
+    fields = body.model_dump(exclude={"pool", *TERMS})
     seed = context.draw_seed() if body.seed is None else body.seed
     try:
         request = GenerationRequest.model_validate({**fields, "seed": seed})
     except ValidationError as error:
         raise of_values(error) from error
-    job = await context.core.service.submit(key, body.pool, request)
+    job = await context.core.service.submit(key, body.pool, request, _terms(context, body))
     structlog.contextvars.bind_contextvars(job=job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return view(context, job)
@@ -78,7 +83,8 @@ async def image(job_id: str, context: InContext, key: Caller, if_none_match: IfN
         return await image_answer(context, job, job.image, if_none_match, OWNER_CACHE_S)
     if job.state.ended:
         why = of_job(job)
-        raise refused(Kind.CANCELLED if job.state is JobState.CANCELLED else Kind.NO_IMAGE, why.detail)
+        told = why.kind if job.state in (JobState.CANCELLED, JobState.EXPIRED) else Kind.NO_IMAGE
+        raise refused(told, why.detail)
     raise refused(Kind.NOT_FINISHED, f"job {job_id} is {job.state}; its events say when the image is there")
 
 
@@ -126,6 +132,13 @@ async def stream(context: Context, job: Job, heartbeat_s: float) -> AsyncGenerat
 
 async def _next(watched: AsyncIterator[T]) -> T | None:
     return await anext(watched, None)
+
+
+def _terms(context: Context, body: JobRequest) -> Terms:
+    deadline = None if body.deadline is None else int(body.deadline.timestamp() * 1000)
+    if deadline is not None and deadline <= context.clock() * 1000:
+        raise RefusedError(of_faults((Fault(("deadline",), "has passed already"),)))
+    return Terms(body.priority, deadline, body.tier, body.model)
 
 
 async def _own(context: Context, key: ApiKey, job_id: str) -> Job:

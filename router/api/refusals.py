@@ -40,6 +40,7 @@ class Kind(StrEnum):
     NOT_FINISHED = "not_finished"
     NO_IMAGE = "no_image"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     MISDIRECTED = "misdirected"
@@ -71,6 +72,7 @@ _MEANING: Mapping[Kind, tuple[int, str]] = {
     Kind.NOT_FINISHED: (409, "There is no image yet"),
     Kind.NO_IMAGE: (409, "There will be no image"),
     Kind.CANCELLED: (409, "The job was cancelled"),
+    Kind.EXPIRED: (409, "The job's deadline has passed"),
     Kind.BODY_TOO_LARGE: (413, "The body is too large"),
     Kind.UNSUPPORTED_MEDIA_TYPE: (415, "The body must be JSON"),
     Kind.MISDIRECTED: (421, "This name is not served here"),
@@ -129,6 +131,8 @@ def of_job(job: Job, names: Mapping[str, str] | None = None) -> Refusal:
     """Why an ended job has no image."""
     if job.state is JobState.CANCELLED:
         return Refusal(Kind.CANCELLED, f"job {job.id} was cancelled before its image was made")
+    if job.state is JobState.EXPIRED:
+        return Refusal(Kind.EXPIRED, f"job {job.id} waited until its deadline: no worker was free for it")
     if job.error is None:
         return Refusal(Kind.INTERNAL, f"job {job.id} is {job.state} and has neither image nor reason")
     if job.error.type == FailureType.INVALID_REQUEST:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from router.choice import Capability, Spill, Terms
 from router.contract import JobState
-from router.jobs import AttemptEnd, Image, Job, Lease, Quarantine
+from router.jobs import AttemptEnd, Image, Job, Lease, NewJob, Quarantine
+from router.pace import Service
 from worker.contract import GenerationRequest, Timings
 
 
@@ -53,8 +55,12 @@ class Renewal(StrEnum):
 class Store(Protocol):
     """Every method is one transaction. Times are the database's, in milliseconds."""
 
-    async def add_job(self, api_key_id: str, pool: str, request: GenerationRequest) -> Job:
+    async def add_job(self, api_key_id: str, pool: str, request: GenerationRequest, terms: Terms = ...) -> Job:
         """Commit a new queued job and return it."""
+        ...
+
+    async def add_jobs(self, api_key_id: str, pool: str, wanted: Sequence[NewJob]) -> Sequence[Job]:
+        """Commit them all, in their order, or none."""
         ...
 
     async def job(self, job_id: str) -> Job | None: ...
@@ -66,11 +72,14 @@ class Store(Protocol):
         """
         ...
 
-    async def lease_next(self, worker: str, ttl_ms: int, places: int | None = None) -> Lease | None:
-        """Choose the next job of the worker's pool and give the worker a lease on a new attempt.
+    async def lease_next(
+        self, worker: str, ttl_ms: int, places: int | None = None, spills: Sequence[Spill] = ()
+    ) -> Lease | None:
+        """Choose the next job that the worker can make, and give the worker a lease on a new attempt.
 
-        None if nothing waits, the worker is unknown, draining or in quarantine, or it holds `places` leases already
-        (whoever may have taken them; None: as many as are asked for).
+        Its own pool's come first, then those that `spills` allow. Between API keys by turns, within one by
+        priority and deadline (`router.choice`). None if nothing waits for it, the worker is unknown, draining or in
+        quarantine, or it holds `places` leases already (whoever may have taken them; None: as many as are asked for).
         """
         ...
 
@@ -97,6 +106,10 @@ class Store(Protocol):
         """Return every job with an expired lease to the queue (or cancel it, if that was asked)."""
         ...
 
+    async def expire(self, limit: int) -> Sequence[Job]:
+        """End at most `limit` of the jobs that still wait though their deadline has passed."""
+        ...
+
     async def held_leases(self) -> Sequence[Lease]:
         """Leases that have not expired, for a router that starts again and joins what still runs."""
         ...
@@ -113,6 +126,10 @@ class Store(Protocol):
         """Jobs that wait in one pool; cheap however many have ended."""
         ...
 
+    async def recent_services(self, pool: str, limit: int) -> Sequence[Service]:
+        """How long the newest `limit` images of the pool took their workers."""
+        ...
+
     async def put_worker(self, name: str, url: str, token: str, pool: str) -> RegisteredWorker:
         """Register or update; a worker that was draining is so no more."""
         ...
@@ -123,6 +140,10 @@ class Store(Protocol):
 
     async def release_worker(self, name: str) -> RegisteredWorker | None:
         """End its quarantine, if it is in one; what it did before counts no more."""
+        ...
+
+    async def describe_worker(self, name: str, capability: Capability) -> None:
+        """Remember what the worker says that it can do; jobs that want more are not given to it."""
         ...
 
     async def drain_worker(self, name: str) -> RegisteredWorker | None: ...

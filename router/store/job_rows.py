@@ -1,4 +1,5 @@
-"""Jobs, attempts and leases: transactions of the store, as plain functions of a connection.
+"""Jobs, attempts and leases: transactions of the store, as plain functions of a connection. Which job is leased
+next is `router.store.choice_rows`'.
 
 Every change to a job that runs is one UPDATE guarded by `_held`: it names the attempt and its worker and
 wants the lease unexpired, so whoever comes late changes nothing. `now` is always the store's clock.
@@ -14,47 +15,101 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
-    ScalarSelect,
     and_,
     case,
     func,
     insert,
+    literal_column,
     null,
     select,
     true,
     update,
 )
 
+from router.choice import Lane, Terms, pixels_of, work_of
 from router.contract import JobState
 from router.ids import job_id
-from router.jobs import CRASHES, FAULTS, AttemptEnd, Cancel, Fail, Image, Job, JobError, Lease, Requeue, after
+from router.jobs import (
+    CRASHES,
+    DEADLINE_PASSED,
+    FAULTS,
+    PATIENCE_MS,
+    AttemptEnd,
+    Cancel,
+    Fail,
+    Image,
+    Job,
+    JobError,
+    Lease,
+    NewJob,
+    Requeue,
+    after,
+)
+from router.pace import Service
 from router.store import Renewal, worker_rows
-from router.store.tables import attempts, jobs, workers
+from router.store.tables import attempts, jobs
 from worker.contract import GenerationRequest, Timings
 
 Now = ColumnElement[int]
 
 
 def add(
-    connection: Connection, now: Now, entropy: bytes, api_key_id: str, pool: str, request: GenerationRequest
-) -> Job:
+    connection: Connection,
+    now: Now,
+    entropies: Sequence[bytes],
+    api_key_id: str,
+    pool: str,
+    wanted: Sequence[NewJob],
+) -> Sequence[Job]:
+    """All of them, in their order, or none."""
     at = connection.execute(select(now)).scalar_one()
-    statement = insert(jobs).values(
-        id=job_id(at, entropy),
-        api_key_id=api_key_id,
-        pool=pool,
-        state=JobState.QUEUED,
-        request=request.model_dump_json(),
-        cancel_requested=False,
-        attempt=0,
-        created_at=at,
-    )
-    return _job(connection.execute(statement.returning(jobs)).one())
+    ids = sorted(job_id(at, entropy) for entropy in entropies)  # of one millisecond, and yet in their order
+    rows = [_row(name, at, api_key_id, pool, new) for name, new in zip(ids, wanted, strict=True)]
+    connection.execute(insert(jobs), rows)
+    return [
+        Job(
+            id=row["id"],
+            api_key_id=api_key_id,
+            pool=pool,
+            state=JobState.QUEUED,
+            request=new.request,
+            attempt=0,
+            created_at=at,
+            started_at=None,
+            finished_at=None,
+            image=None,
+            error=None,
+            terms=new.terms,
+        )
+        for row, new in zip(rows, wanted, strict=True)
+    ]
+
+
+def _row(name: str, at: int, api_key_id: str, pool: str, new: NewJob) -> dict[str, Any]:
+    terms = new.terms
+    return {
+        "id": name,
+        "api_key_id": api_key_id,
+        "pool": pool,
+        "state": JobState.QUEUED,
+        "request": new.request.model_dump_json(),
+        "cancel_requested": False,
+        "attempt": 0,
+        "created_at": at,
+        "precedence": -terms.priority,
+        "deadline": terms.deadline,
+        "tier": terms.tier,
+        "model": terms.model,
+        "pixels": pixels_of(new.request),
+        "work": work_of(new.request),
+        "lane": Lane.of(api_key_id, new.request, terms).name,
+        "due_at": at + PATIENCE_MS if terms.deadline is None else terms.deadline,
+    }
 
 
 def find(connection: Connection, wanted: str) -> Job | None:
     row = connection.execute(select(jobs).where(jobs.c.id == wanted)).one_or_none()
-    return None if row is None else _job(row)
+    return None if row is None else job(row)
 
 
 def cancel(connection: Connection, now: Now, wanted: str) -> Job | None:
@@ -66,70 +121,11 @@ def cancel(connection: Connection, now: Now, wanted: str) -> Job | None:
         .returning(jobs)
     ).one_or_none()
     if row is not None:
-        return _job(row)
+        return job(row)
     connection.execute(
         update(jobs).where(jobs.c.id == wanted, jobs.c.state == JobState.RUNNING).values(cancel_requested=True)
     )
     return None
-
-
-def lease_next(connection: Connection, now: Now, worker: str, ttl_ms: int, places: int | None) -> Lease | None:
-    if places is not None and not _has_room(connection, now, worker, places):
-        return None
-    row = connection.execute(
-        update(jobs)
-        .where(jobs.c.id == _next_for(worker), jobs.c.state == JobState.QUEUED)
-        .values(
-            state=JobState.RUNNING,
-            attempt=jobs.c.attempt + 1,
-            worker=worker,
-            lease_expires_at=now + ttl_ms,
-            started_at=func.coalesce(jobs.c.started_at, now),
-        )
-        .returning(jobs, now.label("leased_at"))
-    ).one_or_none()
-    if row is None:
-        return None
-    connection.execute(
-        insert(attempts).values(
-            job_id=row.id, attempt=row.attempt, worker=worker, pool=row.pool, started_at=row.leased_at
-        )
-    )
-    return _lease(row)
-
-
-def _has_room(connection: Connection, now: Now, worker: str, places: int) -> bool:
-    """Whether the worker holds fewer leases than that. Its row is locked: of two who ask, one sees the other's."""
-    connection.execute(select(workers.c.name).where(workers.c.name == worker).with_for_update())
-    held = select(func.count()).where(
-        jobs.c.state == JobState.RUNNING, jobs.c.worker == worker, jobs.c.lease_expires_at > now
-    )
-    return connection.execute(held).scalar_one() < places
-
-
-def _next_for(worker: str) -> ScalarSelect[str]:
-    """Which job `worker` gets next: the oldest of its pool.
-
-    The one place that chooses; fairness between keys and priorities belong here.
-    """
-    return (
-        select(jobs.c.id)
-        .join(
-            workers,
-            and_(
-                workers.c.pool == jobs.c.pool,
-                workers.c.name == worker,
-                ~workers.c.draining,
-                workers.c.quarantine_cause.is_(None),
-            ),
-        )
-        .where(jobs.c.state == JobState.QUEUED)
-        .order_by(jobs.c.created_at, jobs.c.id)
-        .limit(1)
-        # Postgres: two routers choose different jobs instead of waiting for one another. SQLite has one writer.
-        .with_for_update(of=jobs, skip_locked=True)
-        .scalar_subquery()
-    )
 
 
 def renew(connection: Connection, now: Now, lease: Lease, ttl_ms: int) -> Renewal:
@@ -167,7 +163,7 @@ def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings
         row.finished_at,
         timings=timings.model_dump_json(),
     )
-    return _job(row)
+    return job(row)
 
 
 def end_attempt(connection: Connection, now: Now, lease: Lease, end: AttemptEnd, detail: str) -> Job | None:
@@ -191,7 +187,7 @@ def end_attempt(connection: Connection, now: Now, lease: Lease, end: AttemptEnd,
     _close(connection, lease.job_id, lease.attempt, end, row.ended_at, detail=detail)
     if end in FAULTS:
         worker_rows.judge(connection, lease.worker)
-    return _job(row)
+    return job(row)
 
 
 def blame(connection: Connection, now: Now, lease: Lease, detail: str) -> Job | None:
@@ -219,7 +215,7 @@ def blame(connection: Connection, now: Now, lease: Lease, detail: str) -> Job | 
                 .values(_failed(now, error))
                 .returning(jobs)
             ).one_or_none()
-            return None if failed is None else _job(failed)
+            return None if failed is None else job(failed)
         case _:
             return None
 
@@ -238,12 +234,31 @@ def sweep(connection: Connection, now: Now) -> Sequence[Job]:
     ).all()
     for row in rows:
         _close(connection, row.id, row.attempt, AttemptEnd.EXPIRED, row.ended_at, detail="nobody renewed the lease")
-    return [_job(row) for row in rows]
+    return [job(row) for row in rows]
+
+
+def expire(connection: Connection, now: Now, limit: int) -> Sequence[Job]:
+    """End what still waits at its deadline, `limit` jobs at most."""
+    # Apart from the UPDATE: Postgres may carry a subquery's LIMIT out once for each row that it looks at.
+    overdue = select(jobs.c.id).where(WAITING, jobs.c.deadline <= now).order_by(jobs.c.deadline).limit(limit)
+    ids = connection.scalars(overdue.with_for_update(skip_locked=True)).all()
+    rows = connection.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(ids), WAITING)
+        .values(
+            state=JobState.EXPIRED,
+            finished_at=now,
+            error_type=DEADLINE_PASSED,
+            error_detail="no worker was free for it before its deadline",
+        )
+        .returning(jobs)
+    )
+    return [job(row) for row in rows]
 
 
 def held_leases(connection: Connection, now: Now) -> Sequence[Lease]:
     unexpired = select(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.lease_expires_at > now)
-    return [_lease(row) for row in connection.execute(unexpired.order_by(jobs.c.created_at, jobs.c.id))]
+    return [lease_of(row) for row in connection.execute(unexpired.order_by(jobs.c.created_at, jobs.c.id))]
 
 
 def counts(connection: Connection) -> Mapping[str, Mapping[JobState, int]]:
@@ -262,11 +277,27 @@ def attempt_counts(connection: Connection) -> Mapping[str, Mapping[AttemptEnd, i
     return dict(found)
 
 
+def recent_services(connection: Connection, pool: str, limit: int) -> Sequence[Service]:
+    """By the workers' own clocks, and without the time in which an image waited for the one before it."""
+    newest = (
+        select(jobs.c.work, attempts.c.timings)
+        .join(jobs, jobs.c.id == attempts.c.job_id)
+        .where(attempts.c.pool == pool, attempts.c.end == AttemptEnd.FINISHED)
+        .order_by(attempts.c.ended_at.desc())
+        .limit(limit)
+    )
+    found = [(work, Timings.model_validate_json(timings)) for work, timings in connection.execute(newest) if work]
+    return [Service(work, timings.total - timings.queued) for work, timings in found]
+
+
 def queued(connection: Connection, pool: str) -> int:
-    waiting = select(func.count()).where(jobs.c.pool == pool, jobs.c.state == JobState.QUEUED)
+    waiting = select(func.count()).where(jobs.c.pool == pool, WAITING)
     return connection.execute(waiting).scalar_one()
 
 
+WAITING = jobs.c.state == literal_column("'queued'")
+RUNNING = jobs.c.state == literal_column("'running'")
+"""As literals: an index of what waits, or runs, is used only where the statement itself says so."""
 _NO_LEASE = {"worker": null(), "lease_expires_at": null()}
 
 
@@ -318,7 +349,7 @@ def _close(
     )
 
 
-def _job(row: Row[Any]) -> Job:
+def job(row: Row[Any]) -> Job:
     image = None
     if row.image_path is not None:
         image = Image(row.image_path, row.image_sha256, row.image_bytes, row.image_media_type)
@@ -334,10 +365,11 @@ def _job(row: Row[Any]) -> Job:
         finished_at=row.finished_at,
         image=image,
         error=None if row.error_type is None else JobError(row.error_type, row.error_detail),
+        terms=Terms(-row.precedence, row.deadline, row.tier, row.model),
     )
 
 
-def _lease(row: Row[Any]) -> Lease:
+def lease_of(row: Row[Any]) -> Lease:
     return Lease(
         job_id=row.id,
         attempt=row.attempt,

@@ -10,9 +10,11 @@ from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from router import ids
+from router.choice import ANY_TERMS, Capability, Spill, Terms
 from router.contract import JobState
-from router.jobs import AttemptEnd, Image, Job, Lease
-from router.store import ApiKey, RegisteredWorker, Renewal, fact_rows, job_rows, key_rows, worker_rows
+from router.jobs import AttemptEnd, Image, Job, Lease, NewJob
+from router.pace import Service
+from router.store import ApiKey, RegisteredWorker, Renewal, choice_rows, fact_rows, job_rows, key_rows, worker_rows
 from router.store.clock import Clock, database_clock
 from router.store.database import Database
 from worker.contract import GenerationRequest, Timings
@@ -34,9 +36,13 @@ class SqlStore:
         """Open `sqlite+aiosqlite:///path` (or a Postgres URL) and migrate it."""
         return cls(await Database.open(url), clock, entropy)
 
-    async def add_job(self, api_key_id: str, pool: str, request: GenerationRequest) -> Job:
-        entropy = self._entropy(ids.ENTROPY_BYTES)
-        return await self._database.write(job_rows.add, self._clock(), entropy, api_key_id, pool, request)
+    async def add_job(self, api_key_id: str, pool: str, request: GenerationRequest, terms: Terms = ANY_TERMS) -> Job:
+        (job,) = await self.add_jobs(api_key_id, pool, [NewJob(request, terms)])
+        return job
+
+    async def add_jobs(self, api_key_id: str, pool: str, wanted: Sequence[NewJob]) -> Sequence[Job]:
+        entropies = [self._entropy(ids.ENTROPY_BYTES) for _ in wanted]
+        return await self._database.write(job_rows.add, self._clock(), entropies, api_key_id, pool, wanted)
 
     async def job(self, job_id: str) -> Job | None:
         return await self._database.read(job_rows.find, job_id)
@@ -44,8 +50,13 @@ class SqlStore:
     async def cancel_job(self, job_id: str) -> Job | None:
         return await self._database.write(job_rows.cancel, self._clock(), job_id)
 
-    async def lease_next(self, worker: str, ttl_ms: int, places: int | None = None) -> Lease | None:
-        return await self._database.write(job_rows.lease_next, self._clock(), worker, ttl_ms, places)
+    async def lease_next(
+        self, worker: str, ttl_ms: int, places: int | None = None, spills: Sequence[Spill] = ()
+    ) -> Lease | None:
+        while True:  # each time round, somebody else has leased a job
+            found = await self._database.write(choice_rows.lease_next, self._clock(), worker, ttl_ms, places, spills)
+            if not isinstance(found, choice_rows.Overtaken):
+                return found
 
     async def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
         return await self._database.write(job_rows.renew, self._clock(), lease, ttl_ms)
@@ -62,6 +73,9 @@ class SqlStore:
     async def sweep(self) -> Sequence[Job]:
         return await self._database.write(job_rows.sweep, self._clock())
 
+    async def expire(self, limit: int) -> Sequence[Job]:
+        return await self._database.write(job_rows.expire, self._clock(), limit)
+
     async def held_leases(self) -> Sequence[Lease]:
         return await self._database.read(job_rows.held_leases, self._clock())
 
@@ -74,11 +88,17 @@ class SqlStore:
     async def queued(self, pool: str) -> int:
         return await self._database.read(job_rows.queued, pool)
 
+    async def recent_services(self, pool: str, limit: int) -> Sequence[Service]:
+        return await self._database.read(job_rows.recent_services, pool, limit)
+
     async def put_worker(self, name: str, url: str, token: str, pool: str) -> RegisteredWorker:
         return await self._database.write(worker_rows.put, name, url, token, pool)
 
     async def workers(self) -> Sequence[RegisteredWorker]:
         return await self._database.read(worker_rows.every)
+
+    async def describe_worker(self, name: str, capability: Capability) -> None:
+        await self._database.write(worker_rows.describe, name, capability)
 
     async def drain_worker(self, name: str) -> RegisteredWorker | None:
         return await self._database.write(worker_rows.drain, name)

@@ -64,6 +64,10 @@ workers = Table(
     Column("quarantine_reason", Text),
     # Attempts that ended before this tell nothing any more: somebody has looked at the worker since.
     Column("trusted_since", BigInteger, nullable=False, server_default="0"),
+    # What it has said of itself; NULL until it has.
+    Column("tier", String(32)),
+    Column("model", String(200)),
+    Column("max_pixels", Integer),
 )
 
 jobs = Table(
@@ -87,14 +91,55 @@ jobs = Table(
     Column("image_media_type", String(64)),
     Column("error_type", String(32)),
     Column("error_detail", Text),
-    # What waits, oldest first; the same index counts jobs by pool and state without touching a row.
-    Index("ix_jobs_queue", "pool", "state", "created_at", "id"),
+    Column("precedence", Integer, nullable=False),  # the priority, negated: the lowest goes first
+    Column("deadline", BigInteger),
+    Column("tier", String(32)),
+    Column("model", String(200)),
+    Column("pixels", Integer, nullable=False),
+    Column("work", BigInteger, nullable=False),
+    # router.choice.Lane's name, and the job's place in it: by priority, then by when it is due, then by age.
+    Column("lane", String(300), nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    # Counts jobs by pool and state without touching a row.
+    Index("ix_jobs_states", "pool", "state"),
+    Index(
+        "ix_jobs_waiting",
+        "pool",
+        "lane",
+        "precedence",
+        "due_at",
+        "id",
+        "work",  # so that a lane is summed up without touching a row
+        sqlite_where=text("state = 'queued'"),
+        postgresql_where=text("state = 'queued'"),
+    ),
+    Index(
+        "ix_jobs_running",
+        "api_key_id",
+        sqlite_where=text("state = 'running'"),
+        postgresql_where=text("state = 'running'"),
+    ),
+    Index(
+        "ix_jobs_deadlines",
+        "deadline",
+        sqlite_where=text("state = 'queued' AND deadline IS NOT NULL"),
+        postgresql_where=text("state = 'queued' AND deadline IS NOT NULL"),
+    ),
     Index(
         "ix_jobs_leases",
         "lease_expires_at",
         sqlite_where=text("lease_expires_at IS NOT NULL"),
         postgresql_where=text("lease_expires_at IS NOT NULL"),
     ),
+)
+
+# Whose turn it is in a pool: the number of each key's last one.
+turns = Table(
+    "turns",
+    metadata,
+    Column("pool", String(32), primary_key=True),
+    Column("api_key_id", String(40), ForeignKey("api_keys.id"), primary_key=True),
+    Column("turn", BigInteger, nullable=False),
 )
 
 attempts = Table(
@@ -111,6 +156,6 @@ attempts = Table(
     Column("detail", Text),
     Column("timings", Text),
     Index("ix_attempts_worker", "worker", "end"),
-    Index("ix_attempts_pool", "pool", "end"),
     Index("ix_attempts_recent", "worker", "ended_at"),
+    Index("ix_attempts_pool", "pool", "end", "ended_at"),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, null, select, update
 
+from router.choice import Capability
 from router.jobs import TELLING, AttemptEnd, Quarantine, quarantine_after
 from router.store import RegisteredWorker
 from router.store.tables import attempts, workers
@@ -25,6 +26,14 @@ def put(connection: Connection, name: str, url: str, token: str, pool: str) -> R
 
 def every(connection: Connection) -> Sequence[RegisteredWorker]:
     return [_worker(row) for row in connection.execute(_selected().order_by(workers.c.name))]
+
+
+def describe(connection: Connection, name: str, capability: Capability) -> None:
+    connection.execute(
+        update(workers)
+        .where(workers.c.name == name)
+        .values(tier=capability.tier, model=capability.model, max_pixels=capability.max_pixels)
+    )
 
 
 def drain(connection: Connection, name: str) -> RegisteredWorker | None:

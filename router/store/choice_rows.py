@@ -1,0 +1,163 @@
+"""The choice of the next job, and its lease: one transaction of the store, as a plain function of a connection.
+
+`router.choice` decides; here is what it looks at, and the guards. Whoever leases a key's job in a pool holds that
+key's turn there until the commit. Others who choose meanwhile pass to the next key, as they should: this one's
+turn is being used. Nobody locks a table, a pool or a job that is not theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum, auto
+
+from sqlalchemy import Connection, and_, func, insert, literal, or_, select, text, update
+
+from router.choice import Capability, Lane, Spill, fair_order
+from router.contract import JobState
+from router.jobs import Lease
+from router.store.job_rows import RUNNING, WAITING, Now, lease_of
+from router.store.tables import attempts, jobs, turns, workers
+
+
+class Overtaken(Enum):
+    """Another transaction was first; to be tried again in a new one, which sees what that has done."""
+
+    TRY_AGAIN = auto()
+
+
+def lease_next(
+    connection: Connection, now: Now, worker: str, ttl_ms: int, places: int | None, spills: Sequence[Spill]
+) -> Lease | Overtaken | None:
+    usable = and_(workers.c.name == worker, ~workers.c.draining, workers.c.quarantine_cause.is_(None))
+    asking = connection.execute(select(workers).where(usable)).one_or_none()
+    if asking is None or (places is not None and not _has_room(connection, now, worker, places)):
+        return None
+    capability = Capability(asking.tier, asking.model, asking.max_pixels)
+    found = _lease_from(connection, now, worker, capability, asking.pool, ttl_ms, None)
+    for spill in spills:
+        if found is None:
+            found = _lease_from(connection, now, worker, capability, spill.pool, ttl_ms, spill.max_work)
+    return found
+
+
+def _lease_from(
+    connection: Connection,
+    now: Now,
+    worker: str,
+    capability: Capability,
+    pool: str,
+    ttl_ms: int,
+    max_work: int | None,
+) -> Lease | Overtaken | None:
+    held: str | None = None
+    while True:
+        by_key: dict[str, list[Lane]] = {}
+        for lane in waiting_lanes(connection, pool):
+            if lane.fits(capability, max_work):
+                by_key.setdefault(lane.api_key_id, []).append(lane)
+        if not by_key:
+            return None
+        last = _turns(connection, pool, list(by_key))
+        order = fair_order(by_key, last, ())
+        overtaken = False
+        for key in order:
+            if key != held and not _take_turn(connection, pool, key, last[key]):
+                overtaken = True
+                continue
+            head = _head(connection, now, pool, by_key[key], capability, max_work)
+            if head is None:
+                continue  # all of it is past its deadline, or was only at the border of what the worker can make
+            lease = _lease(connection, now, head, worker, ttl_ms)
+            if lease is None:
+                return Overtaken.TRY_AGAIN
+            _use_turn(connection, pool, key, max(last.values()) + 1)
+            return lease
+        if not overtaken or held is not None:
+            return Overtaken.TRY_AGAIN if overtaken else None
+        # Every key is in somebody's hands. Wait for one, and look anew: what was seen is old by then. Only who holds
+        # nothing waits, so nobody waits for one another.
+        held = order[0]
+        _wait_for_turn(connection, pool, held)
+
+
+def _has_room(connection: Connection, now: Now, worker: str, places: int) -> bool:
+    """Whether the worker holds fewer leases than that. Its row is locked: of two who ask, one sees the other's."""
+    connection.execute(select(workers.c.name).where(workers.c.name == worker).with_for_update())
+    held = select(func.count()).where(RUNNING, jobs.c.worker == worker, jobs.c.lease_expires_at > now)
+    return connection.execute(held).scalar_one() < places
+
+
+def waiting_lanes(connection: Connection, pool: str) -> list[Lane]:
+    """The lanes with something in them, one look at the index for each, however many jobs they hold."""
+    inside = (jobs.c.pool == literal(pool), WAITING)
+    lanes = select(func.min(jobs.c.lane).label("lane")).where(*inside).cte("lanes", recursive=True)
+    following = select(func.min(jobs.c.lane)).where(*inside, jobs.c.lane > lanes.c.lane).scalar_subquery()
+    every = lanes.union_all(select(following).where(lanes.c.lane.is_not(None)))
+    return [Lane.parse(name) for name in connection.scalars(select(every.c.lane).where(every.c.lane.is_not(None)))]
+
+
+def _turns(connection: Connection, pool: str, keys: Sequence[str]) -> Mapping[str, int]:
+    known = select(turns.c.api_key_id, turns.c.turn).where(turns.c.pool == pool)
+    found = {row.api_key_id: row.turn for row in connection.execute(known)}
+    for key in keys:
+        if key not in found:
+            connection.execute(
+                text("INSERT INTO turns (pool, api_key_id, turn) VALUES (:pool, :key, 0) ON CONFLICT DO NOTHING"),
+                {"pool": pool, "key": key},
+            )
+            found[key] = 0
+    return found
+
+
+def _take_turn(connection: Connection, pool: str, key: str, seen: int) -> bool:
+    """Hold the key's turn, unless somebody holds it or has used it since it was `seen`."""
+    mine = select(turns.c.turn).where(turns.c.pool == pool, turns.c.api_key_id == key, turns.c.turn == seen)
+    return connection.execute(mine.with_for_update(skip_locked=True)).one_or_none() is not None
+
+
+def _use_turn(connection: Connection, pool: str, key: str, number: int) -> None:
+    connection.execute(update(turns).where(turns.c.pool == pool, turns.c.api_key_id == key).values(turn=number))
+
+
+def _wait_for_turn(connection: Connection, pool: str, key: str) -> None:
+    connection.execute(select(turns.c.turn).where(turns.c.pool == pool, turns.c.api_key_id == key).with_for_update())
+
+
+def _head(
+    connection: Connection, now: Now, pool: str, lanes: Sequence[Lane], capability: Capability, max_work: int | None
+) -> str | None:
+    """The first of the lanes' jobs that the worker can make."""
+    order = (jobs.c.precedence, jobs.c.due_at, jobs.c.id)
+    possible = [jobs.c.pool == pool, WAITING, or_(jobs.c.deadline.is_(None), jobs.c.deadline > now)]
+    if capability.max_pixels is not None:
+        possible.append(jobs.c.pixels <= capability.max_pixels)
+    if max_work is not None:
+        possible.append(jobs.c.work <= max_work)
+    heads = [
+        select(jobs.c.id).where(*possible, jobs.c.lane == lane.name).order_by(*order).limit(1).scalar_subquery()
+        for lane in lanes
+    ]
+    return connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(heads)).order_by(*order).limit(1)).one_or_none()
+
+
+def _lease(connection: Connection, now: Now, head: str, worker: str, ttl_ms: int) -> Lease | None:
+    row = connection.execute(
+        update(jobs)
+        .where(jobs.c.id == head, jobs.c.state == JobState.QUEUED)
+        .values(
+            state=JobState.RUNNING,
+            attempt=jobs.c.attempt + 1,
+            worker=worker,
+            lease_expires_at=now + ttl_ms,
+            started_at=func.coalesce(jobs.c.started_at, now),
+        )
+        .returning(jobs, now.label("leased_at"))
+    ).one_or_none()
+    if row is None:
+        return None
+    connection.execute(
+        insert(attempts).values(
+            job_id=row.id, attempt=row.attempt, worker=worker, pool=row.pool, started_at=row.leased_at
+        )
+    )
+    return lease_of(row)
