@@ -9,11 +9,16 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
-from typing import Annotated
+from contextlib import suppress
+from importlib.metadata import entry_points
+from typing import Annotated, NoReturn
 
 import typer
 
 from infra.errors import InfraError
+
+COMMANDS = "letterpress.commands"
+"""Verbs of the other packages, each registered by its owner (pyproject.toml): import rules hold for them too."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Runs a stack.")
 
@@ -117,18 +122,28 @@ def schema() -> None:
 
 def main() -> None:
     """The console script."""
-    from infra.console import fail
-
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without a check mark is no reason to fail
+    for command in sorted(entry_points(group=COMMANDS)):
+        with suppress(ModuleNotFoundError):  # its package's extra is not installed
+            app.add_typer(command.load(), name=command.name)
     try:
         app()
     except InfraError as error:
-        fail(str(error))
-        sys.exit(1)
+        _fail(str(error))
     except PermissionError as error:
-        fail(
+        _fail(
             f"{error.filename}: {error.strerror}; a stack belongs to the user who deployed it, so do this as that user"
         )
-        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] in {"infra", "router", "worker"}:
+            raise
+        _fail(f"this command needs {error.name}, which is not installed here; install letterpress[infra]")
+
+
+def _fail(message: str) -> NoReturn:
+    # Without the console: it needs what a machine with the worker's extra alone lacks.
+    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+    typer.echo(message, err=True)
+    sys.exit(1)

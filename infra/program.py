@@ -207,6 +207,7 @@ def _machine(
         model=description.model,
         engine=description.engine,
         cache=description.cache,
+        accept_license=description.accept_license,
         workers=workers,
         ready_within_s=READY_WITHIN_TINY_S if description.model == TINY else READY_WITHIN_S,
     )

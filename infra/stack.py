@@ -151,6 +151,12 @@ class StackDescription(Described):
     model: Annotated[Text, AfterValidator(_model)] = Field(
         description="`tiny` (random weights, pictures are noise), a repository of the hub, or a folder."
     )
+    accept_license: bool = Field(
+        False,
+        strict=True,
+        description="Say true once you have read and accepted the licence of `model` on its page; gated weights are "
+        "not downloaded before.",
+    )
     engine: Literal["reference"] = Field("reference", description="How a worker makes images.")
     cache: Text | None = Field(None, description="Folder for weights on each machine; default: the worker's own.")
     router: Router = Router()

@@ -27,7 +27,9 @@ from worker.engine import Description, Engine, EngineError, LoadError, MakeEngin
 from worker.identity import identity
 from worker.metrics import Metrics
 from worker.runner import Limits, Runner
-from worker.settings import PREFIX, EngineName, Settings, SettingsError
+from worker.settings import PREFIX, TINY, EngineName, Settings, SettingsError, is_folder
+from worker.weights import licences
+from worker.weights.catalogue import licence_of
 
 EXIT_BROKEN = 70  # sysexits.h: EX_SOFTWARE
 EXIT_CONFIG = 78  # sysexits.h: EX_CONFIG
@@ -133,6 +135,8 @@ def main() -> int:
     try:
         settings = Settings.from_environment()
         token = settings.read_token()
+        if settings.accept_license and settings.model != TINY and not is_folder(settings.model):
+            licences.accept(settings.cache_dir, settings.model, licence_of(settings.model).name, licences.Way.SETTING)
         logs.configure(settings.log_level, settings.log_format)
         listener = _listen(settings)
     except SettingsError as error:

@@ -42,7 +42,8 @@ class LogFormat(StrEnum):
     CONSOLE = "console"  # for a person's eyes
 
 
-def _cache_dir() -> Path:
+def default_cache_dir() -> Path:
+    """The worker's folder below the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "letterpress" / "worker"
 
@@ -63,8 +64,10 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8100
     """0 takes a free one; the log says which."""
     token_file: Path
-    cache_dir: Path = Field(default_factory=_cache_dir)
-    """Where the tiny repository is built; workers share it."""
+    cache_dir: Path = Field(default_factory=default_cache_dir)
+    """Where the tiny repository is built and a yes to a licence is written down; workers share it."""
+    accept_license: bool = False
+    """A yes to the licence of `model`, without which gated weights are not downloaded."""
     keep_finished_s: Annotated[float, Field(gt=0)] = 600.0
     drain_grace_s: Annotated[float, Field(ge=0)] = 30.0
     """After SIGTERM: how long a generation that is accepted may still wait to start. What runs is finished

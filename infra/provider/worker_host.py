@@ -52,6 +52,7 @@ class WorkerHostInputs(Inputs):
     model: str
     engine: str
     cache: str | None = None
+    accept_license: bool = False
     workers: tuple[WorkerInputs, ...]
     ready_within_s: float
 
@@ -77,6 +78,8 @@ def worker_unit(inputs: WorkerHostInputs, worker: WorkerInputs, root: PurePath, 
     if inputs.model == TINY and worker.device == "cpu":
         # Tiny workers share this computer's cores, and are slower when each takes all of them.
         settings["CPU_THREADS"] = "1"
+    if inputs.accept_license:
+        settings["ACCEPT_LICENSE"] = "true"
     if inputs.cache:
         settings["CACHE_DIR"] = resolve(inputs.cache, environ, "cache")
     return Unit(

@@ -19,13 +19,14 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.integration.worker.emulated_hub import refusing_hub
+from tests.emulators.hub import TOKEN_ACCEPTED, TOKEN_OTHER, Repository, hub
 from tests.ports import free_ports
 from tests.waiting import eventually
 from worker.contract import EVENT, Failed, FailureType, Finished, GenerationRequest, Step, WorkerState, WorkerStatus
 from worker.settings import PREFIX
 
 ROOT = Path(__file__).parents[3]
+GATED = "ideogram-ai/ideogram-4-nf4-diffusers"
 TOKEN = "a-token-for-these-tests"
 START_S = 120.0
 """torch's import alone takes ten seconds on a free machine, and this one may be busy."""
@@ -196,20 +197,47 @@ def test_a_missing_folder_ends_it_with_78_and_one_plain_line(start: Callable[...
     assert "nowhere does not exist" in said["reason"]
 
 
+@pytest.mark.parametrize("name", ["ideogram-ai/ideogram-4-nf4", "ideogram-ai/ideogram-4-nf4-diffusers"])
+def test_gated_weights_are_fetched_by_their_name_after_a_yes_and_served(
+    start: Callable[..., Running], tiny_repository: Path, name: str
+) -> None:
+    with hub({name: Repository(tiny_repository)}) as served:
+        environment = {"HF_ENDPOINT": served.url, "HF_TOKEN": TOKEN_ACCEPTED}
+        worker = start(model=name, device="cpu", accept_license="true", environment=environment)
+        assert worker.wait_until(WorkerState.READY).model == name
+        with following(worker, "a.1", request()) as lines:
+            assert isinstance(EVENT.validate_json(list(lines)[-1]), Finished)
+        asked = len(served.repositories[name].asked)
+        # What is here is not asked for again, nor does it want the yes again.
+        second = start(model=name, device="cpu", environment=environment)
+        second.wait_until(WorkerState.READY)
+        assert len(served.repositories[name].asked) == asked
+    text = worker.log.read_text()
+    assert f"downloading {name}: 0.0 of 0.0 GB" in text
+    assert TOKEN_ACCEPTED not in text
+
+
 @pytest.mark.parametrize(
-    ("status", "code", "words"),
+    ("model", "token", "settings", "words"),
     [
-        (403, "GatedRepo", ["is gated", "/owner/weights", "HF_TOKEN"]),
-        (401, "RepoNotFound", ["knows no such repository", "/owner/weights"]),
+        (GATED, TOKEN_ACCEPTED, {}, ["Ideogram Non-Commercial Model Agreement", "`accept_license: true`"]),
+        (GATED, TOKEN_OTHER, {"accept_license": "true"}, ["is gated", "HF_TOKEN"]),
+        ("owner/nothing", TOKEN_OTHER, {}, ["is not known to the hub", "HF_TOKEN"]),
     ],
 )
-def test_weights_that_the_hub_refuses_are_explained_with_their_page_and_without_the_token(
-    start: Callable[..., Running], status: int, code: str, words: list[str]
+def test_weights_that_may_not_be_had_are_explained_with_their_page_and_without_the_token(
+    start: Callable[..., Running],
+    tiny_repository: Path,
+    model: str,
+    token: str,
+    settings: dict[str, str],
+    words: list[str],
 ) -> None:
-    with refusing_hub(status, code) as hub:
-        worker = start(model="owner/weights", device="cpu", environment={"HF_ENDPOINT": hub, "HF_TOKEN": "hf_secret"})
+    with hub({GATED: Repository(tiny_repository)}) as served:
+        environment = {"HF_ENDPOINT": served.url, "HF_TOKEN": token}
+        worker = start(model=model, device="cpu", environment=environment, **settings)
         assert worker.end(START_S) == 78
     text = worker.log.read_text()
     said = json.loads(text.splitlines()[-1])["reason"]
-    assert all(word in said for word in words), said
-    assert "hf_secret" not in text
+    assert all(word in said for word in [*words, f"{served.url}/{model}"]), said
+    assert token not in text

@@ -14,7 +14,9 @@ from infra.stack import TINY, CloudName
 ROOT = PurePath("/machine")
 
 
-def unit(model: str, *, device: str = "cpu", token: str = "fingerprint", code: str = "c1") -> Unit:
+def unit(
+    model: str, *, device: str = "cpu", token: str = "fingerprint", code: str = "c1", accept_license: bool = False
+) -> Unit:
     worker = WorkerInputs(name="interactive-1", device=device, port=8101, token=token, setting="first_port")
     inputs = WorkerHostInputs(
         machine="lp-x-interactive-1-g1",
@@ -23,6 +25,7 @@ def unit(model: str, *, device: str = "cpu", token: str = "fingerprint", code: s
         code=code,
         model=model,
         engine="reference",
+        accept_license=accept_license,
         workers=(worker,),
         ready_within_s=60,
     )
@@ -41,6 +44,11 @@ def test_only_a_worker_that_may_have_to_ask_the_hub_is_handed_its_token() -> Non
     assert unit(TINY).inherits == ()
     assert unit("owner/weights", device="cuda:0").inherits == ("HF_TOKEN",)
     assert "HF_TOKEN" not in unit("owner/weights").env
+
+
+def test_the_stack_files_yes_to_the_licence_reaches_the_worker_and_nothing_else_does() -> None:
+    assert unit("owner/weights", accept_license=True).env["LETTERPRESS_WORKER_ACCEPT_LICENSE"] == "true"
+    assert "LETTERPRESS_WORKER_ACCEPT_LICENSE" not in unit("owner/weights").env
 
 
 def test_a_reference_in_the_model_is_resolved_at_the_moment_of_use() -> None:
