@@ -47,6 +47,7 @@ class Stages:
         self._make_engine = make_engine
         self._engine: Engine | None = None
         self._description: Description | None = None
+        self._turns = asyncio.Lock()
         self._rendering = StageThread("engine", clock)
         self._preparing = StageThread("prepare", clock)
         self._encoding = StageThread("encode", clock)
@@ -69,13 +70,11 @@ class Stages:
     async def prepare(self, request: GenerationRequest, stopped: threading.Event) -> Done[Prepared]:
         """Nothing is begun once `stopped` is set, and StoppedError raised."""
         engine = self._loaded()[0]
-
-        def work() -> Prepared:
+        # Not the thread's own queue: who fails may stop the one behind it, and that is known in the loop first.
+        async with self._turns:
             if stopped.is_set():
-                raise StoppedError("stopped before its text was encoded")
-            return engine.prepare(request)
-
-        return await _ended(Stage.PREPARE, self._preparing.call(work))
+                raise StageFailedError(Stage.PREPARE, StoppedError("stopped before its text was encoded"))
+            return await _ended(Stage.PREPARE, self._preparing.call(lambda: engine.prepare(request)))
 
     async def render(self, prepared: Prepared, on_step: OnStep, stop: Callable[[], bool]) -> Done[Rendered]:
         engine = self._loaded()[0]

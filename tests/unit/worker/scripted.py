@@ -8,6 +8,8 @@ import queue
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 from PIL import Image
 
@@ -25,17 +27,21 @@ DESCRIPTION = Description(model="scripted", engine="scripted", device="none")
 
 
 class ScriptedEngine:
-    """Takes one command at a time. `hurried` finishes every generation by itself."""
+    """Takes one command at a time. `hurried` finishes every generation by itself; with `gated`, preparing and
+    encoding wait for commands of their own, and otherwise they just happen."""
 
-    def __init__(self, *, hurried: bool = False, loading: Exception | None = None) -> None:
+    def __init__(self, *, hurried: bool = False, gated: bool = False, loading: Exception | None = None) -> None:
         self.prepared: list[GenerationRequest] = []
-        self.unpreparable: list[Exception] = []
+        """What it began to prepare, in order; `asked` is what it began to render."""
         self.asked: list[GenerationRequest] = []
         self.active = 0
         self.most_active = 0
         self._hurried = hurried
+        self._gated = gated
         self._loading = loading
         self._commands: queue.SimpleQueue[str | BaseException] = queue.SimpleQueue()
+        self._preparations: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._encodings: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
     def step(self) -> None:
         self._commands.put("step")
@@ -46,6 +52,12 @@ class ScriptedEngine:
     def fail(self, error: BaseException) -> None:
         self._commands.put(error)
 
+    def prepare_one(self, error: BaseException | None = None) -> None:
+        self._preparations.put(error)
+
+    def encode_one(self, error: BaseException | None = None) -> None:
+        self._encodings.put(error)
+
     def load(self, on_stage: OnStage) -> Description:
         on_stage("reading the script")
         if self._loading:
@@ -55,8 +67,8 @@ class ScriptedEngine:
     def prepare(self, request: GenerationRequest) -> Prepared:
         if request != WARM_UP:
             self.prepared.append(request)
-            if self.unpreparable:
-                raise self.unpreparable.pop()
+            if self._gated and (error := self._preparations.get(timeout=PATIENCE_S)):
+                raise error
         return Prepared(request=request, payload=None, text=0.0)
 
     def render(self, prepared: Prepared, on_step: OnStep, stop: Stop) -> Rendered:
@@ -67,9 +79,10 @@ class ScriptedEngine:
         self.active += 1
         self.most_active = max(self.active, self.most_active)
         try:
-            return self._perform(request, on_step, stop)
+            made = self._perform(request, on_step, stop)
         finally:
             self.active -= 1
+        return replace(made, image=HeldImage(made.image, self._encodings)) if self._gated else made
 
     def _perform(self, request: GenerationRequest, on_step: OnStep, stop: Stop) -> Rendered:
         for step in range(1, sampling(request).steps + 1):
@@ -83,6 +96,21 @@ class ScriptedEngine:
             if stop():
                 raise StoppedError("stopped")
         return rendered(request)
+
+
+class HeldImage(Image.Image):
+    """An image whose file is written when the test says so."""
+
+    def __init__(self, image: Image.Image, encodings: queue.SimpleQueue[BaseException | None]) -> None:
+        super().__init__()
+        self._im, self._mode, self._size = image.im, image.mode, image.size
+        self._encodings = encodings
+
+    # Pillow's signature.
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:  # noqa: A002, ANN401
+        if error := self._encodings.get(timeout=PATIENCE_S):
+            raise error
+        super().save(fp, format, **params)
 
 
 def rendered(request: GenerationRequest) -> Rendered:
@@ -115,6 +143,9 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
 
 
 def scripted_runner(

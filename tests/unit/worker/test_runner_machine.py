@@ -48,7 +48,11 @@ ERRORS: dict[FailureType, type[Exception]] = {
 
 
 class RunnerMachine(RuleBasedStateMachine):
-    """The model: two places, what is kept and since when, and the trouble in a row."""
+    """The model: who is prepared, rendered and encoded; what is kept and since when; the trouble in a row.
+
+    `preparing` is the queue of the thread that prepares, its first one in its midst; who was ended meanwhile
+    stays there until its turn. `rendered` says that the running one only waits for the place behind it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,23 +60,27 @@ class RunnerMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.start()
 
-    @precondition(lambda self: self.running is None and self.state is not WorkerState.READY)
+    @precondition(lambda self: not self.held() and self.state is not WorkerState.READY)
     @rule()
     def restart(self) -> None:
         """What a unit does after its worker has ended; without it, most of a run would be spent with a dead one."""
-        self.runner.close()
+        self.end()
         self.start()
 
     def start(self) -> None:
-        self.engine = ScriptedEngine()
+        self.engine = ScriptedEngine(gated=True)
         self.generations: dict[str, Generation] = {}
-        self.requests: dict[str, GenerationRequest] = {}
         self.running: str | None = None
         self.accepted: str | None = None
+        self.encoding: str | None = None
+        self.preparing: list[Generation] = []
+        self.prepared: set[str] = set()
+        self.rendering = self.rendered = False
         self.stopping = False
         self.steps = 0
         self.kept: dict[str, float] = {}
         self.forgotten: set[str] = set()
+        self.begun: list[GenerationRequest] = []
         self.started: list[GenerationRequest] = []
         self.trouble = 0
         self.state = WorkerState.READY
@@ -85,27 +93,40 @@ class RunnerMachine(RuleBasedStateMachine):
         return runner
 
     def teardown(self) -> None:
-        while self.running:
-            self.finish()
-        self.runner.close()
+        self.end()
         self.loop.close()
+
+    def end(self) -> None:
+        while self.preparing or self.rendering or self.encoding:
+            if self.preparing:
+                self.prepare()
+            if self.rendering:
+                self.finish()
+            if self.encoding:
+                self.encode()
+        self.do(until(lambda: not self.runner._tasks, "every generation came to its end"))
+        assert self.runner.close()
 
     def do(self, what: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(what)
 
+    def held(self) -> set[str]:
+        return {name for name in (self.running, self.accepted, self.encoding) if name}
+
     @rule(generation_id=IDS, seed=SEEDS)
     def put(self, generation_id: str, seed: int) -> None:
         wanted = request(seed, steps=STEPS)
-        known = generation_id in (self.running, self.accepted) or generation_id in self.kept
+        known = self.generations.get(generation_id)
 
         async def put() -> Generation:
             return self.runner.put(generation_id, wanted)
 
-        if known and self.requests[generation_id] != wanted:
-            with pytest.raises(ConflictError):
-                self.do(put())
-        elif known:
-            assert self.do(put()) is self.generations[generation_id]
+        if known and generation_id in self.held() | self.kept.keys():
+            if known.request == wanted:
+                assert self.do(put()) is known
+            else:
+                with pytest.raises(ConflictError):
+                    self.do(put())
         elif self.state is not WorkerState.READY:
             with pytest.raises(NotReadyError):
                 self.do(put())
@@ -113,13 +134,16 @@ class RunnerMachine(RuleBasedStateMachine):
             with pytest.raises(BusyError):
                 self.do(put())
         else:
-            self.generations[generation_id] = self.do(put())
-            self.requests[generation_id] = wanted
+            generation = self.generations[generation_id] = self.do(put())
             self.forgotten.discard(generation_id)
+            self.prepared.discard(generation_id)
             if self.running:
                 self.accepted = generation_id
             else:
-                self._started(generation_id)
+                self._run(generation_id)
+            self.preparing.append(generation)
+            if len(self.preparing) == 1:
+                self.begun.append(wanted)
 
     @precondition(lambda self: self.state is WorkerState.READY and not self.accepted)
     @rule(seed=SEEDS, count=st.integers(1, 2))
@@ -132,19 +156,19 @@ class RunnerMachine(RuleBasedStateMachine):
         try:
             got = self.runner.image(generation_id)
         except NotFinishedError:
-            assert generation_id in (self.running, self.accepted)
+            assert generation_id in self.held()
         except ImageGoneError:
             assert generation_id in self.forgotten
         except UnknownGenerationError:
-            assert generation_id not in (self.running, self.accepted)
+            assert generation_id not in self.held()
             assert generation_id not in self.kept or isinstance(self.generations[generation_id].end, Failed)
         else:
             assert generation_id in self.kept
-            assert got == file_of(self.requests[generation_id])
+            assert got == file_of(self.generations[generation_id].request)
 
-    @rule(held=st.sampled_from(["running", "accepted"]))
+    @rule(held=st.sampled_from(["running", "accepted", "encoding"]))
     def cancel_what_is_held(self, held: str) -> None:
-        if generation_id := self.running if held == "running" else self.accepted:
+        if generation_id := {"running": self.running, "accepted": self.accepted, "encoding": self.encoding}[held]:
             self.cancel(generation_id)
 
     @rule(generation_id=IDS)
@@ -153,40 +177,89 @@ class RunnerMachine(RuleBasedStateMachine):
         if generation_id == self.accepted:
             self.accepted = None
             self._kept(generation_id, FailureType.CANCELLED)
-        elif generation_id == self.running:
+        elif generation_id == self.running and not self.rendered:
             self.stopping = True
 
-    @precondition(lambda self: self.running)
+    @precondition(lambda self: self.preparing)
+    @rule()
+    def prepare(self) -> None:
+        self.engine.prepare_one()
+        generation = self.preparing.pop(0)
+        if generation.end is None:
+            self.prepared.add(generation.id)
+            if generation.id == self.running:
+                self._render()
+        self._prepare_next()
+
+    @precondition(lambda self: self.preparing)
+    @rule(kind=st.sampled_from(list(ERRORS)))
+    def prepare_in_vain(self, kind: FailureType) -> None:
+        self.engine.prepare_one(ERRORS[kind]("as told"))
+        self._failed(self.preparing.pop(0), kind)
+        self._prepare_next()
+
+    @precondition(lambda self: self.preparing)
+    @rule()
+    def lose_the_device_while_preparing(self) -> None:
+        self.engine.prepare_one(EngineBrokenError("as told"))
+        self._failed(self.preparing.pop(0), FailureType.ENGINE_ERROR, lost=True)
+        self._prepare_next()
+
+    @precondition(lambda self: self.rendering)
     @rule()
     def step(self) -> None:
-        self.steps += 1
         self.engine.step()
-        if self.stopping or self.steps == STEPS:
-            self._ended(FailureType.CANCELLED if self.stopping else None)
+        if not self.running:
+            self.rendering = False  # ended from outside: it is told to stop, and does
+            return
+        self.steps += 1
+        if self.stopping:
+            self._failed(self.generations[self.running], FailureType.CANCELLED)
+        elif self.steps == STEPS:
+            self._rendered()
         else:
-            generation, count = self.generations[str(self.running)], 2 + self.steps
+            generation, count = self.generations[self.running], 2 + self.steps
             self.do(until(lambda: len(generation.events) == count, "the step"))
 
-    @precondition(lambda self: self.running)
+    @precondition(lambda self: self.rendering)
     @rule()
     def finish(self) -> None:
         """The engine may end before it sees that it was to stop."""
         self.engine.finish()
-        self._ended(None)
+        if self.running:
+            self._rendered()
+        else:
+            self.rendering = False
 
-    @precondition(lambda self: self.running)
+    @precondition(lambda self: self.rendering and self.running)
     @rule(kind=st.sampled_from(list(ERRORS)))
     def fail(self, kind: FailureType) -> None:
         self.engine.fail(ERRORS[kind]("as told"))
-        self._ended(kind)
+        self._failed(self.generations[str(self.running)], kind)
 
-    @precondition(lambda self: self.running)
+    @precondition(lambda self: self.rendering and self.running)
     @rule()
     def lose_the_device(self) -> None:
         self.engine.fail(EngineBrokenError("as told"))
-        self._ended(FailureType.ENGINE_ERROR, lost=True)
+        self._failed(self.generations[str(self.running)], FailureType.ENGINE_ERROR, lost=True)
 
-    @precondition(lambda self: self.running and self.drained is None)
+    @precondition(lambda self: self.encoding)
+    @rule()
+    def encode(self) -> None:
+        self.engine.encode_one()
+        ended, self.encoding = str(self.encoding), None
+        self._kept(ended, None)
+        self.trouble = 0
+        self._encode_next()
+
+    @precondition(lambda self: self.encoding)
+    @rule()
+    def encode_in_vain(self) -> None:
+        self.engine.encode_one(OSError("as told"))
+        self._failed(self.generations[str(self.encoding)], FailureType.ENGINE_ERROR)
+        self._encode_next()
+
+    @precondition(lambda self: self.held() and self.drained is None)
     @rule()
     def drain(self) -> None:
         self.drained = self.loop.create_task(self.runner.drain("told to stop"))
@@ -203,39 +276,88 @@ class RunnerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_places_are_as_modelled(self) -> None:
-        status = self.runner.status()
-        assert (status.state, status.running, status.accepted) == (self.state, self.running, self.accepted)
+        modelled = self.state, self.running, self.accepted, self.encoding
+
+        def agree() -> bool:
+            status = self.runner.status()
+            return (status.state, status.running, status.accepted, status.encoding) == modelled
+
+        self.do(until(agree, f"the worker is as modelled: {modelled}"))
         assert self.runner.broken.is_set() == (self.state is WorkerState.BROKEN)
         assert len(self.runner.kept) == len(self.kept)
-        self.do(until(lambda: self.engine.asked == self.started, "the engine was asked for what was started, in order"))
+        self.do(until(lambda: self.engine.prepared == self.begun, "what was accepted was prepared, in order"))
+        self.do(until(lambda: self.engine.asked == self.started, "what was prepared was rendered, in order"))
         assert self.engine.most_active <= 1
 
     @invariant()
     def draining_ends_exactly_when_nothing_is_left(self) -> None:
         if self.drained:
             self.do(asyncio.sleep(0))
-            assert self.drained.done() == (self.running is None)
+            assert self.drained.done() == (not self.held())
 
-    def _started(self, generation_id: str) -> None:
+    def _run(self, generation_id: str) -> None:
+        """The running place is given to it."""
         self.running, self.steps, self.stopping = generation_id, 0, False
-        self.started.append(self.requests[generation_id])
+        if generation_id in self.prepared:
+            self._render()
 
-    def _ended(self, failure: FailureType | None, *, lost: bool = False) -> None:
-        ended = str(self.running)
-        self.do(until(lambda: self.runner.status().running != ended, "the end"))
+    def _render(self) -> None:
+        generation = self.generations[str(self.running)]
+        if self.stopping:
+            self._failed(generation, FailureType.CANCELLED)
+        else:
+            self.rendering = True
+            self.started.append(generation.request)
+
+    def _rendered(self) -> None:
+        self.rendering, self.rendered = False, True
+        if not self.encoding:
+            self._encode_next()
+
+    def _prepare_next(self) -> None:
+        """The thread goes on to the first that still wants it; a running one that was told to stop learns so here."""
+        while self.preparing:
+            generation = self.preparing[0]
+            if generation.end is None and not (generation.id == self.running and self.stopping):
+                self.begun.append(generation.request)
+                return
+            self.preparing.pop(0)
+            self._failed(generation, FailureType.CANCELLED)
+
+    def _encode_next(self) -> None:
+        if self.rendered and self.running:
+            self.encoding, self.rendered = self.running, False
+            self._move_up()
+
+    def _move_up(self) -> None:
         self.running = None
-        self._kept(ended, failure)
-        if failure is None:
-            self.trouble = 0
-        elif failure in {FailureType.OUT_OF_MEMORY, FailureType.ENGINE_ERROR}:
+        if self.accepted and self.state is not WorkerState.BROKEN:
+            following, self.accepted = self.accepted, None
+            self._run(following)
+
+    def _failed(self, generation: Generation, failure: FailureType, *, lost: bool = False) -> None:
+        """A stage of `generation` failed, which may have been ended from outside before."""
+        if failure in {FailureType.OUT_OF_MEMORY, FailureType.ENGINE_ERROR}:
             self.trouble += 1
-        if lost or self.trouble >= 2:
+        breaks = (lost or self.trouble >= 2) and self.state is not WorkerState.BROKEN
+        if breaks:
             self.state = WorkerState.BROKEN
-            if self.accepted:
-                self._kept(self.accepted, FailureType.DRAINING)
-        elif self.accepted:
-            self._started(self.accepted)
-        self.accepted = None
+        name = generation.id
+        if self.generations[name] is generation and name in self.held():
+            if name == self.encoding:
+                self.encoding = None
+            elif name == self.accepted:
+                self.accepted = None
+            else:
+                self.rendering = self.rendered = False
+                self._move_up()
+            self._kept(name, failure)
+        if breaks:
+            for held in (self.accepted, self.running):
+                if held:
+                    self._kept(held, FailureType.DRAINING)
+            self.accepted = self.running = None
+            self.rendered = False
 
     def _kept(self, generation_id: str, failure: FailureType | None) -> None:
         self.kept[generation_id] = self.clock.now
