@@ -34,7 +34,18 @@ from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
 
-from worker.contract import Frozen, Preset, Prompt, Seed, Side, Steps
+from worker.captions import Caption
+from worker.contract import (
+    Frozen,
+    GuidanceSchedule,
+    Preset,
+    Prompt,
+    ScheduleMean,
+    ScheduleWidth,
+    Seed,
+    Side,
+    Steps,
+)
 
 INTERACTIVE = "interactive"
 BATCH = "batch"
@@ -78,14 +89,19 @@ class JobRequest(Frozen):
     neither counts. `deadline` is the last moment at which work on the image may begin: what waits longer ends as
     expired, what runs by then is finished. `tier` and `model` are what the worker must be; absent: any of the pool.
 
-    `steps` and `preset` exclude one another (the worker contract's rule, checked when the job is made).
+    `prompt` and `caption`, `steps` and `preset` exclude one another; `guidance` (an entry for each step, first
+    step first), `mu` and `std` go with `steps` (the worker contract's rules, checked when the job is made).
     """
 
-    prompt: Prompt
+    prompt: Prompt | None = None
+    caption: Caption | None = Field(default=None, description="A structured caption, instead of a prompt.")
     width: Side = 1024
     height: Side = 1024
     steps: Steps | None = None
     preset: Preset | None = None
+    guidance: GuidanceSchedule | None = None
+    mu: ScheduleMean | None = None
+    std: ScheduleWidth | None = None
     seed: Seed | None = None
     pool: PoolName = INTERACTIVE
     priority: Priority = 0
@@ -112,6 +128,10 @@ class ImageView(Frozen):
     width: Side
     height: Side
     seed: Seed
+    is_image_safe: bool = Field(
+        default=True, description="False: it looks like the grey picture that the weights draw for what they refuse."
+    )
+    safety_reason: str = ""
 
 
 class ErrorView(Frozen):
@@ -125,11 +145,15 @@ class JobView(Frozen):
     id: JobId
     pool: PoolName
     state: JobState
-    prompt: Prompt
+    prompt: Prompt | None
+    caption: Caption | None = None
     width: Side
     height: Side
     steps: Steps | None
     preset: Preset | None
+    guidance: GuidanceSchedule | None = None
+    mu: ScheduleMean | None = None
+    std: ScheduleWidth | None = None
     seed: Seed
     priority: Priority = 0
     deadline: datetime | None = None

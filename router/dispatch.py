@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, assert_never
 
 import structlog
@@ -228,7 +228,7 @@ class Dispatcher:
             )
             return Unmade(AttemptEnd.CORRUPT, str(error), error)
         image = await self._artifacts.put(lease.generation_id, data, finished.media_type)
-        return Made(image, finished.timings)
+        return Made(replace(image, suspicion=finished.safety_reason), finished.timings)
 
     async def _fetch(self, lease: Lease, worker: WorkerClient) -> bytes:
         """The worker keeps a finished image for a while: one broken connection is no reason to make it again."""

@@ -27,12 +27,16 @@ MAX_CRASHES = 3
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A stored artifact. `path` is relative to the artifact store's root."""
+    """A stored artifact. `path` is relative to the artifact store's root.
+
+    `suspicion` says why it looks like the picture of something that the weights refused; mostly empty.
+    """
 
     path: str
     sha256: str
     bytes: int
     media_type: str
+    suspicion: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
+from worker import captions
+from worker.captions import Caption, CaptionError
+
 CONTRACT_VERSION = "1"
 
 MIN_SIDE = 256
@@ -35,6 +38,7 @@ MAX_PIXELS = MAX_SIDE * MAX_SIDE
 MAX_ASPECT = 6.0
 """Longest side over shortest side, at most."""
 MAX_STEPS = 100
+MAX_GUIDANCE = 30.0
 MAX_PROMPT_TOKENS = 2048
 """The text encoder's limit. Only a worker can count tokens, so only it refuses by this number."""
 MAX_PROMPT_CHARS = 32_768
@@ -72,28 +76,65 @@ Side = Annotated[int, Field(strict=True, ge=MIN_SIDE, le=MAX_SIDE, multiple_of=S
 """One side of an image in pixels. Numbers are strict: lax mode would make one step of `true`."""
 Steps = Annotated[int, Field(strict=True, ge=1, le=MAX_STEPS)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
+Guidance = Annotated[float, Field(strict=True, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
+"""How far one step goes beyond what it would draw without the prompt: 1 takes the prompt as it is."""
+GuidanceSchedule = Annotated[tuple[Guidance, ...], Field(min_length=1, max_length=MAX_STEPS)]
+"""One entry a step, first step first."""
+ScheduleMean = Annotated[float, Field(strict=True, ge=-4, le=4, allow_inf_nan=False)]
+ScheduleWidth = Annotated[float, Field(strict=True, ge=0.1, le=4, allow_inf_nan=False)]
+"""Mean and standard deviation of the logit-normal noise schedule, as for 512x512. The presets stay within 0 to
+0.5 and 1.5 to 1.75; what lies outside these bounds puts all steps at one end of the noise."""
 
 
 class GenerationRequest(Frozen):
     """One image, described so fully that the same request makes the same bytes.
 
-    `steps` and `preset` exclude one another; with neither, the preset is V4_DEFAULT_20. `seed` is not
+    What it shows is a `prompt` or a `caption` (`worker.captions`); a prompt that is a caption in JSON is taken
+    as one, and refused if it is a faulty one. `steps` and `preset` exclude one another; with neither, the preset
+    is V4_DEFAULT_20. `guidance`, `mu` and `std` replace what `steps` would take, each by itself. `seed` is not
     optional here: whoever accepts a job draws it, so that a second attempt repeats the first.
     """
 
-    prompt: Prompt
+    prompt: Prompt | None = None
+    caption: Caption | None = None
     width: Side = 1024
     height: Side = 1024
     steps: Steps | None = None
     preset: Preset | None = None
+    guidance: GuidanceSchedule | None = None
+    mu: ScheduleMean | None = None
+    std: ScheduleWidth | None = None
     seed: Seed
+
+    @property
+    def text(self) -> str:
+        """What the text encoder reads: the prompt, or the caption as the maker's guide spells it."""
+        caption = self.caption or captions.read(self.prompt or "")
+        return caption.spelled() if caption else self.prompt or ""
+
+    @model_validator(mode="after")
+    def _shows_something(self) -> GenerationRequest:
+        if (self.prompt is None) == (self.caption is None):
+            raise ValueError("prompt, caption: give exactly one of them")
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("prompt: is blank; say what the image should show")
+        try:
+            text = self.text
+        except CaptionError as error:
+            raise ValueError(f"prompt: {error}") from None
+        if len(text) > MAX_PROMPT_CHARS:
+            raise ValueError(f"caption: has {len(text)} characters when it is spelled; at most {MAX_PROMPT_CHARS}")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> GenerationRequest:
-        if not self.prompt.strip():
-            raise ValueError("prompt: is blank; say what the image should show")
         if self.steps is not None and self.preset is not None:
             raise ValueError("steps, preset: give one of them, not both")
+        own = [name for name in ("guidance", "mu", "std") if getattr(self, name) is not None]
+        if own and self.steps is None:
+            raise ValueError(f"{', '.join(own)}: say how many steps with it; a preset has its own")
+        if self.guidance is not None and len(self.guidance) != self.steps:
+            raise ValueError(f"guidance: has {len(self.guidance)} entries, and there are {self.steps} steps")
         longest, shortest = max(self.width, self.height), min(self.width, self.height)
         if longest > MAX_ASPECT * shortest:
             raise ValueError(
@@ -153,7 +194,11 @@ class Step(Frozen):
 
 
 class Finished(Frozen):
-    """The image lies ready at GET /generations/{id}/image."""
+    """The image lies ready at GET /generations/{id}/image.
+
+    `is_image_safe` is false when it looks like the grey picture that the weights draw instead of what they
+    refuse, and `safety_reason` says why; that is a suspicion, and the image is delivered all the same.
+    """
 
     event: Literal["finished"] = "finished"
     id: GenerationId
@@ -163,7 +208,15 @@ class Finished(Frozen):
     width: Side
     height: Side
     seed: Seed
+    is_image_safe: bool = True
+    safety_reason: str = ""
     timings: Timings
+
+    @model_validator(mode="after")
+    def _a_suspicion_says_why(self) -> Finished:
+        if self.is_image_safe == bool(self.safety_reason):
+            raise ValueError("is_image_safe, safety_reason: a suspicion has a reason, and nothing else has")
+        return self
 
 
 class Failed(Frozen):

@@ -33,6 +33,10 @@ def encode(image: Image, request: GenerationRequest, made_by: Description) -> Pi
 def about(request: GenerationRequest, made_by: Description) -> dict[str, str]:
     """What the file says of itself. Not the prompt: a picture is shown to more people than its prompt."""
     sampler = f"steps {request.steps}" if request.steps else f"preset {request.preset or Preset.DEFAULT_20}"
+    if request.guidance is not None:
+        sampler += f", guidance {' '.join(f'{entry:g}' for entry in request.guidance)}"
+    for name, value in (("mu", request.mu), ("std", request.std)):
+        sampler += "" if value is None else f", {name} {value:g}"
     said = {
         "Software": f"letterpress {version('letterpress')}",
         "Source": f"{made_by.model}, seed {request.seed}, {sampler}",

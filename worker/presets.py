@@ -57,5 +57,11 @@ def free(steps: int) -> Sampling:
 def sampling(request: GenerationRequest) -> Sampling:
     """What `request` asks of the sampler: its steps, else its preset, else V4_DEFAULT_20."""
     if request.steps is not None:
-        return free(request.steps)
+        shaped = free(request.steps)
+        return Sampling(
+            steps=request.steps,
+            guidance=shaped.guidance if request.guidance is None else request.guidance,
+            mu=shaped.mu if request.mu is None else request.mu,
+            std=shaped.std if request.std is None else request.std,
+        )
     return PRESETS[request.preset or Preset.DEFAULT_20]

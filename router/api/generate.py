@@ -6,7 +6,7 @@ pools) is not here: `/v1/jobs` has it.
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field
 
 from router.api.auth import Caller
@@ -39,8 +39,12 @@ class GenerateResponse(Frozen):
     dependencies=[Depends(json_only)],
     responses={"default": {"model": SeedError, "description": "What is wrong, and what it should be."}},
 )
-async def generate(body: GenerateRequest, request: Request, context: InContext, key: Caller) -> GenerateResponse:
+async def generate(
+    body: GenerateRequest, request: Request, response: Response, context: InContext, key: Caller
+) -> GenerateResponse:
     """Waits as long as it takes; closing the connection cancels the image."""
     wanted = {**body.model_dump(), "seed": context.draw_seed()}
     (job,) = await make(context, request, key, INTERACTIVE, [wanted])
+    if job.image and job.image.suspicion:
+        response.headers["X-Is-Image-Safe"] = "false"  # the published answer has no field for it
     return GenerateResponse(image=await image_base64(context, job))

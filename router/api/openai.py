@@ -132,6 +132,9 @@ class ImageData(Frozen):
     b64_json: str | None = None
     url: str | None = Field(default=None, description="Good for a while, without a key.")
     seed: Seed = Field(description="Makes the same image again.")
+    is_image_safe: bool = Field(
+        default=True, description="False: it looks like the grey picture that the weights draw for what they refuse."
+    )
 
 
 class ImagesHead(Frozen):
@@ -205,10 +208,12 @@ async def _each(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
 
 async def _data(context: Context, job: Job, *, by_url: bool) -> bytes:
     """The job's ImageData as JSON."""
+    safe = not (job.image and job.image.suspicion)
     if by_url:
-        data = ImageData(url=context.links.url(job.id, context.clock()), seed=job.request.seed)
+        url = context.links.url(job.id, context.clock())
+        data = ImageData(url=url, seed=job.request.seed, is_image_safe=safe)
     else:
-        data = ImageData(b64_json=await image_base64(context, job), seed=job.request.seed)
+        data = ImageData(b64_json=await image_base64(context, job), seed=job.request.seed, is_image_safe=safe)
     return await asyncio.to_thread(lambda: data.model_dump_json(exclude_none=True).encode())
 
 

@@ -149,6 +149,7 @@ def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings
             image_sha256=image.sha256,
             image_bytes=image.bytes,
             image_media_type=image.media_type,
+            image_suspicion=image.suspicion or None,
             **_NO_LEASE,
         )
         .returning(jobs)
@@ -352,7 +353,9 @@ def _close(
 def job(row: Row[Any]) -> Job:
     image = None
     if row.image_path is not None:
-        image = Image(row.image_path, row.image_sha256, row.image_bytes, row.image_media_type)
+        image = Image(
+            row.image_path, row.image_sha256, row.image_bytes, row.image_media_type, row.image_suspicion or ""
+        )
     return Job(
         id=row.id,
         api_key_id=row.api_key_id,

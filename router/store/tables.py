@@ -89,6 +89,7 @@ jobs = Table(
     Column("image_sha256", String(64)),
     Column("image_bytes", BigInteger),
     Column("image_media_type", String(64)),
+    Column("image_suspicion", Text),
     Column("error_type", String(32)),
     Column("error_detail", Text),
     Column("precedence", Integer, nullable=False),  # the priority, negated: the lowest goes first

@@ -266,8 +266,8 @@ class PacedWorker:
 
     async def _denoise(self, name: str, generation: Generation, queued: float) -> Finished | Failed:
         request, began = generation.request, monotonic()
-        if len(request.prompt.split()) > MAX_PROMPT_TOKENS:
-            detail = f"the prompt has {len(request.prompt.split())} tokens; at most {MAX_PROMPT_TOKENS} are possible"
+        if (words := len(request.text.split())) > MAX_PROMPT_TOKENS:
+            detail = f"the prompt has {words} tokens; at most {MAX_PROMPT_TOKENS} are possible"
             return Failed(id=name, type=FailureType.INVALID_REQUEST, detail=detail, retryable=False)
         self._ledger["started"].append(name)
         steps = sampling(request).steps

@@ -16,6 +16,9 @@ CONTRACTS = {
     ]
 }
 
+WORKER_CONTRACT = {"worker.contract", "worker.captions", "worker.sizes"}
+"""The contract and what it is written with: pydantic only."""
+
 
 def modules(package: str) -> set[str]:
     """The modules and packages right under a package."""
@@ -31,8 +34,8 @@ def _is_module(path: Path) -> bool:
     ("package", "forbidden"),
     [
         ("worker", {"router", "infra"}),
-        ("router", {"infra", *modules("worker") - {"worker.contract"}}),
-        ("infra", modules("router") - {"router.contract", "router.client"} | modules("worker") - {"worker.contract"}),
+        ("router", {"infra", *modules("worker") - WORKER_CONTRACT}),
+        ("infra", modules("router") - {"router.contract", "router.client"} | modules("worker") - WORKER_CONTRACT),
     ],
 )
 def test_a_package_may_import_the_others_contracts_and_nothing_else_of_theirs(

@@ -76,7 +76,7 @@ class ReferenceEngine:
         if self._tokenizer is None:
             raise EngineBrokenError("the engine was asked for an image before it was loaded")
         begun = time.monotonic()
-        tokens = _count_tokens(self._tokenizer, request.prompt)
+        tokens = _count_tokens(self._tokenizer, request.text)
         if tokens > MAX_PROMPT_TOKENS:
             raise InvalidRequestError(
                 f"prompt: has {tokens} tokens with its chat template; the text encoder takes {MAX_PROMPT_TOKENS}"
@@ -99,7 +99,7 @@ class ReferenceEngine:
         try:
             with torch_errors():
                 image = pipe(
-                    request.prompt,
+                    request.text,
                     height=request.height,
                     width=request.width,
                     num_inference_steps=wanted.steps,
