@@ -74,7 +74,11 @@ async def serve(make: MakeEngine, settings: Settings, token: str, listener: sock
         Description(model=settings.model, engine=settings.engine, device=settings.device),
         clock=time.monotonic,
         observer=metrics,
-        limits=Limits(keep_finished_s=settings.keep_finished_s, drain_grace_s=settings.drain_grace_s),
+        limits=Limits(
+            keep_finished_s=settings.keep_finished_s,
+            drain_grace_s=settings.drain_grace_s,
+            blocked_share=settings.blocked_share,
+        ),
         identity=identity(),
     )
     metrics.follow(runner.status, lambda: runner.kept.bytes)

@@ -11,23 +11,30 @@ from importlib.metadata import version
 
 from PIL.Image import Image
 
-from worker import png
+from worker import blocked, png
 from worker.contract import GenerationRequest, Preset
 from worker.engine import Description
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A finished image: a PNG file of the asked size. `sha256` in hexadecimal."""
+    """A finished image: a PNG file of the asked size. `sha256` in hexadecimal, `suspicion` by `worker.blocked`."""
 
     data: bytes
     sha256: str
+    suspicion: str
 
 
-def encode(image: Image, request: GenerationRequest, made_by: Description) -> Picture:
+def encode(
+    image: Image, request: GenerationRequest, made_by: Description, blocked_share: float = blocked.SHARE
+) -> Picture:
     """The same image, request and description, the same bytes."""
     data = png.encode(image, about(request, made_by))
-    return Picture(data=data, sha256=hashlib.sha256(data).hexdigest())
+    return Picture(
+        data=data,
+        sha256=hashlib.sha256(data).hexdigest(),
+        suspicion=blocked.suspicion(image, blocked_share),
+    )
 
 
 def about(request: GenerationRequest, made_by: Description) -> dict[str, str]:

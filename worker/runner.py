@@ -15,6 +15,7 @@ from typing import Protocol
 
 import structlog
 
+from worker import blocked
 from worker.contract import (
     Accepted,
     Event,
@@ -90,6 +91,7 @@ class Limits:
 
     keep_finished_s: float = 600.0
     drain_grace_s: float = 30.0
+    blocked_share: float = blocked.SHARE
 
 
 class Runner:
@@ -115,7 +117,7 @@ class Runner:
         self._clock = clock
         self._observer = observer
         self._limits = limits
-        self._stages = Stages(make_engine, clock)
+        self._stages = Stages(make_engine, clock, limits.blocked_share)
         self._identity = identity
         self._running: Generation | None = None
         self._accepted: Generation | None = None
@@ -303,6 +305,8 @@ class Runner:
             width=request.width,
             height=request.height,
             seed=request.seed,
+            is_image_safe=not encoded.value.suspicion,
+            safety_reason=encoded.value.suspicion,
             timings=Timings(
                 queued=(
                     (prepared.began - generation.accepted_at)

@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     drain_grace_s: Annotated[float, Field(ge=0)] = 30.0
     """After SIGTERM: how long a generation that is accepted may still wait to start. What runs is finished
     in any case, so whoever stops the worker allows for this and one generation."""
+    blocked_share: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """How much of a picture must be one grey for the worker to suspect that the weights refused to draw it (see
+    `worker.blocked`); 0 suspects nothing."""
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.JSON
 

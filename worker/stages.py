@@ -43,8 +43,9 @@ class StageFailedError(Exception):
 class Stages:
     """One engine at work. All methods belong to one event loop; those that wait raise StageFailedError."""
 
-    def __init__(self, make_engine: MakeEngine, clock: Callable[[], float]) -> None:
+    def __init__(self, make_engine: MakeEngine, clock: Callable[[], float], blocked_share: float) -> None:
         self._make_engine = make_engine
+        self._blocked_share = blocked_share
         self._engine: Engine | None = None
         self._description: Description | None = None
         self._turns = asyncio.Lock()
@@ -87,9 +88,9 @@ class Stages:
         return await _ended(Stage.RENDER, self._rendering.call(work))
 
     async def encode(self, rendered: Rendered, request: GenerationRequest) -> Done[Picture]:
-        description = self._loaded()[1]
+        description, share = self._loaded()[1], self._blocked_share
         return await _ended(
-            Stage.ENCODE, self._encoding.call(lambda: picture.encode(rendered.image, request, description))
+            Stage.ENCODE, self._encoding.call(lambda: picture.encode(rendered.image, request, description, share))
         )
 
     def close(self, timeout_s: float) -> bool:

@@ -77,6 +77,8 @@ class Pace(Frozen):
     state: WorkerState = WorkerState.READY
     fault: Fault = Fault.NONE
     times: int | None = Field(default=None, ge=0)
+    suspicion: str = ""
+    """What it says of every image; see `Finished.safety_reason`."""
     keep_s: float = Field(default=600, ge=0)
     tail_s: float = Field(default=0, ge=0)
     """After the last step."""
@@ -293,6 +295,8 @@ class PacedWorker:
             width=request.width,
             height=request.height,
             seed=request.seed,
+            is_image_safe=not self._pace.suspicion,
+            safety_reason=self._pace.suspicion,
             timings=Timings(queued=queued, text=0, denoise=took, decode=0, encode=0, total=queued + took),
         )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from worker.contract import MAX_STEPS, GenerationRequest, Preset
+from worker.contract import MAX_GUIDANCE, MAX_STEPS, GenerationRequest, Preset
 from worker.presets import PRESETS, Sampling, free, sampling
 
 MAKERS = {
@@ -61,3 +62,40 @@ def test_a_request_takes_its_steps_else_its_preset_else_the_default() -> None:
     assert asked(steps=25) == free(25)
     assert asked(preset=Preset.TURBO_12) == MAKERS[Preset.TURBO_12]
     assert asked() == MAKERS[Preset.DEFAULT_20]
+
+
+@given(
+    guidance=st.none() | st.lists(st.floats(0, MAX_GUIDANCE), min_size=3, max_size=3).map(tuple),
+    mu=st.none() | st.floats(-4, 4),
+    std=st.none() | st.floats(0.1, 4),
+)
+def test_own_numbers_replace_each_what_the_steps_would_take(
+    guidance: tuple[float, ...] | None, mu: float | None, std: float | None
+) -> None:
+    wanted = GenerationRequest(prompt="a fox", steps=3, guidance=guidance, mu=mu, std=std, seed=1)
+    shaped, made = free(3), sampling(wanted)
+    assert made.guidance == (guidance or shaped.guidance)
+    assert made.mu == (shaped.mu if mu is None else mu)
+    assert made.std == (shaped.std if std is None else std)
+    assert GenerationRequest.model_validate_json(wanted.model_dump_json()) == wanted
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"guidance": [7.0]}, "guidance: say how many steps"),
+        ({"mu": 0.5, "std": 1.0, "preset": "V4_TURBO_12"}, "mu, std: say how many steps"),
+        ({"steps": 3, "guidance": [7.0, 3.0]}, "guidance: has 2 entries, and there are 3 steps"),
+        ({"steps": 1, "guidance": [True]}, "guidance.0"),
+        ({"steps": 1, "guidance": [-0.1]}, "guidance.0"),
+        ({"steps": 1, "guidance": [MAX_GUIDANCE + 0.1]}, "guidance.0"),
+        ({"steps": 1, "guidance": [float("nan")]}, "guidance.0"),
+        ({"steps": 1, "guidance": []}, "guidance"),
+        ({"steps": 1, "std": 0.0}, "std"),
+        ({"steps": 1, "mu": float("inf")}, "mu"),
+    ],
+)
+def test_own_numbers_out_of_place_or_bounds_are_refused_by_name(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        GenerationRequest.model_validate({"prompt": "a fox", "seed": 1, **fields})
+    assert said in str(caught.value)
