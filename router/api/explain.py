@@ -82,7 +82,7 @@ def _fault(error: ErrorDetails) -> Fault:
             return Fault(fields, _wrong_value(error))
 
 
-def _wrong_value(error: ErrorDetails) -> str:  # noqa: PLR0911 - one line a kind of fault
+def _wrong_value(error: ErrorDetails) -> str:  # noqa: C901, PLR0911 - one line a kind of fault
     value, limits = error["input"], error.get("ctx", {})
     match error["type"]:
         case "multiple_of" if isinstance(value, int) and limits["multiple_of"] == SIDE_STEP:
@@ -102,6 +102,8 @@ def _wrong_value(error: ErrorDetails) -> str:  # noqa: PLR0911 - one line a kind
             return f"{_shown(value)} is not a whole number"
         case "string_type" | "string_unicode":
             return f"{_shown(value)} is not text"
+        case "tuple_type" | "list_type":
+            return f"{_shown(value)} is not a list"
         case "string_pattern_mismatch":
             return f"{_shown(value)} does not match {limits['pattern']}"
         case _:

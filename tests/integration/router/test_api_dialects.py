@@ -156,9 +156,9 @@ async def test_a_native_job_with_3000_tokens_fails_with_the_workers_reason(route
 
 @every_dialect
 async def test_unknown_fields_are_refused_by_name(http: httpx.AsyncClient, dialect: Dialect) -> None:
-    answer = await http.post(dialect.path, json={"prompt": PROMPT, "guidance": 7})
+    answer = await http.post(dialect.path, json={"prompt": PROMPT, "strength": 7})
     assert answer.status_code == dialect.invalid
-    assert dialect.said(answer) == "guidance: is not a field of this request"
+    assert dialect.said(answer) == "strength: is not a field of this request"
 
 
 @every_dialect

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from router.api.explain import Fault, FaultCode, faults, nearest_sides, parsed, renamed
+from router.api.generate import GenerateRequest
 from router.contract import JobRequest
 from worker.contract import MAX_SIDE, MIN_SIDE, SIDE_STEP, GenerationRequest
 
@@ -53,14 +54,14 @@ def test_a_prompt_that_is_far_too_long_is_measured_and_not_repeated() -> None:
 
 
 def test_every_unknown_field_is_named() -> None:
-    assert _faults(JobRequest, prompt="a", guidance=3, cfg=1) == [
-        "guidance: is not a field of this request",
+    assert _faults(JobRequest, prompt="a", strength=3, cfg=1) == [
+        "strength: is not a field of this request",
         "cfg: is not a field of this request",
     ]
 
 
 def test_a_missing_field_is_required() -> None:
-    assert _faults(JobRequest) == ["prompt: is required"]
+    assert _faults(GenerateRequest) == ["prompt: is required"]
 
 
 def test_a_word_that_is_no_choice_is_answered_with_the_choices() -> None:
@@ -108,3 +109,7 @@ def test_renaming_keeps_the_code() -> None:
     assert renamed(Fault(("width",), "x", FaultCode.UNKNOWN), {"width": "size"}) == Fault(
         ("size",), "x", FaultCode.UNKNOWN
     )
+
+
+def test_what_is_no_list_is_shown() -> None:
+    assert _faults(JobRequest, prompt="a", guidance=3) == ["guidance: 3 is not a list"]
