@@ -36,8 +36,10 @@ from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
 
 from worker.captions import Caption
 from worker.contract import (
+    EncodingQuality,
     Frozen,
     GuidanceSchedule,
+    ImageFormat,
     Preset,
     Prompt,
     ScheduleMean,
@@ -103,6 +105,8 @@ class JobRequest(Frozen):
     mu: ScheduleMean | None = None
     std: ScheduleWidth | None = None
     seed: Seed | None = None
+    format: ImageFormat = ImageFormat.PNG
+    quality: EncodingQuality | None = None
     pool: PoolName = INTERACTIVE
     priority: Priority = 0
     deadline: AwareDatetime | None = None

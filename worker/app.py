@@ -104,7 +104,7 @@ def create_app(runner: Runner, metrics: Metrics, token: str, *, heartbeat_s: flo
 
     @app.get("/generations/{generation_id}/image", dependencies=guarded)
     async def image(generation_id: Annotated[str, Depends(_generation_id)]) -> Response:
-        return Response(runner.image(generation_id), media_type="image/png")
+        return Response(runner.image(generation_id), media_type=runner.media_type(generation_id))
 
     @app.delete("/generations/{generation_id}", dependencies=guarded)
     async def cancel(generation_id: Annotated[str, Depends(_generation_id)]) -> Response:

@@ -67,6 +67,25 @@ class Preset(StrEnum):
     TURBO_12 = "V4_TURBO_12"
 
 
+class ImageFormat(StrEnum):
+    """The file that an image is delivered as. PNG loses nothing; the others are a tenth of its bytes."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+    @property
+    def media_type(self) -> MediaType:
+        return MEDIA_TYPES[self]
+
+
+MediaType = Literal["image/png", "image/jpeg", "image/webp"]
+MEDIA_TYPES: dict[ImageFormat, MediaType] = {
+    ImageFormat.PNG: "image/png",
+    ImageFormat.JPEG: "image/jpeg",
+    ImageFormat.WEBP: "image/webp",
+}
+
 GENERATION_ID = r"^[A-Za-z0-9_-]{1,64}\.[0-9]{1,9}$"
 """`{job}.{attempt}`: a second try at a job is another generation."""
 
@@ -84,6 +103,8 @@ ScheduleMean = Annotated[float, Field(strict=True, ge=-4, le=4, allow_inf_nan=Fa
 ScheduleWidth = Annotated[float, Field(strict=True, ge=0.1, le=4, allow_inf_nan=False)]
 """Mean and standard deviation of the logit-normal noise schedule, as for 512x512. The presets stay within 0 to
 0.5 and 1.5 to 1.75; what lies outside these bounds puts all steps at one end of the noise."""
+EncodingQuality = Annotated[int, Field(strict=True, ge=1, le=100)]
+"""Of a lossy file, as its encoder counts: 100 is the best and the largest."""
 
 
 class GenerationRequest(Frozen):
@@ -92,7 +113,8 @@ class GenerationRequest(Frozen):
     What it shows is a `prompt` or a `caption` (`worker.captions`); a prompt that is a caption in JSON is taken
     as one, and refused if it is a faulty one. `steps` and `preset` exclude one another; with neither, the preset
     is V4_DEFAULT_20. `guidance`, `mu` and `std` replace what `steps` would take, each by itself. `seed` is not
-    optional here: whoever accepts a job draws it, so that a second attempt repeats the first.
+    optional here: whoever accepts a job draws it, so that a second attempt repeats the first. `quality` is for
+    the lossy formats; absent, it is the worker's default.
     """
 
     prompt: Prompt | None = None
@@ -105,6 +127,8 @@ class GenerationRequest(Frozen):
     mu: ScheduleMean | None = None
     std: ScheduleWidth | None = None
     seed: Seed
+    format: ImageFormat = ImageFormat.PNG
+    quality: EncodingQuality | None = None
 
     @property
     def text(self) -> str:
@@ -135,6 +159,8 @@ class GenerationRequest(Frozen):
             raise ValueError(f"{', '.join(own)}: say how many steps with it; a preset has its own")
         if self.guidance is not None and len(self.guidance) != self.steps:
             raise ValueError(f"guidance: has {len(self.guidance)} entries, and there are {self.steps} steps")
+        if self.quality is not None and self.format is ImageFormat.PNG:
+            raise ValueError("quality: a PNG is never lossy; ask for format jpeg or webp, or leave it out")
         longest, shortest = max(self.width, self.height), min(self.width, self.height)
         if longest > MAX_ASPECT * shortest:
             raise ValueError(
@@ -204,7 +230,7 @@ class Finished(Frozen):
     id: GenerationId
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     bytes: int = Field(gt=0)
-    media_type: Literal["image/png"] = "image/png"
+    media_type: MediaType = "image/png"
     width: Side
     height: Side
     seed: Seed

@@ -11,14 +11,14 @@ from importlib.metadata import version
 
 from PIL.Image import Image
 
-from worker import blocked, png
+from worker import blocked, formats
 from worker.contract import GenerationRequest, Preset
 from worker.engine import Description
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A finished image: a PNG file of the asked size. `sha256` in hexadecimal, `suspicion` by `worker.blocked`."""
+    """A file of the asked size and format. `sha256` in hexadecimal, `suspicion` by `worker.blocked`."""
 
     data: bytes
     sha256: str
@@ -29,7 +29,7 @@ def encode(
     image: Image, request: GenerationRequest, made_by: Description, blocked_share: float = blocked.SHARE
 ) -> Picture:
     """The same image, request and description, the same bytes."""
-    data = png.encode(image, about(request, made_by))
+    data = formats.encode(image, about(request, made_by), request.format, request.quality)
     return Picture(
         data=data,
         sha256=hashlib.sha256(data).hexdigest(),

@@ -23,6 +23,8 @@ from worker.contract import (
     FailureType,
     Finished,
     GenerationRequest,
+    ImageFormat,
+    MediaType,
     Started,
     Step,
     Timings,
@@ -191,7 +193,7 @@ class Runner:
         return generation
 
     def image(self, generation_id: str) -> bytes:
-        """The finished PNG. Raises NotFinishedError, ImageGoneError or UnknownGenerationError."""
+        """The finished file. Raises NotFinishedError, ImageGoneError or UnknownGenerationError."""
         generation = self._find(generation_id)
         if generation is None:
             if self.kept.forgot(generation_id):
@@ -204,6 +206,11 @@ class Runner:
         if isinstance(generation.end, Failed):
             raise UnknownGenerationError(f"generation {generation_id} failed and has no image: {generation.end.detail}")
         raise NotFinishedError(f"generation {generation_id} has not ended; follow it by PUTting it again")
+
+    def media_type(self, generation_id: str) -> MediaType:
+        """What `image` gives is a file of this type."""
+        generation = self._find(generation_id)
+        return (generation.request.format if generation else ImageFormat.PNG).media_type
 
     def cancel(self, generation_id: str) -> None:
         """End it without an image: at once while it is accepted, after the current step while it runs.
@@ -302,6 +309,7 @@ class Runner:
             id=generation.id,
             sha256=encoded.value.sha256,
             bytes=len(encoded.value.data),
+            media_type=request.format.media_type,
             width=request.width,
             height=request.height,
             seed=request.seed,

@@ -13,7 +13,7 @@ from router.api.refusals import Kind, refused
 from router.artifacts import AtUrl, InFile
 from router.contract import EDGE_ARTIFACTS
 from router.jobs import Image, Job
-from worker.contract import PROBLEM_MEDIA_TYPE, Problem
+from worker.contract import MEDIA_TYPES, PROBLEM_MEDIA_TYPE, Problem
 
 router = APIRouter(tags=["images"])
 
@@ -25,7 +25,7 @@ SEND = "X-Accel-Redirect"
 REDIRECT_S = 600
 """How long a bucket's signed URL is good: long enough to begin the download that one was just sent to."""
 PNG: Answers = {
-    200: {"content": {"image/png": {}}, "description": "The image."},
+    200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}, "description": "The image."},
     307: {"description": "The image is in a bucket; its `Location` is good for some minutes and wants no key."},
     304: {"description": "The caller has it."},
 }

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from router.jobs import Image
 
-SUFFIXES = {"image/png": ".png"}
+SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 MARK = "letterpress-artifacts"
 """The name under which each artifact store keeps its mark."""
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.integration.worker.serving import TOKEN, served
 from tests.unit.worker.scripted import PATIENCE_S, ScriptedEngine, request, until
@@ -20,6 +22,7 @@ from worker.contract import (
     Failed,
     FailureType,
     Finished,
+    ImageFormat,
     Problem,
     ProblemType,
     WorkerState,
@@ -46,6 +49,18 @@ async def test_an_image_is_made_told_of_and_fetched() -> None:
         image = await worker.http.get("/generations/job.1/image")
         assert image.headers["content-type"] == "image/png"
         assert (len(image.content), hashlib.sha256(image.content).hexdigest()) == (end.bytes, end.sha256)
+
+
+@pytest.mark.parametrize("form", list(ImageFormat))
+async def test_an_image_comes_in_the_format_that_was_asked_for(form: ImageFormat) -> None:
+    async with served(ScriptedEngine(hurried=True)) as worker:
+        wanted = request().model_copy(update={"format": form})
+        end = (await worker.put("job.1", wanted))[-1]
+        assert isinstance(end, Finished)
+        answer = await worker.http.get("/generations/job.1/image")
+        assert end.media_type == answer.headers["content-type"] == form.media_type
+        with Image.open(io.BytesIO(answer.content)) as image:
+            assert (image.format, image.size) == (form.upper(), (wanted.width, wanted.height))
 
 
 async def test_the_stream_says_its_type_and_beats_while_nothing_happens() -> None:

@@ -1,0 +1,90 @@
+"""The files that images are delivered as."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from worker import formats, picture
+from worker.contract import GenerationRequest, ImageFormat
+from worker.engine import Description
+
+TEXT = {"Comment": "noise, not a picture", "Software": "letterpress 0.1.0", "Source": "tiny für 狐, seed 7, steps 2"}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Image.Image:
+    """Something with slopes and edges, as pictures have."""
+    y, x = np.mgrid[0:256, 0:256]
+    squares = (x // 32 + y // 32) % 2 * 128
+    pixels = np.stack([x // 2, y // 2, (x + y) // 4], axis=-1) + squares[..., None]
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def error(one: Image.Image, other: Image.Image) -> float:
+    """Root mean square, of 255."""
+    difference = np.asarray(one.convert("RGB"), float) - np.asarray(other.convert("RGB"), float)
+    return float(np.sqrt((difference**2).mean()))
+
+
+@pytest.mark.parametrize("form", list(ImageFormat))
+def test_each_format_is_what_it_says_and_repeats_byte_by_byte(drawn: Image.Image, form: ImageFormat) -> None:
+    data = formats.encode(drawn, TEXT, form)
+    image = opened(data)
+    assert (image.format, image.size, image.mode) == (form.upper(), (256, 256), "RGB")
+    assert Image.MIME[str(image.format)] == form.media_type
+    assert data == formats.encode(drawn, TEXT, form)
+    assert error(image, drawn) < 4
+    assert (error(image, drawn) == 0) == (form is ImageFormat.PNG)
+
+
+@pytest.mark.parametrize("form", [ImageFormat.JPEG, ImageFormat.WEBP])
+def test_what_a_file_says_of_itself_is_kept_where_png_has_no_place_for_it(
+    drawn: Image.Image, form: ImageFormat
+) -> None:
+    exif = opened(formats.encode(drawn, TEXT, form)).getexif()
+    assert exif[formats.SOFTWARE] == TEXT["Software"]
+    said = exif[formats.DESCRIPTION].encode("latin-1").decode()
+    assert said == f"{TEXT['Comment']}; {TEXT['Source']}"
+
+
+def test_png_keeps_it_as_text(drawn: Image.Image) -> None:
+    image = opened(formats.encode(drawn, TEXT))
+    assert {keyword: image.info[keyword] for keyword in TEXT} == TEXT
+
+
+@pytest.mark.parametrize("form", [ImageFormat.JPEG, ImageFormat.WEBP])
+def test_less_quality_is_fewer_bytes_and_another_picture(drawn: Image.Image, form: ImageFormat) -> None:
+    sizes = [len(formats.encode(drawn, TEXT, form, quality)) for quality in (1, 50, formats.DEFAULT_QUALITY, 100)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+    assert formats.encode(drawn, TEXT, form) == formats.encode(drawn, TEXT, form, formats.DEFAULT_QUALITY)
+
+
+def test_a_request_that_says_nothing_of_it_gets_the_png_it_always_got(drawn: Image.Image) -> None:
+    made_by = Description(model="tiny", engine="reference", device="cpu", notice="noise")
+    old = GenerationRequest.model_validate_json('{"prompt": "a fox", "seed": 1}')
+    encoded = picture.encode(drawn, old, made_by)
+    assert encoded.data == formats.encode(drawn, picture.about(old, made_by), ImageFormat.PNG)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"quality": 90}, "quality: a PNG is never lossy"),
+        ({"format": "jpeg", "quality": 0}, "greater than or equal to 1"),
+        ({"format": "webp", "quality": 101}, "less than or equal to 100"),
+        ({"format": "gif"}, "'png', 'jpeg' or 'webp'"),
+    ],
+)
+def test_a_format_or_quality_that_cannot_be_is_refused(fields: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        GenerationRequest.model_validate({"prompt": "a fox", "seed": 1, **fields})
