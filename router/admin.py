@@ -6,58 +6,27 @@ any web page, by DNS rebinding: so the Host header must be a loopback name, and 
 
 from __future__ import annotations
 
-import hmac
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, cast
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response, Security
+from fastapi import APIRouter, Depends, FastAPI, Path, Response
 from fastapi.responses import HTMLResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from router import console
+from router import admin_keys, console
+from router.admin_context import CHANGES, AdminContext, InContext
 from router.api import errors
 from router.api.artifacts import PROBLEM
-from router.api.auth import digest
-from router.api.refusals import MAX_BODY_BYTES, Kind, Refusal, RefusedError, refused, unauthorized
+from router.api.refusals import MAX_BODY_BYTES, Kind, Refusal, RefusedError, refused
 from router.api.requests import BodyBound, Rim, json_only
 from router.app import health
-from router.contract import Health, PoolView, WorkerName, WorkerRegistration, WorkerView
-from router.core import Core
-from router.metrics import MEDIA_TYPE, Metrics
+from router.contract import Health, PoolExpected, PoolName, PoolView, WorkerName, WorkerRegistration, WorkerView
+from router.metrics import MEDIA_TYPE
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
-_SCHEME = HTTPBearer(auto_error=False, scheme_name="admin-key", description="The admin key of this router.")
-
-
-@dataclass(frozen=True, slots=True)
-class AdminContext:
-    core: Core
-    metrics: Metrics
-    admin_key: str = field(repr=False)
-    version: str
-
-
-def _of(request: Request) -> AdminContext:
-    return cast("AdminContext", request.app.state.context)
-
-
-InContext = Annotated[AdminContext, Depends(_of)]
 Name = Annotated[WorkerName, Path()]
 
-
-async def _operator(
-    context: InContext, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_SCHEME)]
-) -> None:
-    if credentials is None:
-        raise unauthorized("no admin key was sent; send the header: Authorization: Bearer <admin key>")
-    if not hmac.compare_digest(digest(credentials.credentials), digest(context.admin_key)):
-        raise unauthorized("this is not the admin key of this router")
-
-
-_CHANGES = [Depends(_operator)]
 _router = APIRouter(responses={"4XX": PROBLEM, "5XX": PROBLEM})
 
 
@@ -74,13 +43,13 @@ async def worker(name: Name, context: InContext) -> WorkerView:
     raise _nobody(name)
 
 
-@_router.put("/workers/{name}", tags=["workers"], summary="Use a worker", dependencies=[*_CHANGES, Depends(json_only)])
+@_router.put("/workers/{name}", tags=["workers"], summary="Use a worker", dependencies=[*CHANGES, Depends(json_only)])
 async def register(name: Name, body: WorkerRegistration, context: InContext) -> WorkerView:
     """Registers or updates; again with the same body changes nothing. A worker that was draining is so no more."""
     return await context.core.fleet.register(name, body)
 
 
-@_router.post("/workers/{name}/drain", tags=["workers"], summary="Give a worker no new job", dependencies=_CHANGES)
+@_router.post("/workers/{name}/drain", tags=["workers"], summary="Give a worker no new job", dependencies=CHANGES)
 async def drain(name: Name, context: InContext) -> WorkerView:
     """What it runs is finished."""
     view = await context.core.fleet.drain(name)
@@ -90,7 +59,7 @@ async def drain(name: Name, context: InContext) -> WorkerView:
 
 
 @_router.post(
-    "/workers/{name}/release", tags=["workers"], summary="Trust a worker in quarantine again", dependencies=_CHANGES
+    "/workers/{name}/release", tags=["workers"], summary="Trust a worker in quarantine again", dependencies=CHANGES
 )
 async def release(name: Name, context: InContext) -> WorkerView:
     """What it failed at before counts no more. One that is in no quarantine stays as it is."""
@@ -100,7 +69,7 @@ async def release(name: Name, context: InContext) -> WorkerView:
     return view
 
 
-@_router.delete("/workers/{name}", tags=["workers"], summary="Forget a worker", status_code=204, dependencies=_CHANGES)
+@_router.delete("/workers/{name}", tags=["workers"], summary="Forget a worker", status_code=204, dependencies=CHANGES)
 async def remove(name: Name, context: InContext) -> None:
     """Gone is success. What it was running is tried again elsewhere."""
     await context.core.fleet.remove(name)
@@ -109,6 +78,18 @@ async def remove(name: Name, context: InContext) -> None:
 @_router.get("/pools", tags=["pools"], summary="All pools")
 async def pools(context: InContext) -> list[PoolView]:
     return list(await context.core.fleet.pools())
+
+
+@_router.put(
+    "/pools/{pool}/expected",
+    tags=["pools"],
+    summary="A pool's machines boot",
+    dependencies=[*CHANGES, Depends(json_only)],
+)
+async def expect(pool: Annotated[PoolName, Path()], body: PoolExpected, context: InContext) -> PoolExpected:
+    """Jobs for it are taken on, and held, though no worker is registered yet; for so many seconds from now."""
+    await context.core.store.expect_pool(pool, body.seconds * 1000)
+    return body
 
 
 @_router.get("/healthz", tags=["health"], summary="Whether the router can answer", responses={503: {"model": Health}})
@@ -174,4 +155,5 @@ def admin_app(context: AdminContext) -> FastAPI:
     app.add_middleware(LoopbackNames)
     app.add_middleware(Rim, observe=context.metrics.served)
     app.include_router(_router)
+    app.include_router(admin_keys.router, responses={"4XX": PROBLEM, "5XX": PROBLEM})
     return app

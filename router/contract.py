@@ -21,6 +21,12 @@ Admin app, on 127.0.0.1 only; reading is free to whoever is on the host, changin
     POST   /workers/{name}/release out of quarantine -> WorkerView
     DELETE /workers/{name}         removed; gone is success
     GET    /pools                  list[PoolView]
+    PUT    /pools/{name}/expected  PoolExpected: take jobs on though no worker is registered yet
+    GET    /keys                   list[KeyView]
+    POST   /keys                   KeyRequest -> 201 NewKey, the one time that the key itself is shown
+    PUT    /keys/{name}/limits     KeyLimitsView -> KeyView
+    DELETE /keys/{name}            revoked; again is the same -> KeyView
+    GET    /keys/{name}/usage      list[UsageView], one a day; ?since=2026-11-01
     GET    /healthz  /metrics
 """
 
@@ -28,7 +34,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Annotated
 
@@ -256,6 +262,56 @@ class PoolView(Frozen):
     failed: int = Field(ge=0)
     cancelled: int = Field(ge=0)
     expired: int = Field(default=0, ge=0)
+
+
+class PoolExpected(Frozen):
+    """The pool's machines boot, and will be there within `seconds`; 0: they will not."""
+
+    seconds: int = Field(ge=0, le=7200)
+
+
+KeyName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class KeyLimitsView(Frozen):
+    """What is absent is not limited.
+
+    `running` jobs may run at once, more wait; `waiting` more may wait in each pool, further ones are refused.
+    """
+
+    per_minute: int | None = Field(default=None, ge=1, le=1_000_000, description="Requests that create jobs.")
+    running: int | None = Field(default=None, ge=1, le=100_000)
+    waiting: int | None = Field(default=None, ge=0, le=10_000_000)
+    pools: list[PoolName] | None = Field(default=None, description="The only ones that it may use.")
+
+
+class KeyRequest(Frozen):
+    name: KeyName
+    limits: KeyLimitsView = KeyLimitsView()
+
+
+class KeyView(Frozen):
+    """An API key as its operator sees it. Times are UTC."""
+
+    id: str
+    name: str
+    fingerprint: str = Field(description="First 12 hex digits of the key's SHA-256.")
+    created_at: datetime
+    revoked_at: datetime | None = None
+    limits: KeyLimitsView
+
+
+class NewKey(KeyView):
+    key: str = Field(description="The key itself. It is shown this once, and kept nowhere.")
+
+
+class UsageView(Frozen):
+    """What a key's images of one day (UTC) have cost."""
+
+    day: date
+    images: int = Field(ge=0)
+    pixels: int = Field(ge=0)
+    gpu_seconds: float = Field(ge=0)
 
 
 class Health(Frozen):

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 
+from router.admission import Admission, Bounds
 from router.artifacts import Artifacts
 from router.artifacts.belonging import belong
 from router.artifacts.local import LocalArtifacts
@@ -22,6 +23,7 @@ from router.dispatch import Dispatcher
 from router.fleet import Fleet
 from router.member import Rhythm
 from router.notices import Notices
+from router.outlook import Outlooks
 from router.paces import Paces
 from router.queue import EmbeddedQueue
 from router.service import JobService
@@ -51,8 +53,7 @@ class CoreConfig:
     """How long before its predicted end a running generation gets a successor; 0: only after it."""
     probation_s: float = 30.0
     look_s: float = 2.0
-    queue_bound: int = 10_000
-    """Jobs that may wait in one pool."""
+    bounds: Bounds = field(default_factory=Bounds)
     spill_rules: tuple[SpillRule, ...] = ()
     patience: Patience = field(default_factory=Patience)
 
@@ -94,7 +95,7 @@ async def open_core(config: CoreConfig) -> AsyncIterator[Core]:
             artifacts,
             dispatcher,
             fleet,
-            queue_bound=config.queue_bound,
+            Admission(store, fleet, Outlooks(store, paces, fleet.ready_workers, monotonic), config.bounds),
             look_s=config.look_s,
         )
         await sweep(store, notices, queue)

@@ -5,6 +5,8 @@ Errors that cross to a client are turned into its dialect in `router.api`; nothi
 
 from __future__ import annotations
 
+from router.limits import Rate
+
 
 class RouterError(Exception):
     """The root: something that a caller of the router's core can act on."""
@@ -45,6 +47,54 @@ class QueueFullError(AdmissionError):
         )
         self.pool = pool
         self.queued = queued
+
+
+class WaitTooLongError(AdmissionError):
+    """So much waits already that nobody should stay on the line for it."""
+
+    def __init__(self, pool: str, wait_s: float, retry_after_s: int) -> None:
+        super().__init__(
+            f"pool {pool}: an image would wait about {wait_s:.0f} s for a worker; ask again in {retry_after_s} s, "
+            "or ask for a job at /v1/jobs and come back for it",
+            retry_after_s,
+        )
+
+
+class RateLimitedError(AdmissionError):
+    """The key has asked too often."""
+
+    def __init__(self, rate: Rate, retry_after_s: int) -> None:
+        super().__init__(
+            f"this API key may ask {rate.limit} times a minute; ask again in {retry_after_s} s", retry_after_s
+        )
+        self.rate = rate
+
+
+class KeyQueueFullError(AdmissionError):
+    """As many of the key's jobs wait in the pool as may."""
+
+    def __init__(self, pool: str, allowed: int, retry_after_s: int = 1) -> None:
+        super().__init__(
+            f"pool {pool}: this API key may have {allowed} jobs there that have not ended, and has; "
+            f"ask again in {retry_after_s} s",
+            retry_after_s,
+        )
+        self.pool, self.allowed = pool, allowed
+
+
+class PoolForbiddenError(RouterError):
+    """The key may not use the pool."""
+
+
+class IdempotencyError(RouterError):
+    """The same Idempotency-Key came with another request before."""
+
+
+class KeyExistsError(RouterError):
+    """There is an API key of this name, in use or revoked."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is an API key named {name} already, in use or revoked; choose another name")
 
 
 class WorkerError(RouterError):

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from statistics import fmean
 
-from router.choice import Spill
+from router.choice import Lane, Spill
 from router.contract import JobState, PoolView, WorkerRegistration, WorkerView
 from router.dispatch import Dispatcher
 from router.jobs import AttemptEnd
@@ -119,11 +118,13 @@ class Fleet:
         """Whether anybody is registered for the pool who is not told to drain."""
         return any(not member.worker.draining for member in self._of(pool))
 
-    def seconds_per_job(self, pool: str) -> float | None:
-        """How often the pool ends a job, in seconds; None as long as nobody there has ended one."""
-        ready = [member for member in self._of(pool) if member.ready]
-        paces = [member.seconds_per_job for member in ready if member.seconds_per_job is not None]
-        return fmean(paces) / len(ready) if paces else None
+    def ready_workers(self, pool: str) -> int:
+        return sum(member.ready for member in self._of(pool))
+
+    def could_make(self, pool: str, lane: Lane) -> bool:
+        """Whether some worker of the pool can make what is in the lane, or has not said yet what it can."""
+        members = self._of(pool)
+        return not members or any(member.capability is None or lane.fits(member.capability, None) for member in members)
 
     def _of(self, pool: str) -> Sequence[Member]:
         return [member for member in self._members.values() if member.worker.pool == pool]

@@ -114,6 +114,11 @@ class Member:
         return self._belief.health is WorkerHealth.READY and allowed
 
     @property
+    def capability(self) -> Capability | None:
+        """What it has said that it can do, if it has."""
+        return None if self._capability == Capability() else self._capability
+
+    @property
     def idle(self) -> bool:
         """Whether a job of its pool that came now would be taken at once; not while it asks for another pool's."""
         return self._usable.is_set() and not self._held and not self._lent

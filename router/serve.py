@@ -23,7 +23,10 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
-from router.admin import AdminContext, admin_app
+from router.admin import admin_app
+from router.admin_context import AdminContext
+from router.admin_keys import DEFAULT_KEY
+from router.admission import Bounds
 from router.api.auth import digest
 from router.api.context import Context
 from router.api.links import Links
@@ -35,8 +38,6 @@ from worker.contract import MAX_SEED
 
 _log = structlog.stdlib.get_logger(__name__)
 
-DEFAULT_KEY = "default"
-"""The name under which the key file's key stands in the store."""
 STOP_S = 10
 """Seconds that open answers get to leave when the router stops."""
 BACKLOG = 2048
@@ -59,7 +60,9 @@ async def serve(settings: RouterSettings) -> None:
             artifacts_root=settings.artifacts,
             bucket=settings.bucket,
             lease_ttl_ms=int(settings.lease_ttl_s * 1000),
-            queue_bound=settings.queue_bound,
+            bounds=Bounds(
+                settings.queue_bound, settings.batch_queue_bound, settings.wait_bound_s, settings.boot_hold_s
+            ),
             ahead_s=settings.look_ahead_s,
             spill_rules=settings.spill_rules,
         )

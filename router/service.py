@@ -6,25 +6,24 @@ Admission is decided here. A job that was taken on is a committed row, whatever 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from math import ceil
 
+from router.admission import Admission
 from router.artifacts import Artifacts, AtUrl, InFile
 from router.choice import ANY_TERMS, Terms
 from router.contract import JobEvent, JobState, Progress
 from router.dispatch import Dispatcher
-from router.errors import ArtifactError, PoolUnavailableError, QueueFullError
+from router.errors import ArtifactError
 from router.fleet import Fleet
-from router.jobs import Image, Job
+from router.jobs import Image, Job, NewJob
 from router.notices import Notices, Ticks
 from router.queue import Queue
-from router.store import ApiKey, Store
+from router.store import Admitted, ApiKey, Repeatable, Store
 from worker.contract import GenerationRequest
 
-POOL_RETRY_S = 30
-"""After which a client may ask again for a pool without workers: somebody has to register one first."""
-MAX_RETRY_S = 120
+BOOT_LOOK_S = 1.0
+"""Between two looks at whether a pool has a ready worker."""
 
 
 class JobService:
@@ -36,31 +35,55 @@ class JobService:
         artifacts: Artifacts,
         dispatcher: Dispatcher,
         fleet: Fleet,
+        admission: Admission,
         *,
-        queue_bound: int,
         look_s: float,
     ) -> None:
-        """`queue_bound` bounds each pool's queue; `look_s` is how often a waiter asks the store by itself."""
+        """`look_s` is how often a waiter asks the store by itself."""
         self._store, self._queue, self._notices = store, queue, notices
         self._artifacts, self._dispatcher, self._fleet = artifacts, dispatcher, fleet
-        self._queue_bound = queue_bound
+        self._admission = admission
         self._look_s = look_s
 
     async def submit(self, key: ApiKey, pool: str, request: GenerationRequest, terms: Terms = ANY_TERMS) -> Job:
-        """Promise to finish a job. Workers that are loading or lost are waited for; missing ones are not.
+        """Promise to finish one job. Raises as `submit_all` does."""
+        submitted = await self.submit_all(key, pool, [NewJob(request, terms)])
+        return (await self._store.jobs(submitted.job_ids))[0]
 
-        Raises PoolUnavailableError, QueueFullError (the bound may be passed by as many as ask at once),
-        StoreUnavailableError.
+    async def submit_all(
+        self,
+        key: ApiKey,
+        pool: str,
+        wanted: Sequence[NewJob],
+        repeatable: Repeatable | None = None,
+        *,
+        waits: bool = False,
+    ) -> Admitted:
+        """Promise to finish all of `wanted`, or none. `waits` if the caller stays on the line for them.
+
+        Workers that are loading or lost are waited for; missing ones are not, unless the pool is expected. Raises
+        AdmissionError, PoolForbiddenError, IdempotencyError, StoreUnavailableError.
         """
-        if not self._fleet.takes_jobs(pool):
-            raise PoolUnavailableError(pool, "no worker is registered that takes new jobs", POOL_RETRY_S)
-        queued = await self._store.queued(pool)
-        if queued >= self._queue_bound:
-            pace = self._fleet.seconds_per_job(pool)
-            raise QueueFullError(pool, queued, POOL_RETRY_S if pace is None else min(max(ceil(pace), 1), MAX_RETRY_S))
-        job = await self._store.add_job(key.id, pool, request, terms)
-        self._queue.announce(pool)
-        return job
+        admitted = await self._admission.admit(key, pool, wanted, repeatable, waits=waits)
+        if not admitted.joined:
+            self._queue.announce(pool, len(admitted.job_ids))
+        return admitted
+
+    async def all_of(self, job_ids: Sequence[str]) -> Sequence[Job]:
+        return await self._store.jobs(job_ids)
+
+    async def leave(self, key: ApiKey, repeatable: Repeatable, *, cancel: bool) -> None:
+        """One who waited for a repeatable request's jobs has gone. With `cancel`, what has not started and nobody
+        else waits for is cancelled."""
+        for cancelled in await self._store.leave(key, repeatable.name, cancel=cancel):
+            self._notices.publish(cancelled)
+
+    async def not_booted(self, pool: str) -> None:
+        """Return when no worker of the pool has been ready for as long as a request is held for one."""
+        left_s = self._admission.bounds.boot_s
+        while left_s > 0:
+            await asyncio.sleep(min(BOOT_LOOK_S, left_s))
+            left_s = self._admission.bounds.boot_s if self._fleet.ready_workers(pool) else left_s - BOOT_LOOK_S
 
     async def get(self, key: ApiKey, job_id: str) -> Job | None:
         """The key's own job; another's is None, too."""

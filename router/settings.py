@@ -80,7 +80,14 @@ class RouterSettings(BaseSettings):
     admin_key_file: Path
     signing_key_file: Path
     public_url: HttpUrl = Field(description="The edge as clients see it; image URLs begin with it.")
-    queue_bound: int = Field(default=1000, ge=1, description="Jobs that may wait in one pool.")
+    queue_bound: int = Field(default=1000, ge=1, description="Jobs that may wait in a pool other than batch.")
+    batch_queue_bound: int = Field(default=200_000, ge=1, description="Jobs that may wait in the batch pool.")
+    wait_bound_s: float = Field(
+        default=600.0, gt=0, description="Nobody stays on the line for an image predicted to wait longer: 503."
+    )
+    boot_hold_s: float = Field(
+        default=900.0, gt=0, description="How long a request is held for a pool whose machines boot."
+    )
     spill_rules: tuple[SpillRule, ...] = Field(
         default=(),
         description="Pools whose idle workers may take another's jobs, as JSON: "

@@ -20,8 +20,9 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
+from router.api.rate import remember_rate
 from router.api.refusals import Kind, Refusal, RefusedError, refusal_of
-from router.errors import RouterError
+from router.errors import RateLimitedError, RouterError
 from worker.contract import PROBLEM_MEDIA_TYPE, Frozen, Problem
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -101,7 +102,7 @@ def _openai_error(refusal: Refusal, message: str) -> OpenAIErrorBody:
     match refusal.kind:
         case Kind.UNAUTHORIZED:
             kind, code = "invalid_request_error", "invalid_api_key"
-        case Kind.RATE_LIMITED:
+        case Kind.RATE_LIMITED | Kind.TOO_MANY_JOBS:
             kind, code = "requests", "rate_limit_exceeded"
         case Kind.MODEL_NOT_FOUND:
             kind, param = "invalid_request_error", "model"
@@ -118,6 +119,8 @@ def install(app: FastAPI) -> None:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     refusal = refusal_of(error)
+    if isinstance(error, RateLimitedError):
+        remember_rate(request, error.rate)
     if refusal.kind in (Kind.INTERNAL, Kind.UNAVAILABLE) and not isinstance(error, RefusedError):
         # The answer says less than the error does, on purpose: paths and databases are the operator's business.
         _log.error("request failed", path=request.url.path, error=str(error))

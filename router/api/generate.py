@@ -12,6 +12,7 @@ from pydantic import Field
 from router.api.auth import Caller
 from router.api.context import InContext
 from router.api.errors import SeedError
+from router.api.idempotency import IdempotencyKey, repeatable
 from router.api.requests import json_only
 from router.api.waiting import image_base64, make
 from router.contract import INTERACTIVE
@@ -40,11 +41,17 @@ class GenerateResponse(Frozen):
     responses={"default": {"model": SeedError, "description": "What is wrong, and what it should be."}},
 )
 async def generate(
-    body: GenerateRequest, request: Request, response: Response, context: InContext, key: Caller
+    body: GenerateRequest,
+    request: Request,
+    response: Response,
+    context: InContext,
+    key: Caller,
+    idempotency_key: IdempotencyKey = None,
 ) -> GenerateResponse:
     """Waits as long as it takes; closing the connection cancels the image."""
+    repeated = repeatable(idempotency_key, request, body, waits=True)
     wanted = {**body.model_dump(), "seed": context.draw_seed()}
-    (job,) = await make(context, request, key, INTERACTIVE, [wanted])
+    (job,) = await make(context, request, key, INTERACTIVE, [wanted], repeated=repeated)
     if job.image and job.image.suspicion:
         response.headers["X-Is-Image-Safe"] = "false"  # the published answer has no field for it
     return GenerateResponse(image=await image_base64(context, job))

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Annotated, TypeVar
 
 import structlog
-from fastapi import APIRouter, Body, Depends
+from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import ValidationError
 
@@ -16,12 +16,14 @@ from router.api.artifacts import PNG, PROBLEM, IfNoneMatch, image_answer
 from router.api.auth import Caller
 from router.api.context import Context, InContext
 from router.api.explain import Fault
+from router.api.idempotency import IdempotencyKey, repeatable
+from router.api.rate import remember_rate
 from router.api.refusals import Kind, RefusedError, of_faults, of_job, of_values, refused
 from router.api.requests import json_only
 from router.api.views import view
 from router.choice import Terms
 from router.contract import JobRequest, JobState, JobView
-from router.jobs import Job
+from router.jobs import Job, NewJob
 from router.store import ApiKey
 from worker.contract import GenerationRequest
 
@@ -41,15 +43,26 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={"4XX": PROBLEM, 
 
 
 @router.post("", status_code=202, summary="Ask for an image", dependencies=[Depends(json_only)])
-async def submit(body: Wanted, response: Response, context: InContext, key: Caller) -> JobView:
+async def submit(
+    body: Wanted,
+    request: Request,
+    response: Response,
+    context: InContext,
+    key: Caller,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
     """The job is committed before this answers; `Location` says where to look for it."""
     fields = body.model_dump(exclude={"pool", *TERMS})
     seed = context.draw_seed() if body.seed is None else body.seed
     try:
-        request = GenerationRequest.model_validate({**fields, "seed": seed})
+        wanted = NewJob(GenerationRequest.model_validate({**fields, "seed": seed}), _terms(context, body))
     except ValidationError as error:
         raise of_values(error) from error
-    job = await context.core.service.submit(key, body.pool, request, _terms(context, body))
+    service = context.core.service
+    repeated = repeatable(idempotency_key, request, body, waits=False)
+    admitted = await service.submit_all(key, body.pool, [wanted], repeated)
+    remember_rate(request, admitted.rate)
+    (job,) = await service.all_of(admitted.job_ids)
     structlog.contextvars.bind_contextvars(job=job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return view(context, job)

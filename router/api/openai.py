@@ -1,8 +1,7 @@
 """OpenAI's dialect: `POST /v1/images/generations` and `GET /v1/models`, good enough for their own clients.
 
 What OpenAI's fields mean here:
-    model            "ideogram-4", or what a registered worker says that it serves; checked, and otherwise free:
-                     the pool decides who makes the image, and a pool's workers serve the same model
+    model            "ideogram-4" for any, or what a registered worker says that it serves: then one of those makes it
     n                n jobs, with seeds seed, seed+1, …; one fails, all are cancelled
     size             WIDTHxHEIGHT in pixels; auto is 1024x1024
     quality          a sampler preset: low V4_TURBO_12, medium V4_DEFAULT_20, high V4_QUALITY_48
@@ -27,9 +26,11 @@ from router.api.auth import Caller
 from router.api.context import Context, InContext
 from router.api.errors import OpenAIError
 from router.api.explain import Fault
+from router.api.idempotency import IdempotencyKey, repeatable
 from router.api.refusals import Kind, RefusedError, of_faults, refused
 from router.api.requests import json_only
 from router.api.waiting import image_base64, make
+from router.choice import Terms
 from router.contract import INTERACTIVE, PoolName
 from router.jobs import Job
 from worker.contract import MAX_SEED, Frozen, Preset, Prompt, Seed, Steps
@@ -169,7 +170,13 @@ class ModelList(Frozen):
     dependencies=[Depends(json_only)],
     response_model=ImagesResponse,
 )
-async def generations(body: ImagesRequest, request: Request, context: InContext, key: Caller) -> Response:
+async def generations(
+    body: ImagesRequest,
+    request: Request,
+    context: InContext,
+    key: Caller,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Waits as long as it takes; closing the connection cancels the images."""
     if body.model is not None:
         _model(context, body.model)
@@ -179,7 +186,9 @@ async def generations(body: ImagesRequest, request: Request, context: InContext,
     first = context.draw_seed() if body.seed is None else body.seed
     one = {"prompt": body.prompt, "width": width, "height": height, "steps": steps, "preset": preset}
     wanted = [{**one, "seed": (first + i) % (MAX_SEED + 1)} for i in range(body.n or 1)]
-    jobs = await make(context, request, key, body.pool, wanted, _NAMES)
+    terms = Terms(model=None if body.model in (None, MODEL) else body.model)
+    repeated = repeatable(idempotency_key, request, body, waits=True)
+    jobs = await make(context, request, key, body.pool, wanted, _NAMES, terms=terms, repeated=repeated)
     by_url = body.response_format is ResponseFormat.URL
     head = ImagesHead(created=int(context.clock()), quality=_QUALITIES[preset] if preset else None, size=size)
     # One after another: ten threads that want the interpreter's lock keep the event loop from it.

@@ -16,7 +16,19 @@ from starlette.exceptions import HTTPException
 
 from router.api.explain import Fault, faults, parsed, renamed
 from router.contract import JobState
-from router.errors import AdmissionError, ArtifactError, PoolUnavailableError, StoreUnavailableError
+from router.errors import (
+    AdmissionError,
+    ArtifactError,
+    IdempotencyError,
+    KeyExistsError,
+    KeyQueueFullError,
+    PoolForbiddenError,
+    PoolUnavailableError,
+    QueueFullError,
+    RateLimitedError,
+    StoreUnavailableError,
+    WaitTooLongError,
+)
 from router.jobs import Job
 from worker.contract import FailureType
 
@@ -45,12 +57,16 @@ class Kind(StrEnum):
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     MISDIRECTED = "misdirected"
     RATE_LIMITED = "rate_limited"
+    TOO_MANY_JOBS = "too_many_jobs"
+    IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     CLIENT_GONE = "client_gone"
     INTERNAL = "internal"
     FAILED = "failed"
     UNAVAILABLE = "unavailable"
     POOL_UNAVAILABLE = "pool_unavailable"
     QUEUE_FULL = "queue_full"
+    WAIT_TOO_LONG = "wait_too_long"
+    EXISTS = "exists"
 
     @property
     def status(self) -> int:
@@ -77,12 +93,16 @@ _MEANING: Mapping[Kind, tuple[int, str]] = {
     Kind.UNSUPPORTED_MEDIA_TYPE: (415, "The body must be JSON"),
     Kind.MISDIRECTED: (421, "This name is not served here"),
     Kind.RATE_LIMITED: (429, "Too many requests"),
+    Kind.TOO_MANY_JOBS: (429, "Too many jobs"),
+    Kind.IDEMPOTENCY_MISMATCH: (422, "This Idempotency-Key belongs to another request"),
+    Kind.EXISTS: (409, "This name is taken"),
     Kind.CLIENT_GONE: (499, "The client went away"),  # nginx's number for it; only logs and metrics see it
     Kind.INTERNAL: (500, "The router failed"),
     Kind.FAILED: (502, "The image could not be made"),
     Kind.UNAVAILABLE: (503, "The router cannot answer just now"),
     Kind.POOL_UNAVAILABLE: (503, "No worker can make this image now"),
     Kind.QUEUE_FULL: (503, "The queue is full"),
+    Kind.WAIT_TOO_LONG: (503, "The wait would be too long"),
 }
 
 
@@ -140,6 +160,15 @@ def of_job(job: Job, names: Mapping[str, str] | None = None) -> Refusal:
     return Refusal(Kind.FAILED, f"job {job.id} failed ({job.error.type}): {job.error.detail}")
 
 
+_ADMISSION: Mapping[type[AdmissionError], Kind] = {
+    PoolUnavailableError: Kind.POOL_UNAVAILABLE,
+    QueueFullError: Kind.QUEUE_FULL,
+    WaitTooLongError: Kind.WAIT_TOO_LONG,
+    RateLimitedError: Kind.RATE_LIMITED,
+    KeyQueueFullError: Kind.TOO_MANY_JOBS,
+}
+
+
 def refusal_of(error: Exception) -> Refusal:  # noqa: PLR0911 - one line a kind of error
     """Every exception that a request may end in. What is not known by name is internal, and says nothing."""
     match error:
@@ -148,8 +177,13 @@ def refusal_of(error: Exception) -> Refusal:  # noqa: PLR0911 - one line a kind 
         case RequestValidationError():
             return _of_validation(error)
         case AdmissionError():
-            kind = Kind.POOL_UNAVAILABLE if isinstance(error, PoolUnavailableError) else Kind.QUEUE_FULL
-            return Refusal(kind, str(error), retry_after_s=error.retry_after_s)
+            return Refusal(_ADMISSION[type(error)], str(error), retry_after_s=error.retry_after_s)
+        case PoolForbiddenError():
+            return Refusal(Kind.FORBIDDEN, str(error))
+        case IdempotencyError():
+            return Refusal(Kind.IDEMPOTENCY_MISMATCH, str(error))
+        case KeyExistsError():
+            return Refusal(Kind.EXISTS, str(error))
         case StoreUnavailableError():
             return Refusal(Kind.UNAVAILABLE, "the router's store does not answer", retry_after_s=RESTART_RETRY_S)
         case ArtifactError():

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.api.errors import answer, dialect_of
+from router.api.rate import tell_rate
 from router.api.refusals import Kind, Refusal, refusal_of, refused
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -60,7 +61,9 @@ class Rim:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                tell_rate(scope, headers)
             await send(message)
 
         try:

@@ -3,6 +3,9 @@
 Such a request owns its jobs: nobody else was told their ids. When its caller goes away, when one of its jobs
 ends without an image, or when the router is told to stop, all of its jobs are cancelled, so that no GPU works
 for nobody. (Native jobs belong to their key and outlive every connection.)
+
+A request with an Idempotency-Key may be sent again, and joins its jobs then. So they are cancelled only if they have
+not started, and only when the last who waited for them has gone; and not at all when the router stops.
 """
 
 from __future__ import annotations
@@ -15,12 +18,15 @@ import structlog
 from fastapi import Request
 from pydantic import ValidationError
 
+from router.admission import POOL_RETRY_S
 from router.api.context import Context
+from router.api.rate import remember_rate
 from router.api.refusals import Kind, RefusedError, of_job, of_values, refused, stopping
+from router.choice import ANY_TERMS, Terms
 from router.contract import JobState
 from router.errors import StoreUnavailableError
-from router.jobs import Job
-from router.store import ApiKey
+from router.jobs import Job, NewJob
+from router.store import ApiKey, Repeatable
 from worker.contract import GenerationRequest
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -33,6 +39,9 @@ async def make(
     pool: str,
     wanted: Sequence[Mapping[str, object]],
     names: Mapping[str, str] | None = None,
+    *,
+    terms: Terms = ANY_TERMS,
+    repeated: Repeatable | None = None,
 ) -> tuple[Job, ...]:
     """One job for each of `wanted` (a GenerationRequest's fields), all succeeded, in their order.
 
@@ -40,30 +49,46 @@ async def make(
     them can be made; those that were begun are cancelled then.
     """
     try:
-        requests = [GenerationRequest.model_validate(fields) for fields in wanted]
+        new = [NewJob(GenerationRequest.model_validate(fields), terms) for fields in wanted]
     except ValidationError as error:
         raise of_values(error, names) from error
-    jobs: list[Job] = []
+    service = context.core.service
+    # In a task of its own, shielded: what was begun must be known also to a caller that is cancelled meanwhile.
+    submitting = asyncio.create_task(service.submit_all(key, pool, new, repeated, waits=True))
     try:
-        for one in requests:
-            jobs.append(await context.core.service.submit(key, pool, one))  # noqa: PERF401 - what was begun must be known
-        structlog.contextvars.bind_contextvars(jobs=[job.id for job in jobs])
-        return await _all_succeeded(context, request, jobs, names)
+        admitted = await asyncio.shield(submitting)
+        remember_rate(request, admitted.rate)
+        structlog.contextvars.bind_contextvars(jobs=list(admitted.job_ids))
+        return await _all_succeeded(context, request, pool, await service.all_of(admitted.job_ids), names)
     except BaseException:  # a cancelled task and a stopping router leave no job behind either; it is raised again
-        for job in jobs:
-            try:
-                await context.core.service.cancel(key, job.id)  # one that has ended stays as it is
-            except StoreUnavailableError as failed:
-                # The others may still be cancelled, and the caller is told why the request ended.
-                _log.error("job_not_cancelled", job=job.id, error=str(failed))
+        await asyncio.wait([submitting])
+        if submitting.exception() is None:
+            await _abandon(context, key, submitting.result().job_ids, repeated)
         raise
 
 
+async def _abandon(context: Context, key: ApiKey, job_ids: Sequence[str], repeated: Repeatable | None) -> None:
+    service = context.core.service
+    if repeated is not None:
+        try:
+            await service.leave(key, repeated, cancel=not context.closing.is_set())
+        except StoreUnavailableError as failed:
+            _log.error("jobs_not_cancelled", jobs=list(job_ids), error=str(failed))
+        return
+    for job_id in job_ids:
+        try:
+            await service.cancel(key, job_id)  # one that has ended stays as it is
+        except StoreUnavailableError as failed:
+            # The others may still be cancelled, and the caller is told why the request ended.
+            _log.error("job_not_cancelled", job=job_id, error=str(failed))
+
+
 async def _all_succeeded(
-    context: Context, request: Request, jobs: Sequence[Job], names: Mapping[str, str] | None
+    context: Context, request: Request, pool: str, jobs: Sequence[Job], names: Mapping[str, str] | None
 ) -> tuple[Job, ...]:
     waits = [asyncio.create_task(context.core.service.wait(job)) for job in jobs]
     gone, closing = asyncio.create_task(_gone(request)), asyncio.create_task(context.closing.wait())
+    not_booted = asyncio.create_task(context.core.service.not_booted(pool))
     try:
         while True:
             ended = [wait.result() for wait in waits if wait.done()]
@@ -76,10 +101,12 @@ async def _all_succeeded(
                 raise refused(Kind.CLIENT_GONE, "the client closed the connection")
             if closing.done():
                 raise stopping()
+            if not_booted.done():
+                raise refused(Kind.POOL_UNAVAILABLE, f"no worker of pool {pool} has become ready", POOL_RETRY_S)
             waiting = {wait for wait in waits if not wait.done()}
-            await asyncio.wait({*waiting, gone, closing}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*waiting, gone, closing, not_booted}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        everything = [*waits, gone, closing]
+        everything = [*waits, gone, closing, not_booted]
         for task in everything:
             task.cancel()
         await asyncio.gather(*everything, return_exceptions=True)

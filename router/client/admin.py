@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from datetime import date
 from urllib.parse import quote
 
 import httpx
 from pydantic import TypeAdapter
 
 from router.client.http import HttpClient
-from router.contract import Health, PoolView, WorkerRegistration, WorkerView
+from router.contract import (
+    Health,
+    KeyLimitsView,
+    KeyRequest,
+    KeyView,
+    NewKey,
+    PoolExpected,
+    PoolView,
+    UsageView,
+    WorkerRegistration,
+    WorkerView,
+)
 
 _WORKER = TypeAdapter(WorkerView)
 _WORKERS = TypeAdapter(list[WorkerView])
 _POOLS = TypeAdapter(list[PoolView])
 _HEALTH = TypeAdapter(Health)
+_KEY = TypeAdapter(KeyView)
+_KEYS = TypeAdapter(list[KeyView])
+_NEW_KEY = TypeAdapter(NewKey)
+_USAGE = TypeAdapter(list[UsageView])
 
 
 class AdminClient(HttpClient):
@@ -55,6 +71,33 @@ class AdminClient(HttpClient):
 
     async def pools(self) -> list[PoolView]:
         return await self._read(_POOLS, "GET", "/pools")
+
+    async def expect(self, pool: str, seconds: int) -> None:
+        """The pool's machines boot: take jobs on for it, though no worker is registered yet."""
+        await self._call("PUT", f"/pools/{quote(pool, safe='')}/expected", PoolExpected(seconds=seconds).model_dump())
+
+    async def keys(self) -> list[KeyView]:
+        return await self._read(_KEYS, "GET", "/keys")
+
+    async def create_key(self, request: KeyRequest) -> NewKey:
+        """The one time that the key itself is shown. RouterRefusedError (409) if the name is taken."""
+        return await self._read(_NEW_KEY, "POST", "/keys", request.model_dump())
+
+    async def limit_key(self, name: str, limits: KeyLimitsView) -> KeyView:
+        return await self._read(_KEY, "PUT", f"{_key_path(name)}/limits", limits.model_dump())
+
+    async def revoke_key(self, name: str) -> KeyView:
+        """Nobody is let in with it from now on; again is the same."""
+        return await self._read(_KEY, "DELETE", _key_path(name))
+
+    async def usage(self, name: str, since: date | None = None) -> list[UsageView]:
+        """By day; of the last 30 days unless `since` says otherwise."""
+        query = "" if since is None else f"?since={since.isoformat()}"
+        return await self._read(_USAGE, "GET", f"{_key_path(name)}/usage{query}")
+
+
+def _key_path(name: str) -> str:
+    return f"/keys/{quote(name, safe='')}"
 
 
 def _path(name: str) -> str:

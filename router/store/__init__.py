@@ -14,7 +14,9 @@ from typing import Protocol
 
 from router.choice import Capability, Spill, Terms
 from router.contract import JobState
+from router.errors import AdmissionError
 from router.jobs import AttemptEnd, Image, Job, Lease, NewJob, Quarantine
+from router.limits import NO_LIMITS, KeyLimits, Rate, Share
 from router.pace import Service
 from worker.contract import GenerationRequest, Timings
 
@@ -25,6 +27,48 @@ class ApiKey:
 
     id: str
     name: str
+    limits: KeyLimits = NO_LIMITS
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key as its operator sees it. Times are milliseconds since the epoch."""
+
+    key: ApiKey
+    fingerprint: str
+    created_at: int
+    revoked_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UsedInADay:
+    """`day` is a date in UTC, as in 2026-11-24."""
+
+    day: str
+    images: int
+    pixels: int
+    gpu_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repeatable:
+    """A request with an Idempotency-Key: `name` is the key that the client chose, `body_sha256` what it asked.
+
+    `waits` if its caller stays on the line for the jobs, so that they may be cancelled when all such have gone.
+    """
+
+    name: str
+    body_sha256: str
+    waits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Jobs that were taken on, or `joined`: an earlier request with the same Idempotency-Key had asked for them."""
+
+    job_ids: Sequence[str]
+    joined: bool
+    rate: Rate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +105,48 @@ class Store(Protocol):
 
     async def add_jobs(self, api_key_id: str, pool: str, wanted: Sequence[NewJob]) -> Sequence[Job]:
         """Commit them all, in their order, or none."""
+        ...
+
+    async def admit(
+        self,
+        key: ApiKey,
+        pool: str,
+        wanted: Sequence[NewJob],
+        pool_bound: int,
+        repeatable: Repeatable | None = None,
+        refusal: AdmissionError | None = None,
+    ) -> Admitted:
+        """Commit them all as new jobs, if the key's limits and the pool's bound on what waits allow it.
+
+        `refusal` is raised, unless the request is a repetition, which is served whatever may be in the way of new ones.
+        Raises RateLimitedError, KeyQueueFullError, QueueFullError, IdempotencyError; then nothing has changed.
+        """
+        ...
+
+    async def leave(self, key: ApiKey, name: str, *, cancel: bool) -> Sequence[Job]:
+        """One caller waits no more for the jobs of the request that it repeated under `name`.
+
+        With `cancel`, and if it was the last, those that have not started are cancelled, and returned; and the name
+        is free again. What has started goes on: the caller may come back for it.
+        """
+        ...
+
+    async def expect_pool(self, pool: str, for_ms: int) -> None:
+        """The pool's machines boot: take jobs on for so long, though no worker is registered yet."""
+        ...
+
+    async def pool_expected(self, pool: str) -> bool: ...
+
+    async def jobs(self, job_ids: Sequence[str]) -> Sequence[Job]:
+        """Those of them that there are, in this order."""
+        ...
+
+    async def shares(self, pool: str) -> Mapping[str, Share]:
+        """What waits in the pool, by key."""
+        ...
+
+    async def running(self, pool: str) -> Share:
+        """What runs of the pool's jobs."""
         ...
 
     async def job(self, job_id: str) -> Job | None: ...
@@ -154,6 +240,22 @@ class Store(Protocol):
 
     async def put_api_key(self, name: str, key_sha256: str) -> ApiKey:
         """Create the key or replace the hash of the one with this name."""
+        ...
+
+    async def create_api_key(self, name: str, key_sha256: str, limits: KeyLimits) -> KeyRecord:
+        """Raises KeyExistsError, also if the one with this name is revoked."""
+        ...
+
+    async def api_keys(self) -> Sequence[KeyRecord]: ...
+
+    async def revoke_api_key(self, name: str) -> KeyRecord | None:
+        """From now on nobody is let in with it. What was promised is kept."""
+        ...
+
+    async def limit_api_key(self, name: str, limits: KeyLimits) -> KeyRecord | None: ...
+
+    async def used(self, name: str, since: str) -> Sequence[UsedInADay] | None:
+        """What a key has used by day, from the day `since` (2026-11-24) on; None if there is no such key."""
         ...
 
     async def api_key(self, key_sha256: str) -> ApiKey | None: ...

@@ -8,6 +8,7 @@ turn is being used. Nobody locks a table, a pool or a job that is not theirs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from sqlalchemy import Connection, and_, func, insert, literal, or_, select, text, update
@@ -16,7 +17,7 @@ from router.choice import Capability, Lane, Spill, fair_order
 from router.contract import JobState
 from router.jobs import Lease
 from router.store.job_rows import RUNNING, WAITING, Now, lease_of
-from router.store.tables import attempts, jobs, turns, workers
+from router.store.tables import api_keys, attempts, jobs, turns, workers
 
 
 class Overtaken(Enum):
@@ -25,59 +26,67 @@ class Overtaken(Enum):
     TRY_AGAIN = auto()
 
 
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """A worker that asks for a job of `pool`, of at most `max_work` if that is given."""
+
+    worker: str
+    capability: Capability
+    pool: str
+    ttl_ms: int
+    max_work: int | None = None
+
+
 def lease_next(
     connection: Connection, now: Now, worker: str, ttl_ms: int, places: int | None, spills: Sequence[Spill]
 ) -> Lease | Overtaken | None:
     usable = and_(workers.c.name == worker, ~workers.c.draining, workers.c.quarantine_cause.is_(None))
-    asking = connection.execute(select(workers).where(usable)).one_or_none()
-    if asking is None or (places is not None and not _has_room(connection, now, worker, places)):
+    row = connection.execute(select(workers).where(usable)).one_or_none()
+    if row is None or (places is not None and not _has_room(connection, now, worker, places)):
         return None
-    capability = Capability(asking.tier, asking.model, asking.max_pixels)
-    found = _lease_from(connection, now, worker, capability, asking.pool, ttl_ms, None)
+    own = _Asking(worker, Capability(row.tier, row.model, row.max_pixels), row.pool, ttl_ms)
+    found = _lease_from(connection, now, own)
     for spill in spills:
         if found is None:
-            found = _lease_from(connection, now, worker, capability, spill.pool, ttl_ms, spill.max_work)
+            found = _lease_from(connection, now, replace(own, pool=spill.pool, max_work=spill.max_work))
     return found
 
 
-def _lease_from(
-    connection: Connection,
-    now: Now,
-    worker: str,
-    capability: Capability,
-    pool: str,
-    ttl_ms: int,
-    max_work: int | None,
-) -> Lease | Overtaken | None:
+def _lease_from(connection: Connection, now: Now, asking: _Asking) -> Lease | Overtaken | None:
     held: str | None = None
     while True:
-        by_key: dict[str, list[Lane]] = {}
-        for lane in waiting_lanes(connection, pool):
-            if lane.fits(capability, max_work):
-                by_key.setdefault(lane.api_key_id, []).append(lane)
-        if not by_key:
-            return None
-        last = _turns(connection, pool, list(by_key))
-        order = fair_order(by_key, last, ())
-        overtaken = False
+        lanes = _possible_lanes(connection, asking)
+        last = _turns(connection, asking.pool, list(lanes))
+        limits = _limits(connection, list(lanes))
+        order = fair_order(lanes, last, {key for key in limits if _runs(connection, key) >= limits[key]})
+        taken = []
         for key in order:
-            if key != held and not _take_turn(connection, pool, key, last[key]):
-                overtaken = True
-                continue
-            head = _head(connection, now, pool, by_key[key], capability, max_work)
-            if head is None:
-                continue  # all of it is past its deadline, or was only at the border of what the worker can make
-            lease = _lease(connection, now, head, worker, ttl_ms)
-            if lease is None:
-                return Overtaken.TRY_AGAIN
-            _use_turn(connection, pool, key, max(last.values()) + 1)
-            return lease
-        if not overtaken or held is not None:
-            return Overtaken.TRY_AGAIN if overtaken else None
+            if key == held or _take_turn(connection, asking.pool, key, last[key]):
+                taken.append(key)
+                if key in limits and not _may_run_one_more(connection, key, limits[key]):
+                    continue
+                found = _lease_head(connection, now, asking, lanes[key])
+                if isinstance(found, Lease):
+                    _use_turn(connection, asking.pool, key, max(last.values()) + 1)
+                if found is not None:
+                    return found
+        if len(taken) == len(order):
+            return None
+        if taken or held is not None:
+            return Overtaken.TRY_AGAIN
         # Every key is in somebody's hands. Wait for one, and look anew: what was seen is old by then. Only who holds
-        # nothing waits, so nobody waits for one another.
+        # no turn waits for one, so nobody waits for one another.
         held = order[0]
-        _wait_for_turn(connection, pool, held)
+        _wait_for_turn(connection, asking.pool, held)
+
+
+def _possible_lanes(connection: Connection, asking: _Asking) -> Mapping[str, list[Lane]]:
+    """By key, those from which the worker could make something."""
+    found: dict[str, list[Lane]] = {}
+    for lane in waiting_lanes(connection, asking.pool):
+        if lane.fits(asking.capability, asking.max_work):
+            found.setdefault(lane.api_key_id, []).append(lane)
+    return found
 
 
 def _has_room(connection: Connection, now: Now, worker: str, places: int) -> bool:
@@ -109,6 +118,24 @@ def _turns(connection: Connection, pool: str, keys: Sequence[str]) -> Mapping[st
     return found
 
 
+def _limits(connection: Connection, keys: Sequence[str]) -> Mapping[str, int]:
+    """How many jobs may run at once of those keys that have such a limit."""
+    limited = select(api_keys.c.id, api_keys.c.max_running).where(
+        api_keys.c.id.in_(keys), api_keys.c.max_running.is_not(None)
+    )
+    return {row.id: row.max_running for row in connection.execute(limited)}
+
+
+def _runs(connection: Connection, key: str) -> int:
+    return connection.execute(select(func.count()).where(RUNNING, jobs.c.api_key_id == key)).scalar_one()
+
+
+def _may_run_one_more(connection: Connection, key: str, limit: int) -> bool:
+    """Under the key's lock, because its jobs in another pool have another turn. Others' foreign keys may go on."""
+    connection.execute(select(api_keys.c.id).where(api_keys.c.id == key).with_for_update(key_share=True))
+    return _runs(connection, key) < limit
+
+
 def _take_turn(connection: Connection, pool: str, key: str, seen: int) -> bool:
     """Hold the key's turn, unless somebody holds it or has used it since it was `seen`."""
     mine = select(turns.c.turn).where(turns.c.pool == pool, turns.c.api_key_id == key, turns.c.turn == seen)
@@ -123,21 +150,23 @@ def _wait_for_turn(connection: Connection, pool: str, key: str) -> None:
     connection.execute(select(turns.c.turn).where(turns.c.pool == pool, turns.c.api_key_id == key).with_for_update())
 
 
-def _head(
-    connection: Connection, now: Now, pool: str, lanes: Sequence[Lane], capability: Capability, max_work: int | None
-) -> str | None:
-    """The first of the lanes' jobs that the worker can make."""
+def _lease_head(connection: Connection, now: Now, asking: _Asking, lanes: Sequence[Lane]) -> Lease | Overtaken | None:
+    """Lease the first of the lanes' jobs. None if all are past their deadlines, or only at the border of what the
+    worker can make."""
     order = (jobs.c.precedence, jobs.c.due_at, jobs.c.id)
-    possible = [jobs.c.pool == pool, WAITING, or_(jobs.c.deadline.is_(None), jobs.c.deadline > now)]
-    if capability.max_pixels is not None:
-        possible.append(jobs.c.pixels <= capability.max_pixels)
-    if max_work is not None:
-        possible.append(jobs.c.work <= max_work)
+    possible = [jobs.c.pool == asking.pool, WAITING, or_(jobs.c.deadline.is_(None), jobs.c.deadline > now)]
+    if asking.capability.max_pixels is not None:
+        possible.append(jobs.c.pixels <= asking.capability.max_pixels)
+    if asking.max_work is not None:
+        possible.append(jobs.c.work <= asking.max_work)
     heads = [
         select(jobs.c.id).where(*possible, jobs.c.lane == lane.name).order_by(*order).limit(1).scalar_subquery()
         for lane in lanes
     ]
-    return connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(heads)).order_by(*order).limit(1)).one_or_none()
+    first = connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(heads)).order_by(*order).limit(1)).one_or_none()
+    if first is None:
+        return None
+    return _lease(connection, now, first, asking.worker, asking.ttl_ms) or Overtaken.TRY_AGAIN
 
 
 def _lease(connection: Connection, now: Now, head: str, worker: str, ttl_ms: int) -> Lease | None:

@@ -46,11 +46,15 @@ from router.jobs import (
     after,
 )
 from router.pace import Service
-from router.store import Renewal, worker_rows
+from router.store import Renewal, key_rows, worker_rows
 from router.store.tables import attempts, jobs
 from worker.contract import GenerationRequest, Timings
 
 Now = ColumnElement[int]
+
+
+CHUNK = 500
+"""Rows that are written by one call: Python prepares them while the event loop stands still."""
 
 
 def add(
@@ -60,29 +64,14 @@ def add(
     api_key_id: str,
     pool: str,
     wanted: Sequence[NewJob],
-) -> Sequence[Job]:
-    """All of them, in their order, or none."""
+) -> Sequence[str]:
+    """The ids of the new jobs, in their order. All of them or none."""
     at = connection.execute(select(now)).scalar_one()
     ids = sorted(job_id(at, entropy) for entropy in entropies)  # of one millisecond, and yet in their order
-    rows = [_row(name, at, api_key_id, pool, new) for name, new in zip(ids, wanted, strict=True)]
-    connection.execute(insert(jobs), rows)
-    return [
-        Job(
-            id=row["id"],
-            api_key_id=api_key_id,
-            pool=pool,
-            state=JobState.QUEUED,
-            request=new.request,
-            attempt=0,
-            created_at=at,
-            started_at=None,
-            finished_at=None,
-            image=None,
-            error=None,
-            terms=new.terms,
-        )
-        for row, new in zip(rows, wanted, strict=True)
-    ]
+    for i in range(0, len(ids), CHUNK):
+        some = zip(ids[i : i + CHUNK], wanted[i : i + CHUNK], strict=True)
+        connection.execute(insert(jobs), [_row(name, at, api_key_id, pool, new) for name, new in some])
+    return ids
 
 
 def _row(name: str, at: int, api_key_id: str, pool: str, new: NewJob) -> dict[str, Any]:
@@ -112,20 +101,30 @@ def find(connection: Connection, wanted: str) -> Job | None:
     return None if row is None else job(row)
 
 
+def find_all(connection: Connection, wanted: Sequence[str]) -> Sequence[Job]:
+    found = {}
+    for i in range(0, len(wanted), CHUNK):
+        for row in connection.execute(select(jobs).where(jobs.c.id.in_(wanted[i : i + CHUNK]))):
+            found[row.id] = job(row)
+    return [found[name] for name in wanted if name in found]
+
+
 def cancel(connection: Connection, now: Now, wanted: str) -> Job | None:
     """Queued ends here; running is marked, and its driver learns it at the next renewal."""
+    cancelled = cancel_unstarted(connection, now, wanted)
+    if cancelled is None:
+        connection.execute(update(jobs).where(jobs.c.id == wanted, RUNNING).values(cancel_requested=True))
+    return cancelled
+
+
+def cancel_unstarted(connection: Connection, now: Now, wanted: str) -> Job | None:
     row = connection.execute(
         update(jobs)
         .where(jobs.c.id == wanted, jobs.c.state == JobState.QUEUED)
         .values(state=JobState.CANCELLED, finished_at=now)
         .returning(jobs)
     ).one_or_none()
-    if row is not None:
-        return job(row)
-    connection.execute(
-        update(jobs).where(jobs.c.id == wanted, jobs.c.state == JobState.RUNNING).values(cancel_requested=True)
-    )
-    return None
+    return None if row is None else job(row)
 
 
 def renew(connection: Connection, now: Now, lease: Lease, ttl_ms: int) -> Renewal:
@@ -164,6 +163,7 @@ def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings
         row.finished_at,
         timings=timings.model_dump_json(),
     )
+    key_rows.use(connection, row.api_key_id, row.finished_at, row.pixels, timings)
     return job(row)
 
 

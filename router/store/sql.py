@@ -12,9 +12,25 @@ from sqlalchemy.exc import IntegrityError
 from router import ids
 from router.choice import ANY_TERMS, Capability, Spill, Terms
 from router.contract import JobState
+from router.errors import AdmissionError
 from router.jobs import AttemptEnd, Image, Job, Lease, NewJob
+from router.limits import KeyLimits, Share
 from router.pace import Service
-from router.store import ApiKey, RegisteredWorker, Renewal, choice_rows, fact_rows, job_rows, key_rows, worker_rows
+from router.store import (
+    Admitted,
+    ApiKey,
+    KeyRecord,
+    RegisteredWorker,
+    Renewal,
+    Repeatable,
+    UsedInADay,
+    admission_rows,
+    choice_rows,
+    fact_rows,
+    job_rows,
+    key_rows,
+    worker_rows,
+)
 from router.store.clock import Clock, database_clock
 from router.store.database import Database
 from worker.contract import GenerationRequest, Timings
@@ -42,7 +58,48 @@ class SqlStore:
 
     async def add_jobs(self, api_key_id: str, pool: str, wanted: Sequence[NewJob]) -> Sequence[Job]:
         entropies = [self._entropy(ids.ENTROPY_BYTES) for _ in wanted]
-        return await self._database.write(job_rows.add, self._clock(), entropies, api_key_id, pool, wanted)
+        added = await self._database.write(job_rows.add, self._clock(), entropies, api_key_id, pool, wanted)
+        return await self.jobs(added)
+
+    async def admit(
+        self,
+        key: ApiKey,
+        pool: str,
+        wanted: Sequence[NewJob],
+        pool_bound: int,
+        repeatable: Repeatable | None = None,
+        refusal: AdmissionError | None = None,
+    ) -> Admitted:
+        entropies = [self._entropy(ids.ENTROPY_BYTES) for _ in wanted]
+        return await self._database.write(
+            admission_rows.admit,
+            self._clock(),
+            entropies,
+            key,
+            pool,
+            wanted,
+            pool_bound,
+            repeatable=repeatable,
+            refusal=refusal,
+        )
+
+    async def expect_pool(self, pool: str, for_ms: int) -> None:
+        await self._database.write(admission_rows.expect, self._clock(), pool, for_ms)
+
+    async def pool_expected(self, pool: str) -> bool:
+        return await self._database.read(admission_rows.expected, self._clock(), pool)
+
+    async def leave(self, key: ApiKey, name: str, *, cancel: bool) -> Sequence[Job]:
+        return await self._database.write(admission_rows.leave, self._clock(), key.id, name, cancel=cancel)
+
+    async def jobs(self, job_ids: Sequence[str]) -> Sequence[Job]:
+        return await self._database.read(job_rows.find_all, job_ids)
+
+    async def shares(self, pool: str) -> Mapping[str, Share]:
+        return await self._database.read(admission_rows.shares, pool)
+
+    async def running(self, pool: str) -> Share:
+        return await self._database.read(admission_rows.running, pool)
 
     async def job(self, job_id: str) -> Job | None:
         return await self._database.read(job_rows.find, job_id)
@@ -115,6 +172,22 @@ class SqlStore:
     async def put_api_key(self, name: str, key_sha256: str) -> ApiKey:
         entropy = self._entropy(ids.ENTROPY_BYTES)
         return await self._database.write(key_rows.put, self._clock(), entropy, name, key_sha256)
+
+    async def create_api_key(self, name: str, key_sha256: str, limits: KeyLimits) -> KeyRecord:
+        entropy = self._entropy(ids.ENTROPY_BYTES)
+        return await self._database.write(key_rows.create, self._clock(), entropy, name, key_sha256, limits)
+
+    async def api_keys(self) -> Sequence[KeyRecord]:
+        return await self._database.read(key_rows.every)
+
+    async def revoke_api_key(self, name: str) -> KeyRecord | None:
+        return await self._database.write(key_rows.revoke, self._clock(), name)
+
+    async def limit_api_key(self, name: str, limits: KeyLimits) -> KeyRecord | None:
+        return await self._database.write(key_rows.limit, name, limits)
+
+    async def used(self, name: str, since: str) -> Sequence[UsedInADay] | None:
+        return await self._database.read(key_rows.used, name, since)
 
     async def api_key(self, key_sha256: str) -> ApiKey | None:
         return await self._database.read(key_rows.find, key_sha256)

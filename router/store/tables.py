@@ -14,6 +14,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Enum,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -41,7 +42,43 @@ api_keys = Table(
     Column("id", String(40), primary_key=True),
     Column("name", String(64), nullable=False, unique=True),
     Column("sha256", String(64), nullable=False, unique=True),
+    # The hash's first 12 digits: what a key is looked up and shown by.
+    Column("fingerprint", String(12), nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    # router.limits.KeyLimits; NULL is no limit. `pools` is a JSON list.
+    Column("per_minute", Integer),
+    Column("max_running", Integer),
+    Column("max_waiting", Integer),
+    Column("pools", Text),
+    # router.limits.Bucket; NULL until the first request that was counted.
+    Column("tokens", Float),
+    Column("tokens_at", BigInteger),
+    Index("ix_api_keys_fingerprint", "fingerprint"),
+)
+
+# What each key's images have cost by day (UTC): kept when the jobs themselves are gone.
+usage = Table(
+    "usage",
+    metadata,
+    Column("api_key_id", String(40), ForeignKey("api_keys.id"), primary_key=True),
+    Column("day", String(10), primary_key=True),
+    Column("images", BigInteger, nullable=False),
+    Column("pixels", BigInteger, nullable=False),
+    Column("gpu_ms", BigInteger, nullable=False),
+)
+
+# Requests that were sent with an Idempotency-Key, and the jobs that they made.
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("api_key_id", String(40), ForeignKey("api_keys.id"), primary_key=True),
+    Column("name", String(255), primary_key=True),
+    Column("body_sha256", String(64), nullable=False),
+    Column("job_ids", Text, nullable=False),  # joined by spaces
+    Column("waiting", Integer, nullable=False),  # open requests that wait for these jobs now
+    Column("created_at", BigInteger, nullable=False),
+    Index("ix_idempotency_age", "created_at"),
 )
 
 facts = Table(
@@ -132,6 +169,14 @@ jobs = Table(
         sqlite_where=text("lease_expires_at IS NOT NULL"),
         postgresql_where=text("lease_expires_at IS NOT NULL"),
     ),
+)
+
+# Pools whose machines boot: until then jobs are taken on though no worker is registered.
+expected_pools = Table(
+    "expected_pools",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("until", BigInteger, nullable=False),
 )
 
 # Whose turn it is in a pool: the number of each key's last one.

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from router.admission import Bounds
 from router.contract import WorkerHealth, WorkerRegistration, WorkerView
 from router.core import Core, CoreConfig, open_core
 from router.jobs import AttemptEnd, Job
@@ -37,7 +38,7 @@ def brisk(folder: Path) -> CoreConfig:
         idle_s=0.5,
         look_s=0.5,
         probation_s=0.3,
-        queue_bound=100,
+        bounds=Bounds(queue=100),
         patience=Patience(connect_s=1.0, silence_s=1.5, answer_s=1.5),
     )
 

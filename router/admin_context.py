@@ -1,0 +1,45 @@
+"""What every route of the admin app needs, and who may change something: whoever has the admin key."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, field
+from typing import Annotated, cast
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from router.api.auth import digest
+from router.api.refusals import unauthorized
+from router.core import Core
+from router.metrics import Metrics
+
+_SCHEME = HTTPBearer(auto_error=False, scheme_name="admin-key", description="The admin key of this router.")
+
+
+@dataclass(frozen=True, slots=True)
+class AdminContext:
+    core: Core
+    metrics: Metrics
+    admin_key: str = field(repr=False)
+    version: str
+
+
+def _of(request: Request) -> AdminContext:
+    return cast("AdminContext", request.app.state.context)
+
+
+InContext = Annotated[AdminContext, Depends(_of)]
+
+
+async def _operator(
+    context: InContext, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_SCHEME)]
+) -> None:
+    if credentials is None:
+        raise unauthorized("no admin key was sent; send the header: Authorization: Bearer <admin key>")
+    if not hmac.compare_digest(digest(credentials.credentials), digest(context.admin_key)):
+        raise unauthorized("this is not the admin key of this router")
+
+
+CHANGES = [Depends(_operator)]
+"""What a route that changes something depends on."""

@@ -1,0 +1,89 @@
+"""Whether new jobs are taken on, and when it makes sense to ask again if they are not.
+
+The key's own limits and the queue's bound are held by the store, in the transaction that adds the jobs. Here is what
+needs more than the store: who could make them, and how long they would wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+from router.choice import Lane
+from router.contract import BATCH
+from router.errors import (
+    AdmissionError,
+    KeyQueueFullError,
+    PoolForbiddenError,
+    PoolUnavailableError,
+    QueueFullError,
+    WaitTooLongError,
+)
+from router.fleet import Fleet
+from router.jobs import NewJob
+from router.outlook import Outlooks
+from router.store import Admitted, ApiKey, Repeatable, Store
+
+POOL_RETRY_S = 30
+"""After which a client may ask again for a pool without workers: somebody has to register one first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """`queue` jobs may wait in a pool, `batch_queue` in the batch pool. Nobody stays on the line for an image that is
+    predicted to wait longer than `wait_s` seconds. `boot_s` is how long a request is held for a pool of which no
+    worker is ready."""
+
+    queue: int = 1000
+    batch_queue: int = 200_000
+    wait_s: float = 600.0
+    boot_s: float = 900.0
+
+    def queue_of(self, pool: str) -> int:
+        return self.batch_queue if pool == BATCH else self.queue
+
+
+class Admission:
+    def __init__(self, store: Store, fleet: Fleet, outlooks: Outlooks, bounds: Bounds) -> None:
+        self._store, self._fleet, self._outlooks = store, fleet, outlooks
+        self.bounds = bounds
+
+    async def admit(
+        self, key: ApiKey, pool: str, wanted: Sequence[NewJob], repeatable: Repeatable | None, *, waits: bool
+    ) -> Admitted:
+        """Promise to make all of `wanted`, or none. `waits` if the caller stays on the line for them.
+
+        Raises AdmissionError, PoolForbiddenError, IdempotencyError, StoreUnavailableError.
+        """
+        if key.limits.pools is not None and pool not in key.limits.pools:
+            raise PoolForbiddenError(
+                f"this API key may not use pool {pool}; it may use: {', '.join(key.limits.pools) or 'none'}"
+            )
+        refusal = await self._refusal(key, pool, wanted, waits=waits)
+        try:
+            return await self._store.admit(key, pool, wanted, self.bounds.queue_of(pool), repeatable, refusal)
+        except QueueFullError as error:
+            outlook = await self._outlooks.of(pool)
+            over = error.queued + len(wanted) - self.bounds.queue_of(pool)
+            raise QueueFullError(pool, error.queued, outlook.room_s(None, over)) from None
+        except KeyQueueFullError as error:
+            outlook = await self._outlooks.of(pool)
+            raise KeyQueueFullError(pool, error.allowed, outlook.room_s(key.id)) from None
+
+    async def _refusal(self, key: ApiKey, pool: str, wanted: Sequence[NewJob], *, waits: bool) -> AdmissionError | None:
+        """Why new jobs cannot be taken on, whatever the key's limits say."""
+        if not self._fleet.takes_jobs(pool) and not await self._store.pool_expected(pool):
+            return PoolUnavailableError(pool, "no worker is registered that takes new jobs", POOL_RETRY_S)
+        for lane in {replace(Lane.of("", new.request, new.terms), work_class=0) for new in wanted}:
+            if not self._fleet.could_make(pool, lane):
+                want = ", ".join(
+                    filter(None, (lane.tier and f"tier {lane.tier}", lane.model and f"model {lane.model}"))
+                )
+                why = f"no worker there makes images of this size{want and f' with {want}'}"
+                return PoolUnavailableError(pool, why, POOL_RETRY_S)
+        if waits:
+            wait_s = (await self._outlooks.of(pool)).wait_s(key.id)
+            if wait_s is not None and wait_s > self.bounds.wait_s:
+                return WaitTooLongError(pool, wait_s, max(1, ceil(wait_s - self.bounds.wait_s)))
+        return None
