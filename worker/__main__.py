@@ -26,8 +26,8 @@ from worker.app import create_app
 from worker.engine import Description, Engine, EngineError, LoadError, MakeEngine
 from worker.identity import identity
 from worker.metrics import Metrics
-from worker.runner import Limits, Runner
-from worker.settings import PREFIX, TINY, EngineName, Settings, SettingsError, is_folder
+from worker.runner import Limits, Observer, Runner
+from worker.settings import PREFIX, TINY, EngineName, EngineSettings, Settings, SettingsError, is_folder
 from worker.weights import licences
 from worker.weights.catalogue import licence_of
 
@@ -57,7 +57,7 @@ class _Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self.told_to_stop.set)
 
 
-def make_engine(settings: Settings) -> Engine:
+def make_engine(settings: EngineSettings) -> Engine:
     """The configured engine. Imports torch, so it is called in the engine's thread."""
     from worker.engine.reference import ReferenceEngine  # noqa: PLC0415
 
@@ -66,14 +66,13 @@ def make_engine(settings: Settings) -> Engine:
             return ReferenceEngine(settings.model, settings.device, settings.cache_dir, settings.cpu_threads)
 
 
-async def serve(make: MakeEngine, settings: Settings, token: str, listener: socket.socket) -> int:
-    """Serve the engine that `make` makes on `listener` until told to stop or broken; the exit status."""
-    metrics = Metrics()
-    runner = Runner(
+def make_runner(make: MakeEngine, settings: EngineSettings, observer: Observer) -> Runner:
+    """A runner of what `make` makes, as it is configured. Call it in its event loop."""
+    return Runner(
         make,
         Description(model=settings.model, engine=settings.engine, device=settings.device),
         clock=time.monotonic,
-        observer=metrics,
+        observer=observer,
         limits=Limits(
             keep_finished_s=settings.keep_finished_s,
             drain_grace_s=settings.drain_grace_s,
@@ -81,6 +80,12 @@ async def serve(make: MakeEngine, settings: Settings, token: str, listener: sock
         ),
         identity=identity(),
     )
+
+
+async def serve(make: MakeEngine, settings: Settings, token: str, listener: socket.socket) -> int:
+    """Serve the engine that `make` makes on `listener` until told to stop or broken; the exit status."""
+    metrics = Metrics()
+    runner = make_runner(make, settings, metrics)
     metrics.follow(runner.status, lambda: runner.kept.bytes)
     app = create_app(runner, metrics, token)
     server = _Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_S))
@@ -135,12 +140,17 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
+def accept_license(settings: EngineSettings) -> None:
+    """Write down the yes that the settings give, if they do."""
+    if settings.accept_license and settings.model != TINY and not is_folder(settings.model):
+        licences.accept(settings.cache_dir, settings.model, licence_of(settings.model).name, licences.Way.SETTING)
+
+
 def main() -> int:
     try:
         settings = Settings.from_environment()
         token = settings.read_token()
-        if settings.accept_license and settings.model != TINY and not is_folder(settings.model):
-            licences.accept(settings.cache_dir, settings.model, licence_of(settings.model).name, licences.Way.SETTING)
+        accept_license(settings)
         logs.configure(settings.log_level, settings.log_format)
         listener = _listen(settings)
     except SettingsError as error:

@@ -27,6 +27,7 @@ from worker.contract import (
     ProblemType,
     WorkerState,
 )
+from worker.faults import faults
 from worker.generation import Generation
 from worker.metrics import Metrics
 from worker.runner import (
@@ -86,16 +87,7 @@ def create_app(runner: Runner, metrics: Metrics, token: str, *, heartbeat_s: flo
 
     guarded = [Depends(authorized)]
 
-    @app.get("/livez")
-    async def livez() -> Response:
-        return Response(status_code=HTTPStatus.OK)
-
-    @app.get("/readyz")
-    async def readyz() -> Response:
-        status = runner.status()
-        ready = status.state is WorkerState.READY
-        code = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-        return Response(status.model_dump_json(), code, media_type="application/json")
+    _answer_probes(app, runner)
 
     @app.put("/generations/{generation_id}", dependencies=guarded)
     async def put(generation_id: Annotated[str, Depends(_generation_id)], request: Request) -> Response:
@@ -116,6 +108,31 @@ def create_app(runner: Runner, metrics: Metrics, token: str, *, heartbeat_s: flo
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
+
+
+def _answer_probes(app: FastAPI, runner: Runner) -> None:
+    """Who asks whether this worker lives, and whether it is ready, needs no token."""
+
+    @app.get("/livez")
+    async def livez() -> Response:
+        return Response(status_code=HTTPStatus.OK)
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        status = runner.status()
+        ready = status.state is WorkerState.READY
+        code = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return Response(status.model_dump_json(), code, media_type="application/json")
+
+    @app.get("/ping")
+    async def ping() -> Response:
+        match runner.status().state:
+            case WorkerState.READY:
+                return Response(status_code=HTTPStatus.OK)
+            case WorkerState.LOADING:
+                return Response(status_code=HTTPStatus.NO_CONTENT)
+            case _:
+                return Response(status_code=HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 async def _lines(generation: Generation, heartbeat_s: float) -> AsyncIterator[bytes]:
@@ -165,17 +182,8 @@ def _parsed(body: bytes) -> GenerationRequest:
             ProblemType.INVALID_REQUEST,
             HTTPStatus.UNPROCESSABLE_ENTITY,
             "the body does not describe an image",
-            [
-                _said(".".join(map(str, e["loc"])), e["msg"])
-                for e in error.errors(include_url=False, include_input=False)
-            ],
+            faults(error),
         ) from None
-
-
-def _said(path: str, message: str) -> str:
-    # What the model's own rules say names the fields already.
-    message = message.removeprefix("Value error, ")
-    return f"{path}: {message}" if path else message
 
 
 def _answer_errors(app: FastAPI) -> None:

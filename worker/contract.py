@@ -8,13 +8,14 @@ the worker's HTTP border is one of these types; behaviour lives in `worker.runne
     DELETE /generations/{id}        204: cancel between steps; ended, gone and never seen are success too
     GET    /livez                   200 while the process can answer
     GET    /readyz                  WorkerStatus; 200 when ready, otherwise 503
+    GET    /ping                    RunPod's load balancer: 200 when ready, 204 while loading, otherwise 503
     GET    /metrics                 Prometheus text
 
 The stream starts with the first event whenever it is asked for, and ends after `finished` or `failed`.
 Between events, every HEARTBEAT_S seconds, comes an empty line: whoever hears nothing for a few of those
 has lost the worker, and the worker learns that a reader is gone. A reader's going ends nothing; DELETE does.
 
-All but /livez and /readyz want `Authorization: Bearer <token>`. Errors are RFC 9457 problem details
+All but /livez, /readyz and /ping want `Authorization: Bearer <token>`. Errors are RFC 9457 problem details
 (`Problem`, media type `application/problem+json`).
 """
 

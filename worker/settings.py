@@ -48,8 +48,8 @@ def default_cache_dir() -> Path:
     return Path(base) / "letterpress" / "worker"
 
 
-class Settings(BaseSettings):
-    """A worker, described. Durations are seconds."""
+class EngineSettings(BaseSettings):
+    """What every way of running a worker is told. Durations are seconds."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
@@ -60,10 +60,6 @@ class Settings(BaseSettings):
     """`auto` is the first GPU if there is one. The tiny model runs anywhere, the real one needs a GPU."""
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads of one CPU operation; torch takes all cores if nothing is said. Say 1 where workers share a CPU."""
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8100
-    """0 takes a free one; the log says which."""
-    token_file: Path
     cache_dir: Path = Field(default_factory=default_cache_dir)
     """Where the tiny repository is built and a yes to a licence is written down; workers share it."""
     accept_license: bool = False
@@ -85,20 +81,6 @@ class Settings(BaseSettings):
             return value
         raise ValueError(f"{value!r} is none of: {TINY}, a hub repository (owner/name), a folder (/…, ./… or ~/…)")
 
-    @field_validator("host")
-    @classmethod
-    def _host_is_loopback(cls, value: str) -> str:
-        try:
-            loopback = value == "localhost" or ipaddress.ip_address(value).is_loopback
-        except ValueError:
-            loopback = False
-        if not loopback:
-            raise ValueError(
-                f"{value!r} is not a loopback address; a worker never listens to the network: "
-                "reach it from elsewhere by an SSH forward"
-            )
-        return value
-
     @classmethod
     def from_environment(cls) -> Self:
         """Settings from this process's environment; SettingsError names every variable that is wrong or unknown."""
@@ -112,6 +94,29 @@ class Settings(BaseSettings):
         except ValidationError as error:
             lines = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
             raise SettingsError("; ".join(lines)) from None  # the cause would quote values
+
+
+class Settings(EngineSettings):
+    """A worker that serves HTTP."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8100
+    """0 takes a free one; the log says which."""
+    token_file: Path
+
+    @field_validator("host")
+    @classmethod
+    def _host_is_loopback(cls, value: str) -> str:
+        try:
+            loopback = value == "localhost" or ipaddress.ip_address(value).is_loopback
+        except ValueError:
+            loopback = False
+        if not loopback:
+            raise ValueError(
+                f"{value!r} is not a loopback address; a worker never listens to the network: "
+                "reach it from elsewhere by an SSH forward"
+            )
+        return value
 
     def read_token(self) -> str:
         """The bearer token; SettingsError if the file is missing, too open, or holds something else."""
@@ -128,6 +133,18 @@ class Settings(BaseSettings):
                 f"{PREFIX}TOKEN_FILE: {path} must hold one line of at least {TOKEN_MIN_CHARS} visible ASCII characters"
             )
         return token
+
+
+class ServerlessSettings(EngineSettings):
+    """A worker behind RunPod's queue."""
+
+    concurrency: Annotated[int, Field(ge=1, le=2)] = 1
+    """Jobs taken at a time. 2 hides text encoding and delivery behind the running image, and takes a job from the
+    queue that an idle worker could have begun."""
+    max_inline_bytes: Annotated[int, Field(ge=1_000, le=20_000_000)] = 9_500_000
+    """Of an image in an answer, as base64. RunPod carries 10 MB (`/runsync`: 20 MB), other fields included."""
+    gpu_memory_gib: Annotated[float, Field(ge=0)] = 26.0
+    """A GPU with less is refused before anything is downloaded; 26 is what the nf4 weights want at 1024x1024."""
 
 
 def is_folder(model: str) -> bool:

@@ -196,11 +196,12 @@ def _etag(data: bytes) -> str:
 
 
 @asynccontextmanager
-async def emulated_s3() -> AsyncIterator[EmulatedS3]:
-    """The service, listening; gone when the block ends."""
+async def emulated_s3(port: int = 0) -> AsyncIterator[EmulatedS3]:
+    """The service, listening (on a free port, or the one that is named); gone when the block ends."""
     service = EmulatedS3()
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.bind(("127.0.0.1", 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port))
         service.port = sock.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(service, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
         serving = asyncio.create_task(server.serve(sockets=[sock]))

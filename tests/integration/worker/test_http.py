@@ -63,6 +63,16 @@ async def test_an_image_comes_in_the_format_that_was_asked_for(form: ImageFormat
             assert (image.format, image.size) == (form.upper(), (wanted.width, wanted.height))
 
 
+async def test_a_load_balancer_is_told_when_to_send_requests_and_needs_no_token_to_ask() -> None:
+    async with served(ScriptedEngine(hurried=True), load=False) as worker:
+        anybody = {"Authorization": ""}
+        assert (await worker.http.get("/ping", headers=anybody)).status_code == 204
+        await worker.runner.load()
+        assert (await worker.http.get("/ping", headers=anybody)).status_code == 200
+        await worker.runner.drain("told to stop")
+        assert (await worker.http.get("/ping", headers=anybody)).status_code == 503
+
+
 async def test_the_stream_says_its_type_and_beats_while_nothing_happens() -> None:
     engine = ScriptedEngine()
     async with (

@@ -1,0 +1,112 @@
+"""What of the serverless worker needs no process: inputs, fitness, and the files that RunPod's hub reads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from infra.paths import repository_root
+from worker.contract import GenerationId, ImageFormat
+from worker.delivery import Bucket, Deliverer, Delivery, DeliveryError
+from worker.fitness import GIB, Gpu, Needs, unfit
+from worker.service import parsed, slug
+from worker.settings import PREFIX, ServerlessSettings, SettingsError
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", driver=(13, 0), memory=79 * GIB, free=78 * GIB, capability=(9, 0))
+NEEDS = Needs(cuda=(13, 0), memory=26 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "needs"),
+    [
+        (H100, NEEDS),
+        (replace(H100, driver=(13, 2)), NEEDS),
+        (replace(H100, driver=(14, 0)), NEEDS),
+        (replace(H100, driver=(12, 2)), replace(NEEDS, cuda=(12, 8))),
+        (replace(H100, capability=(8, 0)), NEEDS),
+    ],
+)
+def test_a_gpu_that_will_do_is_taken(gpu: Gpu, needs: Needs) -> None:
+    assert unfit(gpu, needs) is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "needs", "words"),
+    [
+        (H100, replace(NEEDS, cuda=None), "this build of torch has no CUDA"),
+        (Gpu(), NEEDS, "no NVIDIA driver answers"),
+        (replace(H100, driver=(12, 8)), NEEDS, "serves CUDA up to 12.8 and torch was built for 13.0"),
+        (Gpu(driver=(13, 0)), NEEDS, "shows no GPU"),
+        (replace(H100, capability=(7, 5)), NEEDS, "compute capability 7.5; the weights' bf16 wants 8.0"),
+        (replace(H100, memory=24 * GIB), NEEDS, "has 24 GiB; this model wants 26 GiB"),
+        (replace(H100, free=10 * GIB), NEEDS, "10 GiB free of 79 GiB"),
+    ],
+)
+def test_a_gpu_that_will_not_do_is_refused_with_the_reason(gpu: Gpu, needs: Needs, words: str) -> None:
+    assert words in (unfit(gpu, needs) or "")
+
+
+@given(st.text(max_size=200))
+def test_every_job_id_makes_a_generations_id(job_id: str) -> None:
+    TypeAdapter(GenerationId).validate_python(f"{slug(job_id)}.1")
+
+
+def test_an_input_is_the_contracts_request_and_a_way_of_delivery() -> None:
+    request, delivery = parsed({"prompt": "a fox", "delivery": "url", "format": "webp"}, lambda: 11)
+    assert (request.prompt, request.seed, request.format, delivery) == ("a fox", 11, ImageFormat.WEBP, Delivery.URL)
+    assert parsed({"prompt": "a fox", "seed": 3}, lambda: 11)[0].seed == 3
+
+
+@pytest.mark.parametrize("wrong", [None, [], "a fox", 7])
+def test_an_input_that_is_no_object_says_what_one_looks_like(wrong: object) -> None:
+    with pytest.raises(ValueError, match="describe the image"):
+        parsed(wrong, lambda: 11)
+
+
+@given(st.binary(max_size=3000))
+def test_what_is_carried_never_has_more_bytes_than_its_carrier_takes(data: bytes) -> None:
+    deliverer = Deliverer(Bucket(), max_inline=2000)
+    try:
+        answer = asyncio.run(deliverer.deliver("job.1", data, ImageFormat.PNG, Delivery.AUTO))
+    except DeliveryError:
+        answer = {}
+    assert (answer == {}) == (len(data) > 1500)
+    assert len(answer.get("image", "")) <= 2000
+
+
+def test_a_bucket_is_whole_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not Bucket.from_environment().described
+    monkeypatch.setenv("BUCKET_NAME", "images")
+    monkeypatch.setenv("BUCKET_SECRET_ACCESS_KEY", "a secret")
+    with pytest.raises(SettingsError, match="BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID: missing") as caught:
+        Bucket.from_environment()
+    assert "a secret" not in str(caught.value)
+
+
+def test_runpods_hub_is_offered_settings_that_there_are_and_inputs_that_work() -> None:
+    folder = repository_root() / ".runpod"
+    hub = json.loads((folder / "hub.json").read_text())
+    tests = json.loads((folder / "tests.json").read_text())
+    offered = {variable["key"] for variable in hub["config"]["env"]}
+    offered |= {name for preset in hub["config"]["presets"] for name in preset["defaults"]}
+    offered |= {variable["key"] for variable in tests["config"]["env"]}
+    known = {PREFIX + name.upper() for name in ServerlessSettings.model_fields}
+    known |= {f"BUCKET_{name.upper()}" for name in Bucket.model_fields} | {"HF_TOKEN"}
+    assert offered <= known
+    for test in tests["tests"]:
+        parsed(test["input"], lambda: 1)
+    assert {"title", "description", "type", "category", "config"} <= hub.keys()
+
+
+def test_the_image_is_built_from_what_is_named_and_nothing_else() -> None:
+    ignored = (Path(repository_root()) / ".dockerignore").read_text().splitlines()
+    kept = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert next(line for line in ignored if not line.startswith("#")) == "*"
+    assert kept == {"LICENSE", "README.md", "pyproject.toml", "constraints.txt", "infra", "router", "worker"}
