@@ -1,0 +1,77 @@
+#!/bin/sh
+# What the container runs: server | serverless | pod, a verb of the `letterpress` command, or any program.
+# Each replaces this shell, so that a signal reaches it.
+set -eu
+
+say() { printf 'letterpress: %s\n' "$*" >&2; }
+die() { say "$@"; exit 78; } # sysexits.h: EX_CONFIG, as the worker itself
+
+# As the worker's user, whoever we are.
+as_worker() {
+  if [ "$(id -u)" = 0 ]; then
+    exec setpriv --reuid letterpress --regid letterpress --init-groups --inh-caps=-all --bounding-set=-all \
+      --no-new-privs -- env HOME=/home/letterpress USER=letterpress "$@"
+  fi
+  exec "$@"
+}
+
+# A folder that outlives the container, where there is one: RunPod mounts pods' volumes at /workspace.
+volume() {
+  if [ -n "${LETTERPRESS_VOLUME:-}" ]; then printf '%s' "$LETTERPRESS_VOLUME"
+  elif [ -d /workspace ]; then printf '%s' /workspace/letterpress
+  else printf '%s' /cache/letterpress-pod; fi
+}
+
+start_sshd() {
+  [ "$(id -u)" = 0 ] || die "pod: sshd needs root; build the image with --target pod, or run this one with --user root"
+  [ -n "${PUBLIC_KEY:-}" ] || die "pod: PUBLIC_KEY is empty; it holds the OpenSSH public key that may log in"
+  keys=$1/ssh
+  install -d -m 0700 "$keys" /root/.ssh
+  # Drawn once a volume: whoever pinned the key meets the same one after a restart.
+  [ -s "$keys/ssh_host_ed25519_key" ] || ssh-keygen -q -t ed25519 -N '' -C letterpress -f "$keys/ssh_host_ed25519_key"
+  chmod 0600 "$keys/ssh_host_ed25519_key"
+  printf '%s\n' "$PUBLIC_KEY" >/root/.ssh/authorized_keys
+  chmod 0600 /root/.ssh/authorized_keys
+  mkdir -p /run/sshd
+  # -D under our own background: its messages go where the container's do.
+  /usr/sbin/sshd -D -e -f /etc/ssh/letterpress_sshd_config -o "HostKey=$keys/ssh_host_ed25519_key" \
+    -o "Port=${LETTERPRESS_SSH_PORT:-22}" &
+  say "sshd listens on port ${LETTERPRESS_SSH_PORT:-22}; host key $(ssh-keygen -lf "$keys/ssh_host_ed25519_key.pub" | cut -d' ' -f2)"
+}
+
+# The worker's bearer token, drawn once: whoever may log in may read it.
+worker_token() {
+  if [ -z "${LETTERPRESS_WORKER_TOKEN_FILE:-}" ]; then
+    LETTERPRESS_WORKER_TOKEN_FILE=$1/worker-token
+    if [ ! -s "$LETTERPRESS_WORKER_TOKEN_FILE" ]; then
+      (umask 077; head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$LETTERPRESS_WORKER_TOKEN_FILE.new")
+      mv "$LETTERPRESS_WORKER_TOKEN_FILE.new" "$LETTERPRESS_WORKER_TOKEN_FILE"
+    fi
+    chown letterpress "$LETTERPRESS_WORKER_TOKEN_FILE"
+    export LETTERPRESS_WORKER_TOKEN_FILE
+    say "the worker's token is in $LETTERPRESS_WORKER_TOKEN_FILE"
+  fi
+}
+
+case ${1:-server} in
+  server) as_worker python3 -m worker ;;
+  serverless)
+    shift
+    as_worker python3 -m worker.serverless "$@"
+    ;;
+  pod)
+    kept=$(volume)
+    install -d -m 0755 "$kept"
+    start_sshd "$kept"
+    worker_token "$kept"
+    if [ -d /workspace ] && [ -z "${HF_HUB_CACHE:-}" ]; then
+      # Weights outlive the container too.
+      install -d -o letterpress "$kept/huggingface"
+      export HF_HOME="$kept/huggingface"
+    fi
+    unset PUBLIC_KEY
+    as_worker python3 -m worker
+    ;;
+  weights) as_worker letterpress "$@" ;;
+  *) exec "$@" ;;
+esac
