@@ -23,7 +23,11 @@ COMMANDS = "letterpress.commands"
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Runs a stack.")
 
 Stack = Annotated[str, typer.Argument(metavar="STACK", help="A stack's name (stacks/NAME.yaml) or a path to its file.")]
+StackOption = Annotated[str, typer.Option("--stack", help="A stack's name or a path to its file.")]
 Model = Annotated[str | None, typer.Option("--model", help="Weights instead of the file's: repository, folder, tiny.")]
+
+webhooks = typer.Typer(no_args_is_help=True, help="What is told to the receivers of webhooks.")
+app.add_typer(webhooks, name="webhooks")
 
 
 @app.command()
@@ -110,6 +114,37 @@ def endpoint(
         typer.echo(deployment.endpoint.as_json())
     else:
         console.show_endpoint(deployment)
+
+
+@webhooks.command("list")
+def webhooks_list(
+    stack: StackOption = "local",
+    state: Annotated[str | None, typer.Option(help="Only those: pending, delivered, dead.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000)] = 50,
+) -> None:
+    """Webhooks on their way, delivered and dead; the newest first."""
+    from infra.deployment import Deployment
+    from infra.webhooks import show
+    from router.contract import DeliveryState
+
+    if state is not None and state not in list(DeliveryState):
+        raise typer.BadParameter(f"should be one of {', '.join(DeliveryState)}", param_hint="--state")
+    asyncio.run(show(Deployment.remembered(stack), DeliveryState(state) if state else None, limit))
+
+
+@webhooks.command("replay")
+def webhooks_replay(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[WEBHOOK]...", help="As `list` names them.")] = None,
+    stack: StackOption = "local",
+    all_dead: Annotated[bool, typer.Option("--all-dead", help="All that were given up.")] = False,
+) -> None:
+    """Deliver again: also what was delivered, and to a URL that had answered 410."""
+    from infra.deployment import Deployment
+    from infra.webhooks import replay
+
+    if bool(ids) is all_dead:
+        raise typer.BadParameter("name some webhooks, or say --all-dead", param_hint="WEBHOOK")
+    asyncio.run(replay(Deployment.remembered(stack), ids or []))
 
 
 @app.command()

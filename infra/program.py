@@ -142,9 +142,13 @@ def _router_host(description: StackDescription, fingerprints: Mapping[str, str],
         admin_host=admin.host,
         admin_port=admin.port,
         keys={name: fingerprints[name] for name in (*ROUTER_KEYS, *given_secrets(description))},
-        settings=_bucket_settings(description.router.s3),
+        settings=_bucket_settings(description.router.s3) | _webhook_settings(description.router.webhook_allow),
     )
     return Declared(Kind.ROUTER_HOST, ROUTER_HOST, inputs)
+
+
+def _webhook_settings(allow: Sequence[str]) -> dict[str, str]:
+    return {"WEBHOOK_ALLOW": ",".join(allow)} if allow else {}
 
 
 def _bucket_settings(bucket: Bucket | None) -> dict[str, str]:

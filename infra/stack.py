@@ -103,6 +103,16 @@ class Admin(Described):
     port: Port = 8081
 
 
+def _cidr(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise PydanticCustomError("cidr", "should be a network such as 10.0.0.0/8, or an address") from None
+
+
+Cidr = Annotated[str, AfterValidator(_cidr)]
+
+
 class Bucket(Described):
     """An S3-compatible bucket for the images, which clients fetch from there by signed URLs that expire.
 
@@ -130,6 +140,9 @@ class Router(Described):
     edge: Edge = Edge()
     admin: Admin = Admin()
     s3: Bucket | None = Field(None, description="Keeps the images, instead of a folder of the router host.")
+    webhook_allow: tuple[Cidr, ...] = Field(
+        (), description="Addresses beside the public ones that webhooks may go to: 10.0.0.0/8. Only there by http."
+    )
 
 
 class Pool(Described):

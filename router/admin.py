@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from router import admin_keys, console
+from router import admin_keys, admin_webhooks, console
 from router.admin_context import CHANGES, AdminContext, InContext
 from router.api import errors
 from router.api.artifacts import PROBLEM
@@ -155,5 +155,6 @@ def admin_app(context: AdminContext) -> FastAPI:
     app.add_middleware(LoopbackNames)
     app.add_middleware(Rim, observe=context.metrics.served)
     app.include_router(_router)
-    app.include_router(admin_keys.router, responses={"4XX": PROBLEM, "5XX": PROBLEM})
+    for part in (admin_keys.router, admin_webhooks.router):
+        app.include_router(part, responses={"4XX": PROBLEM, "5XX": PROBLEM})
     return app

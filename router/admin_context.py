@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
@@ -23,6 +24,7 @@ class AdminContext:
     metrics: Metrics
     admin_key: str = field(repr=False)
     version: str
+    wake_webhooks: Callable[[], None] = lambda: None
 
 
 def _of(request: Request) -> AdminContext:

@@ -10,6 +10,8 @@ Public app, on a unix socket behind the edge, `Authorization: Bearer <api key>`:
     DELETE /v1/jobs/{id}           cancel -> JobView
     GET    /v1/jobs/{id}/image     the image's bytes
     GET    /v1/jobs/{id}/events    server-sent events; each carries a JobView, its name the JobEvent
+    GET    /v1/webhooks/secrets    WebhookSecrets: what the key's webhooks are signed with
+    POST   /v1/webhooks/secrets    a new one -> WebhookSecrets; the old one signs along for a day
     GET    /healthz                Health, no key
 
 Admin app, on 127.0.0.1 only; reading is free to whoever is on the host, changing wants
@@ -27,6 +29,9 @@ Admin app, on 127.0.0.1 only; reading is free to whoever is on the host, changin
     PUT    /keys/{name}/limits     KeyLimitsView -> KeyView
     DELETE /keys/{name}            revoked; again is the same -> KeyView
     GET    /keys/{name}/usage      list[UsageView], one a day; ?since=2026-11-01
+    GET    /webhooks               list[DeliveryView]; ?state=, ?limit=
+    POST   /webhooks/{id}/replay   due now -> DeliveryView
+    POST   /webhooks/replay        all dead ones -> Replayed
     GET    /healthz  /metrics
 """
 
@@ -36,9 +41,17 @@ import hashlib
 import re
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    Field,
+    HttpUrl,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 from worker.captions import Caption
 from worker.contract import (
@@ -90,6 +103,26 @@ class JobState(StrEnum):
         return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
+def _webhook(value: str) -> str:
+    """As it will be asked for: the name in ASCII, the scheme in small letters."""
+    if len(value) > MAX_URL:
+        raise ValueError(f"a webhook's URL has at most {MAX_URL} characters")
+    try:
+        url = _URL.validate_python(value)
+    except ValidationError as error:
+        raise ValueError("must be a URL such as https://example.com/hook") from error
+    if url.username or url.password:
+        raise ValueError("must hold no name and no password: webhooks are signed, verify that instead")
+    if url.fragment:
+        raise ValueError("must hold no #fragment: it would not be sent")
+    return str(url)
+
+
+MAX_URL = 2048
+_URL: TypeAdapter[HttpUrl] = TypeAdapter(HttpUrl)
+WebhookUrl = Annotated[str, AfterValidator(_webhook)]
+
+
 class JobRequest(Frozen):
     """One image asked for. `seed` absent: the router draws one and says which.
 
@@ -118,6 +151,9 @@ class JobRequest(Frozen):
     deadline: AwareDatetime | None = None
     tier: Tier | None = None
     model: ModelName | None = None
+    webhook: WebhookUrl | None = Field(
+        default=None, description="Told by POST when the job has ended, signed as Standard Webhooks are."
+    )
 
 
 class Progress(Frozen):
@@ -175,7 +211,78 @@ class JobView(Frozen):
     finished_at: datetime | None = None
     progress: Progress | None = None
     image: ImageView | None = None
+    webhook: str | None = None
     error: ErrorView | None = None
+
+
+class WebhookType(StrEnum):
+    JOB_SUCCEEDED = "job.succeeded"
+    JOB_FAILED = "job.failed"
+    JOB_CANCELLED = "job.cancelled"
+    JOB_EXPIRED = "job.expired"
+
+
+class JobOutcome(Frozen):
+    """How a job ended. Without its prompt, which may have 32,768 characters: `GET /v1/jobs/{id}` has it."""
+
+    id: JobId
+    pool: PoolName
+    state: JobState
+    attempt: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime
+    image: ImageView | None = None
+    error: ErrorView | None = None
+
+
+class JobWebhook(Frozen):
+    """The body of a webhook. It may come twice; `id`, which is the header `webhook-id` too, tells.
+
+    Read `data` as what was so at `timestamp`; an image's URL is good for a while from when this was sent.
+    """
+
+    id: str
+    object: Literal["event"] = "event"
+    type: WebhookType
+    created_at: int = Field(description="Seconds since the epoch.")
+    timestamp: datetime
+    data: JobOutcome
+
+
+class WebhookSecrets(Frozen):
+    """`whsec_…`, for a Standard Webhooks library. During a rotation there are several, the newest first, and each
+    message is signed with all of them."""
+
+    secrets: list[str]
+
+
+class DeliveryState(StrEnum):
+    """pending -> delivered | dead; a replay makes it pending again."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+
+
+class DeliveryView(Frozen):
+    """One webhook on its way, as the operator sees it. Times are UTC."""
+
+    id: str
+    url: str
+    event: WebhookType
+    subject: str = Field(description="The job that it tells of.")
+    state: DeliveryState
+    tries: int = Field(ge=0, description="Since it was promised, or last replayed.")
+    created_at: datetime
+    due_at: datetime
+    ended_at: datetime | None
+    status: int | None = Field(description="The receiver's last answer.")
+    detail: str | None = Field(description="What was wrong with the last try.")
+
+
+class Replayed(Frozen):
+    count: int = Field(ge=0)
 
 
 class JobEvent(StrEnum):

@@ -23,5 +23,9 @@ def job_id(at_ms: int, entropy: bytes) -> str:
     return f"job_{ulid(at_ms, entropy)}"
 
 
+def secret_id(at_ms: int, entropy: bytes) -> str:
+    return f"whk_{ulid(at_ms, entropy)}"
+
+
 def key_id(at_ms: int, entropy: bytes) -> str:
     return f"key_{ulid(at_ms, entropy)}"

@@ -51,6 +51,8 @@ class NewJob:
 
     request: GenerationRequest
     terms: Terms = ANY_TERMS
+    webhook: str | None = None
+    """Where to tell that it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Job:
     image: Image | None
     error: JobError | None
     terms: Terms = ANY_TERMS
+    webhook: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

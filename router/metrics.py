@@ -16,10 +16,14 @@ from prometheus_client.core import CounterMetricFamily
 from router.api.requests import Served
 from router.contract import JobState, WorkerHealth, WorkerView
 from router.jobs import AttemptEnd, Job
+from router.webhooks import Again, Dead, Delivered, Verdict
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _REQUEST_S = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
 _JOB_S = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800, 3600, 14_400, 43_200)
+
+
+_RESULTS: Mapping[type[Verdict], str] = {Delivered: "delivered", Again: "failed", Dead: "dead"}
 
 
 class Metrics:
@@ -37,6 +41,9 @@ class Metrics:
             registry=self._registry,
             buckets=_REQUEST_S,
         )
+        self._tries = Counter(
+            "letterpress_webhook_tries", "Tries to deliver a webhook that ended.", ("result",), registry=self._registry
+        )
         self._wait = self._job_seconds("letterpress_job_wait_seconds", "From a job's creation to its first attempt.")
         self._service = self._job_seconds("letterpress_job_service_seconds", "From a job's first attempt to its end.")
 
@@ -44,6 +51,10 @@ class Metrics:
         """A request has ended. Status 0 (the connection broke first) counts as 499, nginx's number for it."""
         self._requests.labels(request.route, request.method, str(request.status or 499)).inc()
         self._seconds.labels(request.route).observe(request.seconds)
+
+    def delivered(self, verdict: Verdict) -> None:
+        """A try to deliver a webhook has ended so."""
+        self._tries.labels(_RESULTS[type(verdict)]).inc()
 
     def changed(self, job: Job) -> None:
         """A job has changed in this process; only its end is measured."""

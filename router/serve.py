@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import random
 import secrets
 import signal
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,10 +32,14 @@ from router.admission import Bounds
 from router.api.auth import digest
 from router.api.context import Context
 from router.api.links import Links
+from router.api.webhooks import body_of
 from router.app import public_app
 from router.core import CoreConfig, open_core
 from router.metrics import Metrics
 from router.settings import PREFIX, RouterSettings, SettingsError, read_secret
+from router.supervise import forever
+from router.webhooks.deliverer import Deliverer
+from router.webhooks.post import Poster
 from worker.contract import MAX_SEED
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -77,17 +83,39 @@ async def serve(settings: RouterSettings) -> None:
                 clock=time.time,
                 version=release,
                 edge_sends_artifacts=settings.edge_sends_artifacts,
+                plain_webhooks=bool(settings.webhook_exceptions),
             )
+            poster = Poster(settings.webhook_exceptions)
+            deliverer = Deliverer(
+                core.store.outbox,
+                poster,
+                partial(body_of, context),
+                now=time.time,
+                draw=random.random,
+                observe=metrics.delivered,
+                version=release,
+            )
+            core.notices.listen(deliverer.heard)
+            loops = [
+                asyncio.create_task(forever("webhooks", deliverer.run)),
+                asyncio.create_task(forever("old webhooks", deliverer.keep_tidy)),
+            ]
             servers = {
                 _server(public_app(context, metrics.served)): public,
-                _server(admin_app(AdminContext(core, metrics, admin_key, release))): admin,
+                _server(admin_app(AdminContext(core, metrics, admin_key, release, deliverer.wake))): admin,
             }
             _stop_on_signals(servers, closing)
             _log.info(
                 "router listens", socket=str(settings.socket), admin=f"{settings.admin_host}:{settings.admin_port}"
             )
-            await asyncio.gather(*(server.serve(sockets=[sock]) for server, sock in servers.items()))
-            _log.info("router stops")
+            try:
+                await asyncio.gather(*(server.serve(sockets=[sock]) for server, sock in servers.items()))
+                _log.info("router stops")
+            finally:
+                for loop in loops:
+                    loop.cancel()
+                await asyncio.gather(*loops, return_exceptions=True)
+                poster.close()
 
 
 class _Server(uvicorn.Server):

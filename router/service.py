@@ -45,9 +45,16 @@ class JobService:
         self._admission = admission
         self._look_s = look_s
 
-    async def submit(self, key: ApiKey, pool: str, request: GenerationRequest, terms: Terms = ANY_TERMS) -> Job:
+    async def submit(
+        self,
+        key: ApiKey,
+        pool: str,
+        request: GenerationRequest,
+        terms: Terms = ANY_TERMS,
+        webhook: str | None = None,
+    ) -> Job:
         """Promise to finish one job. Raises as `submit_all` does."""
-        submitted = await self.submit_all(key, pool, [NewJob(request, terms)])
+        submitted = await self.submit_all(key, pool, [NewJob(request, terms, webhook)])
         return (await self._store.jobs(submitted.job_ids))[0]
 
     async def submit_all(

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, overload
 
-from pydantic import AfterValidator, Field, HttpUrl, ValidationError
+from pydantic import AfterValidator, Field, HttpUrl, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -20,6 +20,7 @@ from router.artifacts.s3 import Bucket
 from router.contract import SOCKET_PATH_MAX
 from router.errors import RouterError
 from router.spill import SpillRule
+from router.webhooks.addresses import Network, networks
 
 PREFIX = "LETTERPRESS_ROUTER_"
 MIN_SECRET_CHARS = 16
@@ -110,6 +111,7 @@ class RouterSettings(BaseSettings):
     s3_credentials_file: Path | None = Field(
         default=None, description="As ~/.aws/credentials; default: the host's role."
     )
+    webhook_allow: str = Field(default="", description="Private addresses webhooks may go to: 10.0.0.0/8,127.0.0.1")
     log_format: LogFormat = LogFormat.JSON
 
     @property
@@ -125,6 +127,16 @@ class RouterSettings(BaseSettings):
     @property
     def artifacts(self) -> Path:
         return self.data_dir / "artifacts"
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _networks(cls, text: str) -> str:
+        networks(text)
+        return text
+
+    @property
+    def webhook_exceptions(self) -> tuple[Network, ...]:
+        return networks(self.webhook_allow)
 
     @property
     def bucket(self) -> Bucket | None:

@@ -23,6 +23,8 @@ class Context:
     draw_seed: Callable[[], int]
     clock: Callable[[], float]
     version: str
+    plain_webhooks: bool = False
+    """Whether the operator has named addresses that webhooks may go to without TLS."""
     edge_sends_artifacts: bool = False
     """Whether images in files are named to the edge (X-Accel-Redirect) instead of being sent from here."""
 

@@ -52,10 +52,13 @@ async def submit(
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """The job is committed before this answers; `Location` says where to look for it."""
-    fields = body.model_dump(exclude={"pool", *TERMS})
+    if body.webhook is not None and body.webhook.startswith("http:") and not context.plain_webhooks:
+        fault = Fault(("webhook",), "must be https: webhooks go over the public internet")
+        raise RefusedError(of_faults((fault,)))
+    fields = body.model_dump(exclude={"pool", "webhook", *TERMS})
     seed = context.draw_seed() if body.seed is None else body.seed
     try:
-        wanted = NewJob(GenerationRequest.model_validate({**fields, "seed": seed}), _terms(context, body))
+        wanted = NewJob(GenerationRequest.model_validate({**fields, "seed": seed}), _terms(context, body), body.webhook)
     except ValidationError as error:
         raise of_values(error) from error
     service = context.core.service

@@ -11,7 +11,7 @@ from router.jobs import Job
 
 def view(context: Context, job: Job, progress: Progress | None = None) -> JobView:
     """`progress` is shown only while the job runs the attempt that made it."""
-    request, image = job.request, job.image
+    request = job.request
     return JobView(
         id=job.id,
         pool=job.pool,
@@ -35,19 +35,27 @@ def view(context: Context, job: Job, progress: Progress | None = None) -> JobVie
         started_at=moment(job.started_at) if job.started_at is not None else None,
         finished_at=moment(job.finished_at) if job.finished_at is not None else None,
         progress=progress if progress and not job.state.ended and progress.attempt == job.attempt else None,
-        image=image
-        and ImageView(
-            url=context.links.url(job.id, context.clock()),
-            sha256=image.sha256,
-            bytes=image.bytes,
-            media_type=image.media_type,
-            width=request.width,
-            height=request.height,
-            seed=request.seed,
-            is_image_safe=not image.suspicion,
-            safety_reason=image.suspicion,
-        ),
+        image=image_view(context, job),
+        webhook=job.webhook,
         error=job.error and ErrorView(type=job.error.type, detail=job.error.detail),
+    )
+
+
+def image_view(context: Context, job: Job) -> ImageView | None:
+    """With a URL that is signed now."""
+    request, image = job.request, job.image
+    if image is None:
+        return None
+    return ImageView(
+        url=context.links.url(job.id, context.clock()),
+        sha256=image.sha256,
+        bytes=image.bytes,
+        media_type=image.media_type,
+        width=request.width,
+        height=request.height,
+        seed=request.seed,
+        is_image_safe=not image.suspicion,
+        safety_reason=image.suspicion,
     )
 
 

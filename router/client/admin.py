@@ -10,6 +10,8 @@ from pydantic import TypeAdapter
 
 from router.client.http import HttpClient
 from router.contract import (
+    DeliveryState,
+    DeliveryView,
     Health,
     KeyLimitsView,
     KeyRequest,
@@ -17,6 +19,7 @@ from router.contract import (
     NewKey,
     PoolExpected,
     PoolView,
+    Replayed,
     UsageView,
     WorkerRegistration,
     WorkerView,
@@ -25,6 +28,9 @@ from router.contract import (
 _WORKER = TypeAdapter(WorkerView)
 _WORKERS = TypeAdapter(list[WorkerView])
 _POOLS = TypeAdapter(list[PoolView])
+_DELIVERY = TypeAdapter(DeliveryView)
+_DELIVERIES = TypeAdapter(list[DeliveryView])
+_REPLAYED = TypeAdapter(Replayed)
 _HEALTH = TypeAdapter(Health)
 _KEY = TypeAdapter(KeyView)
 _KEYS = TypeAdapter(list[KeyView])
@@ -68,6 +74,19 @@ class AdminClient(HttpClient):
     async def remove(self, name: str) -> None:
         """Forget the worker; gone is success. What it was running is tried again elsewhere."""
         await self._call("DELETE", _path(name))
+
+    async def webhooks(self, state: DeliveryState | None = None, limit: int = 100) -> list[DeliveryView]:
+        """The newest first."""
+        wanted = f"limit={limit}" + (f"&state={state.value}" if state is not None else "")
+        return await self._read(_DELIVERIES, "GET", f"/webhooks?{wanted}")
+
+    async def replay(self, delivery_id: str) -> DeliveryView:
+        """RouterNotFoundError if there is no such webhook."""
+        return await self._read(_DELIVERY, "POST", f"/webhooks/{quote(delivery_id, safe='')}/replay")
+
+    async def replay_dead(self) -> int:
+        """How many were dead, and are due now."""
+        return (await self._read(_REPLAYED, "POST", "/webhooks/replay")).count
 
     async def pools(self) -> list[PoolView]:
         return await self._read(_POOLS, "GET", "/pools")

@@ -18,6 +18,7 @@ from router.errors import AdmissionError
 from router.jobs import AttemptEnd, Image, Job, Lease, NewJob, Quarantine
 from router.limits import NO_LIMITS, KeyLimits, Rate, Share
 from router.pace import Service
+from router.webhooks import Outbox
 from worker.contract import GenerationRequest, Timings
 
 
@@ -99,7 +100,19 @@ class Renewal(StrEnum):
 class Store(Protocol):
     """Every method is one transaction. Times are the database's, in milliseconds."""
 
-    async def add_job(self, api_key_id: str, pool: str, request: GenerationRequest, terms: Terms = ...) -> Job:
+    @property
+    def outbox(self) -> Outbox:
+        """What is to be told by webhook; whatever ends a job puts it there, in the same transaction."""
+        ...
+
+    async def add_job(
+        self,
+        api_key_id: str,
+        pool: str,
+        request: GenerationRequest,
+        terms: Terms = ...,
+        webhook: str | None = None,
+    ) -> Job:
         """Commit a new queued job and return it."""
         ...
 

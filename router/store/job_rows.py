@@ -46,7 +46,7 @@ from router.jobs import (
     after,
 )
 from router.pace import Service
-from router.store import Renewal, key_rows, worker_rows
+from router.store import Renewal, key_rows, webhook_rows, worker_rows
 from router.store.tables import attempts, jobs
 from worker.contract import GenerationRequest, Timings
 
@@ -93,6 +93,7 @@ def _row(name: str, at: int, api_key_id: str, pool: str, new: NewJob) -> dict[st
         "work": work_of(new.request),
         "lane": Lane.of(api_key_id, new.request, terms).name,
         "due_at": at + PATIENCE_MS if terms.deadline is None else terms.deadline,
+        "webhook": new.webhook,
     }
 
 
@@ -124,7 +125,7 @@ def cancel_unstarted(connection: Connection, now: Now, wanted: str) -> Job | Non
         .values(state=JobState.CANCELLED, finished_at=now)
         .returning(jobs)
     ).one_or_none()
-    return None if row is None else job(row)
+    return None if row is None else _changed(connection, row)
 
 
 def renew(connection: Connection, now: Now, lease: Lease, ttl_ms: int) -> Renewal:
@@ -164,7 +165,7 @@ def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings
         timings=timings.model_dump_json(),
     )
     key_rows.use(connection, row.api_key_id, row.finished_at, row.pixels, timings)
-    return job(row)
+    return _changed(connection, row)
 
 
 def end_attempt(connection: Connection, now: Now, lease: Lease, end: AttemptEnd, detail: str) -> Job | None:
@@ -188,7 +189,7 @@ def end_attempt(connection: Connection, now: Now, lease: Lease, end: AttemptEnd,
     _close(connection, lease.job_id, lease.attempt, end, row.ended_at, detail=detail)
     if end in FAULTS:
         worker_rows.judge(connection, lease.worker)
-    return job(row)
+    return _changed(connection, row)
 
 
 def blame(connection: Connection, now: Now, lease: Lease, detail: str) -> Job | None:
@@ -216,7 +217,7 @@ def blame(connection: Connection, now: Now, lease: Lease, detail: str) -> Job | 
                 .values(_failed(now, error))
                 .returning(jobs)
             ).one_or_none()
-            return None if failed is None else job(failed)
+            return None if failed is None else _changed(connection, failed)
         case _:
             return None
 
@@ -235,7 +236,7 @@ def sweep(connection: Connection, now: Now) -> Sequence[Job]:
     ).all()
     for row in rows:
         _close(connection, row.id, row.attempt, AttemptEnd.EXPIRED, row.ended_at, detail="nobody renewed the lease")
-    return [job(row) for row in rows]
+    return [_changed(connection, row) for row in rows]
 
 
 def expire(connection: Connection, now: Now, limit: int) -> Sequence[Job]:
@@ -254,7 +255,7 @@ def expire(connection: Connection, now: Now, limit: int) -> Sequence[Job]:
         )
         .returning(jobs)
     )
-    return [job(row) for row in rows]
+    return [_changed(connection, row) for row in rows]
 
 
 def held_leases(connection: Connection, now: Now) -> Sequence[Lease]:
@@ -350,6 +351,14 @@ def _close(
     )
 
 
+def _changed(connection: Connection, row: Row[Any]) -> Job:
+    """The job as it is now. If that is its end, its owner will be told: promised in the same transaction."""
+    found = job(row)
+    if found.state.ended:
+        webhook_rows.promise(connection, found)
+    return found
+
+
 def job(row: Row[Any]) -> Job:
     image = None
     if row.image_path is not None:
@@ -369,6 +378,7 @@ def job(row: Row[Any]) -> Job:
         image=image,
         error=None if row.error_type is None else JobError(row.error_type, row.error_detail),
         terms=Terms(-row.precedence, row.deadline, row.tier, row.model),
+        webhook=row.webhook,
     )
 
 

@@ -33,6 +33,7 @@ from router.store import (
 )
 from router.store.clock import Clock, database_clock
 from router.store.database import Database
+from router.store.outbox import SqlOutbox
 from worker.contract import GenerationRequest, Timings
 
 Entropy = Callable[[int], bytes]
@@ -46,14 +47,22 @@ class SqlStore:
         self._database = database
         self._clock = clock
         self._entropy = entropy
+        self.outbox = SqlOutbox(database, clock, entropy)
 
     @classmethod
     async def open(cls, url: str, clock: Clock = database_clock, entropy: Entropy = secrets.token_bytes) -> Self:
         """Open `sqlite+aiosqlite:///path` (or a Postgres URL) and migrate it."""
         return cls(await Database.open(url), clock, entropy)
 
-    async def add_job(self, api_key_id: str, pool: str, request: GenerationRequest, terms: Terms = ANY_TERMS) -> Job:
-        (job,) = await self.add_jobs(api_key_id, pool, [NewJob(request, terms)])
+    async def add_job(
+        self,
+        api_key_id: str,
+        pool: str,
+        request: GenerationRequest,
+        terms: Terms = ANY_TERMS,
+        webhook: str | None = None,
+    ) -> Job:
+        (job,) = await self.add_jobs(api_key_id, pool, [NewJob(request, terms, webhook)])
         return job
 
     async def add_jobs(self, api_key_id: str, pool: str, wanted: Sequence[NewJob]) -> Sequence[Job]:

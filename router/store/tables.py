@@ -25,7 +25,7 @@ from sqlalchemy import (
     text,
 )
 
-from router.contract import JobState
+from router.contract import DeliveryState, JobState
 from router.jobs import AttemptEnd, Cause
 
 metadata = MetaData()
@@ -138,6 +138,7 @@ jobs = Table(
     # router.choice.Lane's name, and the job's place in it: by priority, then by when it is due, then by age.
     Column("lane", String(300), nullable=False),
     Column("due_at", BigInteger, nullable=False),
+    Column("webhook", Text),
     # Counts jobs by pool and state without touching a row.
     Index("ix_jobs_states", "pool", "state"),
     Index(
@@ -204,4 +205,54 @@ attempts = Table(
     Index("ix_attempts_worker", "worker", "end"),
     Index("ix_attempts_recent", "worker", "ended_at"),
     Index("ix_attempts_pool", "pool", "end", "ended_at"),
+)
+
+# Without foreign keys: a delivery outlives its job's row, and a key that was revoked.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("api_key_id", String(40), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("host", String(300), nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("subject", String(40), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("state", _one_of(DeliveryState), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("tried_before", Integer, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("lease_expires_at", BigInteger),
+    Column("ended_at", BigInteger),
+    Column("status", Integer),
+    Column("detail", Text),
+    Index(
+        "ix_webhook_deliveries_due",
+        "due_at",
+        "id",
+        sqlite_where=text("state = 'pending'"),
+        postgresql_where=text("state = 'pending'"),
+    ),
+    Index("ix_webhook_deliveries_ended", "state", "ended_at"),
+    Index("ix_webhook_deliveries_created", "created_at"),
+)
+
+# Receivers that answered 410: nothing more goes there until somebody replays.
+webhook_refusals = Table(
+    "webhook_refusals",
+    metadata,
+    Column("api_key_id", String(40), primary_key=True),
+    Column("url", Text, primary_key=True),
+    Column("refused_at", BigInteger, nullable=False),
+)
+
+# As they are, because they sign: whoever has the database has them, as with workers' tokens.
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("api_key_id", String(40), nullable=False, index=True),
+    Column("secret", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("good_until", BigInteger),  # NULL: the one in use
 )

@@ -97,7 +97,7 @@ async def test_a_killed_routers_jobs_all_finish_and_none_twice(tmp_path: Path) -
             attempts = (await last.core.store.attempt_counts())[POOL]
         assert {job.state for job in ended} == {JobState.SUCCEEDED}
         assert attempts[AttemptEnd.FINISHED] == JOBS, "one commit a job"
-        stored = {path for path in (tmp_path / "artifacts").rglob("*") if path.is_file()}
+        stored = {path for path in (tmp_path / "artifacts").rglob("job_*") if path.is_file()}
         named = {tmp_path / "artifacts" / job.image.path for job in ended if job.image is not None}
         assert stored == named, "one file a job, and no other"
         assert len(named) == JOBS

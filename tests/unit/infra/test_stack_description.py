@@ -211,6 +211,16 @@ def test_a_secret_in_the_file_is_refused_and_not_shown() -> None:
     assert "hunter2" not in said
 
 
+def test_webhooks_exceptions_are_networks() -> None:
+    given = GOOD.replace("  edge: {port: 9000}", "  webhook_allow: [10.0.0.0/8, 127.0.0.1]")
+    assert parse(given, "stacks/x.yaml", Path("/stacks")).router.webhook_allow == ("10.0.0.0/8", "127.0.0.1/32")
+    said = complaint(given.replace("127.0.0.1", "10.0.0.1/8"))
+    assert said == (
+        "router.webhook_allow.1: should be a network such as 10.0.0.0/8, or an address, got '10.0.0.1/8', "
+        "in stacks/x.yaml line 5"
+    )
+
+
 def test_half_a_key_is_no_key() -> None:
     said = complaint(with_bucket("x").replace("    secret_access_key: x\n", ""))
     assert said == (

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router import ids
@@ -106,6 +106,7 @@ async def test_images_of_one_moment_are_spread_over_folders(tmp_path: Path) -> N
     assert len({path.parent for path in files(tmp_path)}) == 8
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(st.binary(min_size=1))
 async def test_names_tell_contents_apart(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     artifacts = LocalArtifacts(tmp_path_factory.mktemp("artifacts"))
