@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from tests.emulators.paced_worker import png
-from tests.integration.router.served import ServedRouter, served_router
+from tests.integration.router.served import ServedRouter, served_router, until
 from worker.contract import GenerationRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -265,6 +265,11 @@ async def test_the_log_says_which_request_made_which_job_and_no_prompt_and_no_ke
         await http.post(
             "/generate", json={"prompt": "zinc-and-vellum", **SEED.small}, headers={"X-Request-Id": "find-me"}
         )
+
+    async def written() -> bool:
+        return '"find-me"' in router.log
+
+    await until(written, "the request's line, which comes after its answer")
     lines = [json.loads(line) for line in router.log.splitlines()]
     (line,) = [line for line in lines if line.get("request_id") == "find-me" and line["event"] == "request"]
     assert (line["status"], line["api_key"]) == (200, "default")
