@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import sys
 from contextlib import suppress
 from importlib.metadata import entry_points
@@ -145,6 +146,12 @@ def webhooks_replay(
     if bool(ids) is all_dead:
         raise typer.BadParameter("name some webhooks, or say --all-dead", param_hint="WEBHOOK")
     asyncio.run(replay(Deployment.remembered(stack), ids or []))
+
+
+@app.command()
+def consume() -> None:
+    """Drive workers for routers that share a Redis (set by LETTERPRESS_ROUTER_*; docs/architecture.md)."""
+    os.execv(sys.executable, [sys.executable, "-m", "router.consume"])  # noqa: S606 - this very interpreter
 
 
 @app.command()

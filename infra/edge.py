@@ -73,6 +73,8 @@ class EdgeSettings:
     max_body_bytes: int = MAX_BODY_BYTES
     artifacts: ArtifactsFolder | None = None
     setting: str = "router.edge.port"
+    more_sockets: tuple[Path, ...] = ()
+    """Of further routers on this host; they take turns, and when one is away the others have its requests."""
 
 
 class Dialect(StrEnum):
@@ -214,8 +216,10 @@ def _logging(settings: EdgeSettings) -> Iterator[str]:
 
 def _upstream(settings: EdgeSettings) -> Iterator[str]:
     yield "upstream router {"
-    # There is no other server to turn to, so one failure must not close the door for the next ten seconds.
-    yield f"  server {_quoted(f'unix:{settings.socket}')} max_fails=0;"
+    for socket in (settings.socket, *settings.more_sockets):
+        # One failure must not close the door for the next ten seconds. A router that is not there is passed over at
+        # once, for no request was sent to it yet.
+        yield f"  server {_quoted(f'unix:{socket}')} max_fails=0;"
     yield "  keepalive 32;"
     yield f"  keepalive_timeout {ROUTER_KEEPALIVE_S}s;"
     yield "}"

@@ -1,38 +1,50 @@
 """Puts the core together and takes it apart: store, queue, fleet, sweeper, service.
 
-No HTTP of its own: `router.app` and `router.admin` stand on `Core`.
+No HTTP of its own: `router.app` and `router.admin` stand on `Core`. A core that stands alone drives its workers
+itself. With a broker (`Shared`), a router accepts, waits and answers, and consumers (`router.consume`) drive; they
+share a database, the artifacts and a Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from router.admission import Admission, Bounds
-from router.artifacts import Artifacts
+from router.artifacts import MARK, Artifacts
 from router.artifacts.belonging import belong
 from router.artifacts.local import LocalArtifacts
 from router.artifacts.s3 import Bucket, S3Artifacts
 from router.dispatch import Dispatcher
 from router.fleet import Fleet
+from router.fleet.driven import DrivenFleet, keep_reporting
+from router.fleet.seen import SeenFleet
 from router.member import Rhythm
-from router.notices import Notices
+from router.notices import Notices, keep_looking
 from router.outlook import Outlooks
 from router.paces import Paces
-from router.queue import EmbeddedQueue
+from router.queue import Queue
+from router.queue.embedded import EmbeddedQueue
 from router.service import JobService
 from router.spill import SpillRule
-from router.store import Store
+from router.store import ROUTER, Store
 from router.store.sql import SqlStore
 from router.supervise import forever
 from router.sweeper import keep_sweeping, sweep
 from router.worker_client import Patience
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from router.notices.redis import RedisNotices
+    from router.queue.celery import CeleryQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +64,24 @@ class CoreConfig:
     ahead_s: float = 0.3
     """How long before its predicted end a running generation gets a successor; 0: only after it."""
     probation_s: float = 30.0
+    reconcile_s: float = 2.0
+    """How often a process that drives looks whether others have changed the register of workers."""
     look_s: float = 2.0
     bounds: Bounds = field(default_factory=Bounds)
     spill_rules: tuple[SpillRule, ...] = ()
     patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What cores that stand together have besides the database and the artifacts. `redis_url` may hold a password."""
+
+    redis_url: str
+    report_s: float = 2.0
+    """How often those who drive write down what they believe of their workers, and those who do not read it."""
+
+    def __repr__(self) -> str:
+        return "Shared(…)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,48 +93,140 @@ class Core:
     artifacts: Artifacts
 
 
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """A core that drives workers for routers elsewhere."""
+
+    store: Store
+    fleet: DrivenFleet
+    queue: CeleryQueue
+    app: Celery
+
+
 @asynccontextmanager
 async def open_core(config: CoreConfig) -> AsyncIterator[Core]:
-    """A core at work. At the start, attempts that an earlier router left running are joined; at the end,
-    those that run are left for the next one.
+    """A core at work that stands alone. At the start, attempts that an earlier router left running are joined; at
+    the end, those that run are left for the next one.
 
     Raises StoreUnavailableError if the database cannot be opened, ArtifactError if the artifact store cannot be
     used or is not this database's.
     """
-    store = await SqlStore.open(config.database_url)
-    try:
+    async with _founded(config) as (store, artifacts):
         queue, notices = EmbeddedQueue(), Notices()
-        artifacts = _artifacts(config)
-        await belong(store, artifacts)
         dispatcher = Dispatcher(store, artifacts, notices, queue, config.lease_ttl_ms)
-        rhythm = Rhythm(
-            config.lease_ttl_ms, config.probe_s, config.probe_soon_s, config.idle_s, config.ahead_s, config.probation_s
-        )
         paces = Paces(store, monotonic)
-        fleet = Fleet(
-            store, queue, dispatcher, rhythm, config.patience, partial(datetime.now, UTC), paces, config.spill_rules
-        )
-        service = JobService(
-            store,
-            queue,
-            notices,
-            artifacts,
-            dispatcher,
-            fleet,
-            Admission(store, fleet, Outlooks(store, paces, fleet.ready_workers, monotonic), config.bounds),
-            look_s=config.look_s,
-        )
+        fleet = _driven(config, store, queue, dispatcher, paces, ROUTER)
+        service = JobService(store, queue, notices, artifacts, fleet, _admission(config, store, fleet, paces))
         await sweep(store, notices, queue)
         await fleet.start()
-        sweeper = asyncio.create_task(forever("sweeper", partial(keep_sweeping, store, notices, queue, config.sweep_s)))
+        loops = {
+            "sweeper": partial(keep_sweeping, store, notices, queue, config.sweep_s),
+            "look": partial(keep_looking, notices, store, config.look_s),
+            "register": partial(fleet.keep_up, config.reconcile_s),
+        }
         try:
-            yield Core(store, service, fleet, notices, artifacts)
+            async with _kept(loops):
+                yield Core(store, service, fleet, notices, artifacts)
         finally:
-            sweeper.cancel()
-            await asyncio.gather(sweeper, return_exceptions=True)
             await fleet.stop()
+
+
+@asynccontextmanager
+async def open_front(config: CoreConfig, shared: Shared) -> AsyncIterator[Core]:
+    """A core that drives no worker: consumers do. Raises as `open_core` does; without Redis it only is slower."""
+    async with _founded(config) as (store, artifacts), _joined(store, shared) as (app, notices):
+        from router.queue.celery import CeleryQueue  # noqa: PLC0415
+
+        queue, fleet = CeleryQueue(app), SeenFleet(store, partial(datetime.now, UTC))
+        paces = Paces(store, monotonic)
+        service = JobService(store, queue, notices, artifacts, fleet, _admission(config, store, fleet, paces))
+        await fleet.look()
+        loops = {
+            "sweeper": partial(keep_sweeping, store, notices, queue, config.sweep_s),
+            "look": partial(keep_looking, notices, store, config.look_s),
+            "workers": partial(fleet.keep_looking, shared.report_s / 2),
+        }
+        try:
+            async with _kept(loops):
+                yield Core(store, service, fleet, notices, artifacts)
+        finally:
+            await asyncio.to_thread(queue.close)
+
+
+@asynccontextmanager
+async def open_consumer(config: CoreConfig, shared: Shared, name: str) -> AsyncIterator[Consumer]:
+    """A core that drives workers and answers nobody. `name` is its own among all consumers: what it held when it
+    last ended, however that was, it joins."""
+    async with _founded(config) as (store, artifacts), _joined(store, shared) as (app, notices):
+        from router.queue.celery import CeleryQueue  # noqa: PLC0415
+
+        queue = CeleryQueue(app)
+        dispatcher = Dispatcher(store, artifacts, notices, queue, config.lease_ttl_ms)
+        fleet = _driven(config, store, queue, dispatcher, Paces(store, monotonic), name)
+        await fleet.start()
+        loops = {
+            "sweeper": partial(keep_sweeping, store, notices, queue, config.sweep_s),
+            "register": partial(fleet.keep_up, config.reconcile_s),
+            "report": partial(keep_reporting, store, fleet, shared.report_s),
+        }
+        try:
+            async with _kept(loops):
+                yield Consumer(store, fleet, queue, app)
+        finally:
+            await fleet.stop()
+            await asyncio.to_thread(queue.close)
+
+
+@asynccontextmanager
+async def _founded(config: CoreConfig) -> AsyncIterator[tuple[Store, Artifacts]]:
+    store = await SqlStore.open(config.database_url)
+    try:
+        artifacts = _artifacts(config)
+        await belong(store, artifacts)
+        yield store, artifacts
     finally:
         await store.close()
+
+
+@asynccontextmanager
+async def _joined(store: Store, shared: Shared) -> AsyncIterator[tuple[Celery, RedisNotices]]:
+    """Redis, under a name that no other database's routers use: what the artifacts are marked with."""
+    # Only those who are told to use Redis and Celery have them in their memory.
+    from router.notices.redis import RedisNotices  # noqa: PLC0415
+    from router.queue.celery import Broker, celery_app  # noqa: PLC0415
+
+    ours = f"letterpress:{(await store.fact(MARK) or '')[:12]}:"
+    notices = RedisNotices(shared.redis_url, f"{ours}notices", store)
+    notices.start()
+    try:
+        yield celery_app(Broker(shared.redis_url, ours)), notices
+    finally:
+        await notices.stop()
+
+
+@asynccontextmanager
+async def _kept(loops: Mapping[str, Callable[[], Awaitable[None]]]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(forever(name, loop)) for name, loop in loops.items()]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _driven(
+    config: CoreConfig, store: Store, queue: Queue, dispatcher: Dispatcher, paces: Paces, driver: str
+) -> DrivenFleet:
+    rhythm = Rhythm(
+        config.lease_ttl_ms, config.probe_s, config.probe_soon_s, config.idle_s, config.ahead_s, config.probation_s
+    )
+    now = partial(datetime.now, UTC)
+    return DrivenFleet(store, queue, dispatcher, rhythm, config.patience, now, paces, config.spill_rules, driver=driver)
+
+
+def _admission(config: CoreConfig, store: Store, fleet: Fleet, paces: Paces) -> Admission:
+    return Admission(store, fleet, Outlooks(store, paces, fleet.ready_workers, monotonic), config.bounds)
 
 
 def _artifacts(config: CoreConfig) -> Artifacts:

@@ -130,6 +130,7 @@ class Dispatcher:
         self._queue = queue
         self._ttl_ms = lease_ttl_ms
         self._hurried: dict[str, asyncio.Event] = {}
+        notices.on_ask(self.hurry)
 
     def hurry(self, job_id: str) -> None:
         """The job's owner has asked for something (a cancellation): look at once, not at the next renewal."""

@@ -27,7 +27,7 @@ from router.jobs import FAULTS, AttemptEnd, Cause, Lease
 from router.lookahead import Course, Tails
 from router.probation import Probation
 from router.queue import Queue, WakeUp
-from router.store import RegisteredWorker, Store
+from router.store import ROUTER, RegisteredWorker, Store
 from router.supervise import forever
 from router.trust import HEALTH, Belief, belief_of, failures_after, pause_s
 from router.worker_client import Event, Patience, WorkerClient
@@ -35,8 +35,6 @@ from worker.contract import Finished, WorkerState, WorkerStatus
 
 log = structlog.get_logger(__name__)
 
-PACE_WEIGHT = 0.2
-"""Of the newest job, in the running mean of how long jobs take here."""
 RECENT = 32
 """Generations that ended here and that an older look at the worker may still show."""
 
@@ -81,9 +79,12 @@ class Member:
         patience: Patience,
         now: Callable[[], datetime],
         spills: Callable[[Member], Awaitable[Sequence[Spill]]],
+        *,
+        driver: str = ROUTER,
     ) -> None:
         """`spills` is asked before each look at the store: what the worker may take besides its own pool's jobs."""
         self.worker = worker
+        self._driver = driver
         self._spills = spills
         self._capability = Capability()
         self._lent = False
@@ -103,9 +104,9 @@ class Member:
         self._failures = 0
         self._resume_at = 0.0
         self._trusted = False
+        self._finishing = False
         self._loops: list[asyncio.Task[None]] = []
         self._drives: set[asyncio.Task[None]] = set()
-        self.seconds_per_job: float | None = None
 
     @property
     def ready(self) -> bool:
@@ -165,6 +166,12 @@ class Member:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.aclose()
         return left
+
+    async def finish(self) -> None:
+        """Take no more jobs, and return when those that are held have ended."""
+        self._finishing = True
+        while self._drives:
+            await asyncio.wait(set(self._drives))
 
     def update(self, worker: RegisteredWorker) -> None:
         """Same worker, told to drain or to go on, put in quarantine or released from it."""
@@ -228,9 +235,9 @@ class Member:
             self._capability = said
 
     async def _consume(self) -> None:
-        found = False
+        found = True  # who had no room, or found something, looks again at once: its wake-up may be gone
         while True:
-            await self._room()
+            found = await self._room() or found
             wake_up = await self._queue.wait(self.worker.pool, self.worker.name, 0 if found else self._rhythm.idle_s)
             found = False
             try:
@@ -257,20 +264,25 @@ class Member:
         self._lent = bool(spills)
         try:
             places = len(self._held) + 1
-            return await self._store.lease_next(self.worker.name, self._rhythm.lease_ttl_ms, places, spills)
+            return await self._store.lease_next(
+                self.worker.name, self._rhythm.lease_ttl_ms, places, spills, driver=self._driver
+            )
         finally:
             self._lent = False
 
-    async def _room(self) -> None:
-        """Return when the worker may get a job, or one more."""
+    async def _room(self) -> bool:
+        """Return when the worker may get a job, or one more; whether that had to be waited for."""
+        waited = False
         while not self._has_room():
+            waited = True
             self._moved.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._until_room()):
                     await self._moved.wait()
+        return waited
 
     def _has_room(self) -> bool:
-        if not self._usable.is_set() or monotonic() < self._resume_at:
+        if self._finishing or not self._usable.is_set() or monotonic() < self._resume_at:
             return False
         if not self._held:
             return True
@@ -333,10 +345,6 @@ class Member:
         self._resume_at = max(self._resume_at, monotonic() + pause_s(outcome.end, self._failures))
         if outcome.end is AttemptEnd.FINISHED:
             self.worker = replace(self.worker, finished=self.worker.finished + 1)
-            if held.course is not None:
-                took = monotonic() - held.course.started_at
-                known = self.seconds_per_job
-                self.seconds_per_job = took if known is None else known + PACE_WEIGHT * (took - known)
         elif outcome.end is not AttemptEnd.CANCELLED:
             if isinstance(outcome.error, WorkerUnreachableError) and held.course is not None:
                 self._casualties.append(held)

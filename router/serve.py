@@ -15,9 +15,11 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from importlib.metadata import version
+from math import ceil
 from pathlib import Path
 
 import structlog
@@ -28,13 +30,12 @@ from prometheus_client import disable_created_metrics
 from router.admin import admin_app
 from router.admin_context import AdminContext
 from router.admin_keys import DEFAULT_KEY
-from router.admission import Bounds
 from router.api.auth import digest
 from router.api.context import Context
 from router.api.links import Links
 from router.api.webhooks import body_of
 from router.app import public_app
-from router.core import CoreConfig, open_core
+from router.core import Core, open_core, open_front
 from router.metrics import Metrics
 from router.settings import PREFIX, RouterSettings, SettingsError, read_secret
 from router.supervise import forever
@@ -46,6 +47,8 @@ _log = structlog.stdlib.get_logger(__name__)
 
 STOP_S = 10
 """Seconds that open answers get to leave when the router stops."""
+LET_GO_S = 4.5
+"""How long the edge keeps a connection to us that it does not use (`infra.edge`), and a little more."""
 BACKLOG = 2048
 
 
@@ -61,18 +64,7 @@ async def serve(settings: RouterSettings) -> None:
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         disable_created_metrics()  # type: ignore[no-untyped-call]  # nobody asks for that second series
         metrics, closing, release = Metrics(), asyncio.Event(), version("letterpress")
-        config = CoreConfig(
-            database_url=settings.database,
-            artifacts_root=settings.artifacts,
-            bucket=settings.bucket,
-            lease_ttl_ms=int(settings.lease_ttl_s * 1000),
-            bounds=Bounds(
-                settings.queue_bound, settings.batch_queue_bound, settings.wait_bound_s, settings.boot_hold_s
-            ),
-            ahead_s=settings.look_ahead_s,
-            spill_rules=settings.spill_rules,
-        )
-        async with open_core(config) as core:
+        async with _core(settings) as core:
             await core.store.put_api_key(DEFAULT_KEY, digest(api_key))
             core.notices.listen(metrics.changed)
             context = Context(
@@ -101,10 +93,13 @@ async def serve(settings: RouterSettings) -> None:
                 asyncio.create_task(forever("old webhooks", deliverer.keep_tidy)),
             ]
             servers = {
-                _server(public_app(context, metrics.served)): public,
-                _server(admin_app(AdminContext(core, metrics, admin_key, release, deliverer.wake))): admin,
+                _server(public_app(context, metrics.served), settings.drain_s): public,
+                _server(
+                    admin_app(AdminContext(core, metrics, admin_key, release, deliverer.wake)), settings.drain_s
+                ): admin,
             }
-            _stop_on_signals(servers, closing)
+            stop = _Stop(list(servers), closing, settings.socket, settings.drain_s)
+            stop.on_signals()
             _log.info(
                 "router listens", socket=str(settings.socket), admin=f"{settings.admin_host}:{settings.admin_port}"
             )
@@ -121,12 +116,21 @@ async def serve(settings: RouterSettings) -> None:
 class _Server(uvicorn.Server):
     """uvicorn's, which two of share a process: signals are ours."""
 
+    def let_go(self) -> None:
+        """From now on, each answer ends its connection."""
+        self.config.encoded_headers.append((b"connection", b"close"))
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.server_state.tasks)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def _server(app: FastAPI) -> _Server:
+def _server(app: FastAPI, drain_s: float) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
@@ -135,19 +139,55 @@ def _server(app: FastAPI) -> _Server:
             access_log=False,  # router.api.requests writes one line a request
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=STOP_S,
+            timeout_graceful_shutdown=ceil(drain_s) + STOP_S,
         )
     )
 
 
-def _stop_on_signals(servers: dict[_Server, socket.socket], closing: asyncio.Event) -> None:
-    def stop() -> None:
-        closing.set()
-        for server in servers:
-            server.should_exit = True
+def _core(settings: RouterSettings) -> AbstractAsyncContextManager[Core]:
+    shared = settings.shared
+    return open_core(settings.core) if shared is None else open_front(settings.core, shared)
 
-    for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, stop)
+
+class _Stop:
+    """How a router goes. Alone, it goes at once. Beside another one, it first lets the edge turn to that one: its
+    socket's name goes away, while who found it is answered, and told to come no more on the same connection; who
+    waits for an image gets it, for `drain_s` seconds."""
+
+    def __init__(self, servers: Sequence[_Server], closing: asyncio.Event, name: Path, drain_s: float) -> None:
+        self._servers, self._closing, self._name, self._drain_s = servers, closing, name, drain_s
+        self._draining: asyncio.Task[None] | None = None
+
+    def on_signals(self) -> None:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(signum, self._told)
+
+    def _told(self) -> None:
+        """Once: with grace. Twice: now."""
+        if self._drain_s <= 0 or self._draining is not None:
+            self._end()
+        else:
+            self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        _log.info("router drains", within_s=self._drain_s)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._drain_s
+        self._name.unlink(missing_ok=True)
+        for server in self._servers:
+            server.let_go()
+        # Connections that the edge keeps open and has not used since are closed by itself after this.
+        await asyncio.sleep(min(LET_GO_S, self._drain_s))
+        for server in self._servers:
+            server.should_exit = True
+        while loop.time() < deadline and any(server.busy for server in self._servers):  # noqa: ASYNC110 - see uvicorn
+            await asyncio.sleep(0.1)
+        self._end()
+
+    def _end(self) -> None:
+        self._closing.set()
+        for server in self._servers:
+            server.should_exit = True
 
 
 @contextlib.contextmanager

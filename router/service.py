@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
 
 from router.admission import Admission
 from router.artifacts import Artifacts, AtUrl, InFile
 from router.choice import ANY_TERMS, Terms
 from router.contract import JobEvent, JobState, Progress
-from router.dispatch import Dispatcher
 from router.errors import ArtifactError
 from router.fleet import Fleet
 from router.jobs import Image, Job, NewJob
@@ -33,17 +31,12 @@ class JobService:
         queue: Queue,
         notices: Notices,
         artifacts: Artifacts,
-        dispatcher: Dispatcher,
         fleet: Fleet,
         admission: Admission,
-        *,
-        look_s: float,
     ) -> None:
-        """`look_s` is how often a waiter asks the store by itself."""
         self._store, self._queue, self._notices = store, queue, notices
-        self._artifacts, self._dispatcher, self._fleet = artifacts, dispatcher, fleet
+        self._artifacts, self._fleet = artifacts, fleet
         self._admission = admission
-        self._look_s = look_s
 
     async def submit(
         self,
@@ -131,7 +124,8 @@ class JobService:
         cancelled = await self._store.cancel_job(job_id)
         if cancelled is not None:
             self._notices.publish(cancelled)
-        self._dispatcher.hurry(job_id)
+        else:
+            self._notices.ask(job_id)
         return cancelled or await self._look(before)
 
     async def image_place(self, job: Job, lifetime_s: int) -> InFile | AtUrl:
@@ -143,12 +137,9 @@ class JobService:
         return await self._artifacts.read(_image(job))
 
     async def _next(self, latest: Job, ticks: Ticks) -> tuple[Job, Progress | None]:
-        """The next news of a job; notices may be lost, so the store is asked now and then."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._look_s):
-                tick = await anext(ticks)
-                return tick.job or latest, tick.progress
-        return await self._look(latest), self._notices.latest_progress(latest.id)
+        """The next news of a job. Notices may be lost; what was is found by `router.notices.keep_looking`."""
+        tick = await anext(ticks)
+        return tick.job or latest, tick.progress
 
     async def _look(self, job: Job) -> Job:
         return await self._store.job(job.id) or job

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, overload
+from typing import Annotated, TypeVar, overload
+from urllib.parse import quote, urlsplit
 
-from pydantic import AfterValidator, Field, HttpUrl, ValidationError, field_validator
+from pydantic import AfterValidator, Field, HttpUrl, StringConstraints, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from router.admission import Bounds
 from router.artifacts.s3 import Bucket
 from router.contract import SOCKET_PATH_MAX
+from router.core import CoreConfig, Shared
 from router.errors import RouterError
 from router.spill import SpillRule
 from router.webhooks.addresses import Network, networks
 
 PREFIX = "LETTERPRESS_ROUTER_"
 MIN_SECRET_CHARS = 16
+S = TypeVar("S", bound="SharedSettings")
 
 
 class SettingsError(RouterError):
@@ -64,23 +69,30 @@ def _without_password(url: str) -> str:
     return url
 
 
-class RouterSettings(BaseSettings):
-    """`LETTERPRESS_ROUTER_SOCKET` and so on; a field without a default must be set."""
+def _redis(url: str) -> str:
+    parsed = urlsplit(url)
+    if parsed.scheme not in ("redis", "rediss"):
+        raise ValueError("is no Redis URL; use redis://host:port/0")
+    if parsed.password is not None:
+        raise ValueError(f"holds a password, which `ps` shows; put it in a file: {PREFIX}REDIS_PASSWORD_FILE")
+    return url
+
+
+class SharedSettings(BaseSettings):
+    """What routers and consumers of one stack are told alike: `LETTERPRESS_ROUTER_DATA_DIR` and so on."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
-    socket: Annotated[Path, AfterValidator(_socket_path)] = Field(description="Where the edge finds the public app.")
-    admin_host: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1"
-    admin_port: int = Field(default=8081, ge=1, le=65535)
     data_dir: Path = Field(description="Holds the default database and the artifacts; made if it is missing.")
     database_url: Annotated[str, AfterValidator(_without_password)] | None = Field(
         default=None, description="postgresql+asyncpg://user@host/name; SQLite in the data folder if not given."
     )
     database_password_file: Path | None = None
-    api_key_file: Path
-    admin_key_file: Path
-    signing_key_file: Path
-    public_url: HttpUrl = Field(description="The edge as clients see it; image URLs begin with it.")
+    redis_url: Annotated[str, AfterValidator(_redis)] | None = Field(
+        default=None,
+        description="redis://host:port/0: jobs are driven by consumers (`letterpress consume`), not by the router.",
+    )
+    redis_password_file: Path | None = None
     queue_bound: int = Field(default=1000, ge=1, description="Jobs that may wait in a pool other than batch.")
     batch_queue_bound: int = Field(default=200_000, ge=1, description="Jobs that may wait in the batch pool.")
     wait_bound_s: float = Field(
@@ -89,11 +101,6 @@ class RouterSettings(BaseSettings):
     boot_hold_s: float = Field(
         default=900.0, gt=0, description="How long a request is held for a pool whose machines boot."
     )
-    spill_rules: tuple[SpillRule, ...] = Field(
-        default=(),
-        description="Pools whose idle workers may take another's jobs, as JSON: "
-        '[{"giver": "interactive", "taker": "batch", "longest_s": 5, "idle_kept": 1}]',
-    )
     lease_ttl_s: float = Field(default=15.0, ge=1.0, le=600.0)
     look_ahead_s: float = Field(
         default=0.3,
@@ -101,8 +108,11 @@ class RouterSettings(BaseSettings):
         le=60,
         description="How long before its predicted end a running generation gets a successor; 0: only after it.",
     )
-    link_lifetime_s: int = Field(default=3600, ge=60, le=7 * 86_400, description="How long an image URL is good.")
-    edge_sends_artifacts: bool = Field(default=False, description="Whether the edge may read the artifacts' folder.")
+    spill_rules: tuple[SpillRule, ...] = Field(
+        default=(),
+        description="Pools whose idle workers may take another's jobs, as JSON: "
+        '[{"giver": "interactive", "taker": "batch", "longest_s": 5, "idle_kept": 1}]',
+    )
     s3_bucket: str | None = Field(default=None, description="Keeps the images, instead of a folder of this host.")
     s3_prefix: Annotated[str, AfterValidator(lambda text: text.strip("/"))] = ""
     s3_region: str = "us-east-1"
@@ -152,8 +162,64 @@ class RouterSettings(BaseSettings):
         )
 
     @property
+    def shared(self) -> Shared | None:
+        """How this process stands together with others; None: it stands alone."""
+        if self.redis_url is None:
+            return None
+        if self.redis_password_file is None:
+            return Shared(self.redis_url)
+        password = quote(read_secret(self.redis_password_file, min_chars=1), safe="")
+        scheme, _, rest = self.redis_url.partition("://")
+        user, at, place = rest.rpartition("@")
+        return Shared(f"{scheme}://{user if at else ''}:{password}@{place}")
+
+    @property
+    def core(self) -> CoreConfig:
+        return CoreConfig(
+            database_url=self.database,
+            artifacts_root=self.artifacts,
+            bucket=self.bucket,
+            lease_ttl_ms=int(self.lease_ttl_s * 1000),
+            bounds=Bounds(self.queue_bound, self.batch_queue_bound, self.wait_bound_s, self.boot_hold_s),
+            ahead_s=self.look_ahead_s,
+            spill_rules=self.spill_rules,
+        )
+
+
+class RouterSettings(SharedSettings):
+    """`LETTERPRESS_ROUTER_SOCKET` and so on; a field without a default must be set."""
+
+    socket: Annotated[Path, AfterValidator(_socket_path)] = Field(description="Where the edge finds the public app.")
+    admin_host: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1"
+    admin_port: int = Field(default=8081, ge=1, le=65535)
+    api_key_file: Path
+    admin_key_file: Path
+    signing_key_file: Path
+    public_url: HttpUrl = Field(description="The edge as clients see it; image URLs begin with it.")
+    link_lifetime_s: int = Field(default=3600, ge=60, le=7 * 86_400, description="How long an image URL is good.")
+    edge_sends_artifacts: bool = Field(default=False, description="Whether the edge may read the artifacts' folder.")
+    drain_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=3600,
+        description="How long a router that is told to stop goes on answering those who wait. With another router "
+        "beside it, long enough for an image: then a restart is noticed by nobody.",
+    )
+
+    @property
     def public_base(self) -> str:
         return _base(self.public_url)
+
+
+class ConsumerSettings(SharedSettings):
+    """A consumer's. `LETTERPRESS_ROUTER_REDIS_URL` must be set."""
+
+    consumer_name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
+        default_factory=lambda: socket.gethostname()[:63],
+        description="Its own among all consumers; what the last one of this name left running is joined.",
+    )
+    consumer_threads: int = Field(default=64, ge=1, le=1024, description="At least one for each worker of the stack.")
+    consumer_stop_s: float = Field(default=120.0, ge=0, description="How long what runs may take when it is to stop.")
 
 
 @overload
@@ -165,9 +231,18 @@ def _base(url: HttpUrl | None) -> str | None:
 
 
 def read_settings() -> RouterSettings:
-    """The settings from the environment. SettingsError lists everything that is wrong with them."""
+    """The router's settings from the environment. SettingsError lists everything that is wrong with them."""
+    return _read(RouterSettings)
+
+
+def read_consumer_settings() -> ConsumerSettings:
+    """A consumer's. Raises as `read_settings` does."""
+    return _read(ConsumerSettings)
+
+
+def _read(kind: type[S]) -> S:
     try:
-        return RouterSettings()
+        return kind()
     except ValidationError as error:
         lines = []
         for fault in error.errors(include_url=False):

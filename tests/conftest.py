@@ -10,6 +10,7 @@ import pytest
 from router.store.clock import database_clock
 from tests.dealing import pytest_xdist_make_scheduler
 from tests.postgres import FAST, Postgres, postgres
+from tests.redis_server import RedisServer, redis_server
 from tests.stores import opened_at, url
 
 __all__ = ["pytest_xdist_make_scheduler"]
@@ -42,6 +43,13 @@ def postgres_template(postgres_server: Postgres) -> str:
 def postgres_url(postgres_server: Postgres, postgres_template: str) -> str:
     """A PostgreSQL database of the test's own."""
     return postgres_server.create(postgres_template)
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """One Redis for all tests that do not harm it; each database's routers have keys of their own there."""
+    with redis_server() as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -5,6 +5,7 @@ A machine where they may not be installed runs the other tests; those that need 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,26 @@ def find_postgres() -> Path | None:
     return Path(found).resolve().parent if found else None
 
 
-SERVERS = (Server("postgresql", "postgresql", "postgresql", find_postgres),)
+def find_redis() -> Path | None:
+    return _on_path("redis-server")
+
+
+def find_haproxy() -> Path | None:
+    """Wanted by `make bench` alone: what a router has to be compared with."""
+    return _on_path("haproxy")
+
+
+def _on_path(program: str) -> Path | None:
+    # Packages put servers where an ordinary user's PATH may not look.
+    found = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+    return Path(found) if found else None
+
+
+SERVERS = (
+    Server("postgresql", "postgresql", "postgresql", find_postgres),
+    Server("redis-server", "redis-server", "redis-server", find_redis),
+    Server("haproxy", "haproxy", "haproxy", find_haproxy),
+)
 
 
 def ensure_test_servers(say: Say) -> None:

@@ -13,13 +13,16 @@ from enum import StrEnum
 from typing import Protocol
 
 from router.choice import Capability, Spill, Terms
-from router.contract import JobState
+from router.contract import JobState, WorkerView
 from router.errors import AdmissionError
 from router.jobs import AttemptEnd, Image, Job, Lease, NewJob, Quarantine
 from router.limits import NO_LIMITS, KeyLimits, Rate, Share
 from router.pace import Service
 from router.webhooks import Outbox
 from worker.contract import GenerationRequest, Timings
+
+ROUTER = "router"
+"""The driver's name where there is but one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,8 @@ class RegisteredWorker:
     draining: bool
     finished: int
     quarantine: Quarantine | None = None
+    capability: Capability | None = None
+    """None until it has said what it can make."""
 
     def __repr__(self) -> str:
         state = f"draining={self.draining}, quarantine={self.quarantine}"
@@ -171,14 +176,24 @@ class Store(Protocol):
         """
         ...
 
+    async def standings(self, job_ids: Sequence[str]) -> Mapping[str, tuple[JobState, int]]:
+        """State and attempt of each of these jobs, the unknown left out."""
+        ...
+
     async def lease_next(
-        self, worker: str, ttl_ms: int, places: int | None = None, spills: Sequence[Spill] = ()
+        self,
+        worker: str,
+        ttl_ms: int,
+        places: int | None = None,
+        spills: Sequence[Spill] = (),
+        driver: str = ROUTER,
     ) -> Lease | None:
         """Choose the next job that the worker can make, and give the worker a lease on a new attempt.
 
         Its own pool's come first, then those that `spills` allow. Between API keys by turns, within one by
         priority and deadline (`router.choice`). None if nothing waits for it, the worker is unknown, draining or in
         quarantine, or it holds `places` leases already (whoever may have taken them; None: as many as are asked for).
+        `driver` names the process that will drive it.
         """
         ...
 
@@ -209,8 +224,8 @@ class Store(Protocol):
         """End at most `limit` of the jobs that still wait though their deadline has passed."""
         ...
 
-    async def held_leases(self) -> Sequence[Lease]:
-        """Leases that have not expired, for a router that starts again and joins what still runs."""
+    async def held_leases(self, driver: str = ROUTER) -> Sequence[Lease]:
+        """The driver's leases that have not expired, for one that starts again and joins what still runs."""
         ...
 
     async def counts(self) -> Mapping[str, Mapping[JobState, int]]:
@@ -243,6 +258,15 @@ class Store(Protocol):
 
     async def describe_worker(self, name: str, capability: Capability) -> None:
         """Remember what the worker says that it can do; jobs that want more are not given to it."""
+        ...
+
+    async def report(self, driver: str, views: Sequence[WorkerView], keep_ms: int) -> None:
+        """What this driver believes of its workers now, in place of what it said before; what no driver has said
+        again for `keep_ms` is forgotten."""
+        ...
+
+    async def reports(self, within_ms: int) -> Sequence[WorkerView]:
+        """What the drivers of the last `within_ms` believe of their workers; several may have one worker."""
         ...
 
     async def drain_worker(self, name: str) -> RegisteredWorker | None: ...

@@ -31,6 +31,7 @@ class _Asking:
     """A worker that asks for a job of `pool`, of at most `max_work` if that is given."""
 
     worker: str
+    driver: str
     capability: Capability
     pool: str
     ttl_ms: int
@@ -38,13 +39,19 @@ class _Asking:
 
 
 def lease_next(
-    connection: Connection, now: Now, worker: str, ttl_ms: int, places: int | None, spills: Sequence[Spill]
+    connection: Connection,
+    now: Now,
+    worker: str,
+    ttl_ms: int,
+    places: int | None,
+    spills: Sequence[Spill],
+    driver: str,
 ) -> Lease | Overtaken | None:
     usable = and_(workers.c.name == worker, ~workers.c.draining, workers.c.quarantine_cause.is_(None))
     row = connection.execute(select(workers).where(usable)).one_or_none()
     if row is None or (places is not None and not _has_room(connection, now, worker, places)):
         return None
-    own = _Asking(worker, Capability(row.tier, row.model, row.max_pixels), row.pool, ttl_ms)
+    own = _Asking(worker, driver, Capability(row.tier, row.model, row.max_pixels), row.pool, ttl_ms)
     found = _lease_from(connection, now, own)
     for spill in spills:
         if found is None:
@@ -166,18 +173,19 @@ def _lease_head(connection: Connection, now: Now, asking: _Asking, lanes: Sequen
     first = connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(heads)).order_by(*order).limit(1)).one_or_none()
     if first is None:
         return None
-    return _lease(connection, now, first, asking.worker, asking.ttl_ms) or Overtaken.TRY_AGAIN
+    return _lease(connection, now, first, asking) or Overtaken.TRY_AGAIN
 
 
-def _lease(connection: Connection, now: Now, head: str, worker: str, ttl_ms: int) -> Lease | None:
+def _lease(connection: Connection, now: Now, head: str, asking: _Asking) -> Lease | None:
     row = connection.execute(
         update(jobs)
         .where(jobs.c.id == head, jobs.c.state == JobState.QUEUED)
         .values(
             state=JobState.RUNNING,
             attempt=jobs.c.attempt + 1,
-            worker=worker,
-            lease_expires_at=now + ttl_ms,
+            worker=asking.worker,
+            driver=asking.driver,
+            lease_expires_at=now + asking.ttl_ms,
             started_at=func.coalesce(jobs.c.started_at, now),
         )
         .returning(jobs, now.label("leased_at"))
@@ -186,7 +194,7 @@ def _lease(connection: Connection, now: Now, head: str, worker: str, ttl_ms: int
         return None
     connection.execute(
         insert(attempts).values(
-            job_id=row.id, attempt=row.attempt, worker=worker, pool=row.pool, started_at=row.leased_at
+            job_id=row.id, attempt=row.attempt, worker=asking.worker, pool=row.pool, started_at=row.leased_at
         )
     )
     return lease_of(row)

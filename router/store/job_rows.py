@@ -110,6 +110,11 @@ def find_all(connection: Connection, wanted: Sequence[str]) -> Sequence[Job]:
     return [found[name] for name in wanted if name in found]
 
 
+def standings(connection: Connection, wanted: Sequence[str]) -> Mapping[str, tuple[JobState, int]]:
+    found = connection.execute(select(jobs.c.id, jobs.c.state, jobs.c.attempt).where(jobs.c.id.in_(wanted)))
+    return {row.id: (row.state, row.attempt) for row in found}
+
+
 def cancel(connection: Connection, now: Now, wanted: str) -> Job | None:
     """Queued ends here; running is marked, and its driver learns it at the next renewal."""
     cancelled = cancel_unstarted(connection, now, wanted)
@@ -258,8 +263,10 @@ def expire(connection: Connection, now: Now, limit: int) -> Sequence[Job]:
     return [_changed(connection, row) for row in rows]
 
 
-def held_leases(connection: Connection, now: Now) -> Sequence[Lease]:
-    unexpired = select(jobs).where(jobs.c.state == JobState.RUNNING, jobs.c.lease_expires_at > now)
+def held_leases(connection: Connection, now: Now, driver: str) -> Sequence[Lease]:
+    unexpired = select(jobs).where(
+        jobs.c.state == JobState.RUNNING, jobs.c.lease_expires_at > now, jobs.c.driver == driver
+    )
     return [lease_of(row) for row in connection.execute(unexpired.order_by(jobs.c.created_at, jobs.c.id))]
 
 
@@ -300,7 +307,7 @@ def queued(connection: Connection, pool: str) -> int:
 WAITING = jobs.c.state == literal_column("'queued'")
 RUNNING = jobs.c.state == literal_column("'running'")
 """As literals: an index of what waits, or runs, is used only where the statement itself says so."""
-_NO_LEASE = {"worker": null(), "lease_expires_at": null()}
+_NO_LEASE = {"worker": null(), "driver": null(), "lease_expires_at": null()}
 
 
 def _held(now: Now, lease: Lease) -> ColumnElement[bool]:

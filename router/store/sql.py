@@ -11,12 +11,13 @@ from sqlalchemy.exc import IntegrityError
 
 from router import ids
 from router.choice import ANY_TERMS, Capability, Spill, Terms
-from router.contract import JobState
+from router.contract import JobState, WorkerView
 from router.errors import AdmissionError
 from router.jobs import AttemptEnd, Image, Job, Lease, NewJob
 from router.limits import KeyLimits, Share
 from router.pace import Service
 from router.store import (
+    ROUTER,
     Admitted,
     ApiKey,
     KeyRecord,
@@ -25,6 +26,7 @@ from router.store import (
     Repeatable,
     UsedInADay,
     admission_rows,
+    belief_rows,
     choice_rows,
     fact_rows,
     job_rows,
@@ -116,11 +118,21 @@ class SqlStore:
     async def cancel_job(self, job_id: str) -> Job | None:
         return await self._database.write(job_rows.cancel, self._clock(), job_id)
 
+    async def standings(self, job_ids: Sequence[str]) -> Mapping[str, tuple[JobState, int]]:
+        return await self._database.read(job_rows.standings, job_ids)
+
     async def lease_next(
-        self, worker: str, ttl_ms: int, places: int | None = None, spills: Sequence[Spill] = ()
+        self,
+        worker: str,
+        ttl_ms: int,
+        places: int | None = None,
+        spills: Sequence[Spill] = (),
+        driver: str = ROUTER,
     ) -> Lease | None:
         while True:  # each time round, somebody else has leased a job
-            found = await self._database.write(choice_rows.lease_next, self._clock(), worker, ttl_ms, places, spills)
+            found = await self._database.write(
+                choice_rows.lease_next, self._clock(), worker, ttl_ms, places, spills, driver
+            )
             if not isinstance(found, choice_rows.Overtaken):
                 return found
 
@@ -142,8 +154,8 @@ class SqlStore:
     async def expire(self, limit: int) -> Sequence[Job]:
         return await self._database.write(job_rows.expire, self._clock(), limit)
 
-    async def held_leases(self) -> Sequence[Lease]:
-        return await self._database.read(job_rows.held_leases, self._clock())
+    async def held_leases(self, driver: str = ROUTER) -> Sequence[Lease]:
+        return await self._database.read(job_rows.held_leases, self._clock(), driver)
 
     async def counts(self) -> Mapping[str, Mapping[JobState, int]]:
         return await self._database.read(job_rows.counts)
@@ -165,6 +177,12 @@ class SqlStore:
 
     async def describe_worker(self, name: str, capability: Capability) -> None:
         await self._database.write(worker_rows.describe, name, capability)
+
+    async def report(self, driver: str, views: Sequence[WorkerView], keep_ms: int) -> None:
+        await self._database.write(belief_rows.report, self._clock(), driver, views, keep_ms)
+
+    async def reports(self, within_ms: int) -> Sequence[WorkerView]:
+        return await self._database.read(belief_rows.every, self._clock(), within_ms)
 
     async def drain_worker(self, name: str) -> RegisteredWorker | None:
         return await self._database.write(worker_rows.drain, name)

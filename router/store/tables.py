@@ -107,6 +107,15 @@ workers = Table(
     Column("max_pixels", Integer),
 )
 
+beliefs = Table(
+    "beliefs",
+    metadata,
+    Column("driver", String(64), primary_key=True),
+    Column("worker", String(63), primary_key=True),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("view", Text, nullable=False),
+)
+
 jobs = Table(
     "jobs",
     metadata,
@@ -118,6 +127,7 @@ jobs = Table(
     Column("cancel_requested", Boolean, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("worker", String(63)),
+    Column("driver", String(64)),
     Column("lease_expires_at", BigInteger),
     Column("created_at", BigInteger, nullable=False),
     Column("started_at", BigInteger),

@@ -96,4 +96,5 @@ def _worker(row: Row[Any]) -> RegisteredWorker:
         draining=row.draining,
         finished=row.finished,
         quarantine=None if cause is None else Quarantine(cause, row.quarantine_reason),
+        capability=None if row.model is None else Capability(row.tier, row.model, row.max_pixels),
     )

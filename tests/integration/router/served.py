@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 PUBLIC_URL = "http://images.test"
 API_KEY = "lp_api-key-of-a-test"
 ADMIN_KEY = "lp_admin-key-of-a-test"
-START_S = 30
+START_S = 120
 PREFIX = "LETTERPRESS_ROUTER_"
 
 

@@ -17,7 +17,7 @@ from router.dispatch import Dispatcher
 from router.errors import ArtifactError
 from router.jobs import AttemptEnd, Image
 from router.notices import Notices
-from router.queue import EmbeddedQueue
+from router.queue.embedded import EmbeddedQueue
 from router.worker_client import Patience, WorkerClient
 from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.emulators.paced_worker import Fault, Pace, png

@@ -53,7 +53,7 @@ def test_everything_that_is_missing_is_named_at_once(monkeypatch: pytest.MonkeyP
         read_settings()
     assert str(caught.value).splitlines() == [
         f"{PREFIX}{name}: is not set"
-        for name in ("SOCKET", "DATA_DIR", "API_KEY_FILE", "ADMIN_KEY_FILE", "SIGNING_KEY_FILE", "PUBLIC_URL")
+        for name in ("DATA_DIR", "SOCKET", "API_KEY_FILE", "ADMIN_KEY_FILE", "SIGNING_KEY_FILE", "PUBLIC_URL")
     ]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from itertools import count
 
-from router.queue import KEPT_MAX, EmbeddedQueue, WakeUp
+from router.queue import KEPT_MAX, WakeUp
+from router.queue.embedded import EmbeddedQueue
 
 LONG_S = 30.0
 POOL = "interactive"

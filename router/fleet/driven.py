@@ -1,7 +1,4 @@
-"""The registered workers: who there is, what is believed of each, and what that makes of the pools.
-
-Each worker's life is in `router.member`; the register itself is the store's.
-"""
+"""The fleet of a process that drives its workers: one `router.member` each, as the store has them registered."""
 
 from __future__ import annotations
 
@@ -10,19 +7,20 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from router.choice import Lane, Spill
-from router.contract import JobState, PoolView, WorkerRegistration, WorkerView
+from router.contract import PoolView, WorkerRegistration, WorkerView
 from router.dispatch import Dispatcher
+from router.fleet import pool_views, ready_pools, ready_workers
 from router.jobs import AttemptEnd
 from router.member import Member, Rhythm
 from router.paces import Paces
 from router.queue import Queue
 from router.spill import SpillRule, spills
-from router.store import RegisteredWorker, Store
+from router.store import ROUTER, RegisteredWorker, Store
 from router.worker_client import Patience
 
 
-class Fleet:
-    """Changes take turns. Reading never waits, except where it says that it asks the store."""
+class DrivenFleet:
+    """`Fleet`. Changes take turns. `driver` is this process's name: leases that it held when it ended are joined."""
 
     def __init__(
         self,
@@ -34,16 +32,19 @@ class Fleet:
         now: Callable[[], datetime],
         paces: Paces,
         spill_rules: Sequence[SpillRule] = (),
+        *,
+        driver: str = ROUTER,
     ) -> None:
         self._paces, self._spill_rules = paces, spill_rules
         self._store, self._queue, self._dispatcher = store, queue, dispatcher
         self._rhythm, self._patience, self._now = rhythm, patience, now
+        self.driver = driver
         self._members: dict[str, Member] = {}
         self._changing = asyncio.Lock()
 
     async def start(self) -> None:
         """Take up the workers of the store, and with each the leases that it still holds."""
-        leases = await self._store.held_leases()
+        leases = await self._store.held_leases(self.driver)
         for worker in await self._store.workers():
             self._begin(worker).start(lease for lease in leases if lease.worker == worker.name)
 
@@ -53,42 +54,44 @@ class Fleet:
             await asyncio.gather(*(member.stop() for member in self._members.values()))
             self._members.clear()
 
+    async def finish(self) -> None:
+        """Take no more jobs, and return when those that run have ended."""
+        async with self._changing:
+            await asyncio.gather(*(member.finish() for member in self._members.values()))
+
+    async def keep_up(self, every_s: float) -> None:
+        """Follow what others change in the register."""
+        while True:
+            await self.reconcile()
+            await asyncio.sleep(every_s)
+
+    async def reconcile(self) -> None:
+        """Once."""
+        async with self._changing:
+            registered = {worker.name: worker for worker in await self._store.workers()}
+            for name in self._members.keys() - registered.keys():
+                await self._end(name, "the worker was removed")
+            for worker in registered.values():
+                await self._take(worker)
+
     async def register(self, name: str, registration: WorkerRegistration) -> WorkerView:
-        """Register or change a worker; again with the same disturbs nothing and ends a draining."""
         async with self._changing:
             worker = await self._store.put_worker(name, registration.url, registration.token, registration.pool)
-            member = self._members.get(name)
-            if member is not None and _address(member.worker) == _address(worker):
-                member.update(worker)
-            else:
-                await self._end(name, "the worker was registered anew, elsewhere")
-                member = self._begin(worker)
-                member.start(())
+            member = await self._take(worker)
             self._queue.announce(worker.pool)
             return member.view()
 
     async def drain(self, name: str) -> WorkerView | None:
-        """No new job for it; what runs is finished. None if there is no such worker."""
         async with self._changing:
             worker = await self._store.drain_worker(name)
-            member = self._members.get(name)
-            if worker is None or member is None:
-                return None
-            member.update(worker)
-            return member.view()
+            return None if worker is None else (await self._take(worker)).view()
 
     async def release(self, name: str) -> WorkerView | None:
-        """Out of quarantine. None if there is no such worker."""
         async with self._changing:
             worker = await self._store.release_worker(name)
-            member = self._members.get(name)
-            if worker is None or member is None:
-                return None
-            member.update(worker)
-            return member.view()
+            return None if worker is None else (await self._take(worker)).view()
 
     async def remove(self, name: str) -> None:
-        """Forget the worker; gone is success. A job that it was at goes back to the queue."""
         async with self._changing:
             await self._store.remove_worker(name)
             await self._end(name, "the worker was removed")
@@ -97,37 +100,31 @@ class Fleet:
         return [self._members[name].view() for name in sorted(self._members)]
 
     async def pools(self) -> list[PoolView]:
-        """Every pool that has workers or jobs. Asks the store."""
-        counts = await self._store.counts()
-        pools = sorted(counts.keys() | {member.worker.pool for member in self._members.values()})
-        return [
-            PoolView(
-                name=pool,
-                workers=len(self._of(pool)),
-                ready=sum(member.ready for member in self._of(pool)),
-                **{state.value: counts.get(pool, {}).get(state, 0) for state in JobState},
-            )
-            for pool in pools
-        ]
+        return pool_views(self.views(), await self._store.counts())
 
     def ready_pools(self) -> list[str]:
-        """Pools that could make an image now."""
-        return sorted({member.worker.pool for member in self._members.values() if member.ready})
+        return ready_pools(self.views())
 
     def takes_jobs(self, pool: str) -> bool:
-        """Whether anybody is registered for the pool who is not told to drain."""
-        return any(not member.worker.draining for member in self._of(pool))
+        return any(member.worker.pool == pool and not member.worker.draining for member in self._members.values())
 
     def ready_workers(self, pool: str) -> int:
-        return sum(member.ready for member in self._of(pool))
+        return ready_workers(self.views(), pool)
 
     def could_make(self, pool: str, lane: Lane) -> bool:
-        """Whether some worker of the pool can make what is in the lane, or has not said yet what it can."""
-        members = self._of(pool)
+        members = [member for member in self._members.values() if member.worker.pool == pool]
         return not members or any(member.capability is None or lane.fits(member.capability, None) for member in members)
 
-    def _of(self, pool: str) -> Sequence[Member]:
-        return [member for member in self._members.values() if member.worker.pool == pool]
+    async def _take(self, worker: RegisteredWorker) -> Member:
+        """The member for what is registered now: the one that there is, unless the worker is another."""
+        member = self._members.get(worker.name)
+        if member is None or _address(member.worker) != _address(worker):
+            await self._end(worker.name, "the worker was registered anew, elsewhere")
+            member = self._begin(worker)
+            member.start(())
+        elif (worker.draining, worker.quarantine) != (member.worker.draining, member.worker.quarantine):
+            member.update(worker)
+        return member
 
     def _begin(self, worker: RegisteredWorker) -> Member:
         member = Member(
@@ -139,6 +136,7 @@ class Fleet:
             self._patience,
             self._now,
             self._spills,
+            driver=self.driver,
         )
         self._members[worker.name] = member
         return member
@@ -148,8 +146,8 @@ class Fleet:
         if not any(rule.giver == pool for rule in self._spill_rules):
             return ()
         pace = await self._paces.of(pool)
-        idle_others = sum(other.idle for other in self._of(pool) if other is not member)
-        return spills(self._spill_rules, pool, idle_others, pace)
+        others = (other for other in self._members.values() if other is not member and other.worker.pool == pool)
+        return spills(self._spill_rules, pool, sum(other.idle for other in others), pace)
 
     async def _end(self, name: str, why: str) -> None:
         member = self._members.pop(name, None)
@@ -161,3 +159,10 @@ class Fleet:
 
 def _address(worker: RegisteredWorker) -> tuple[str, str, str]:
     return worker.url, worker.token, worker.pool
+
+
+async def keep_reporting(store: Store, fleet: DrivenFleet, every_s: float) -> None:
+    """Write down what this process believes of its workers, for those that drive none."""
+    while True:
+        await store.report(fleet.driver, fleet.views(), keep_ms=int(every_s * 30_000))
+        await asyncio.sleep(every_s)
