@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from infra.errors import InfraError
+from router.contract import MAX_BATCH_BYTES
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_HEADER_KIB = 32
@@ -29,6 +30,9 @@ RETRY_AFTER_S = 2
 ROUTER_KEEPALIVE_S = 4
 """Under the 5 s after which uvicorn closes an idle connection: the side that sends must be the first to
 let go, or a request now and then meets a connection that has just closed."""
+
+BATCH_PATH = "/v1/jobs/batch"
+"""Where a body may be larger than everywhere else."""
 
 
 class EdgeError(InfraError):
@@ -240,6 +244,12 @@ def _server(settings: EdgeSettings, answers: tuple[Refusal, ...]) -> Iterator[st
         # In the server and by a variable: many of these happen before a location is chosen.
         yield f"error_page {causes} ={answer.status} {_REFUSALS}/$dialect/{answer.status};"
     yield "location / {"
+    yield from _indented(_proxy())
+    yield "}"
+    yield f"location = {BATCH_PATH} {{"
+    # Too large for memory: it goes through a file, so that no slow sender holds the router here either.
+    # A little more than the router takes, so that it is the router who says what is too much.
+    yield f"  client_max_body_size {MAX_BATCH_BYTES + 2**20};"
     yield from _indented(_proxy())
     yield "}"
     if settings.artifacts is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fastapi import APIRouter, FastAPI, Response
 
-from router.api import artifacts, errors, generate, jobs, openai, webhooks
+from router.api import artifacts, bulk, errors, generate, jobs, openai, webhooks
 from router.api.context import Context, InContext
 from router.api.refusals import MAX_BODY_BYTES
 from router.api.requests import BodyBound, Rim, Served
@@ -56,9 +56,17 @@ def public_app(context: Context, observe: Callable[[Served], None]) -> FastAPI:
     )
     app.state.context = context
     errors.install(app)
-    app.add_middleware(BodyBound, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(BodyBound, max_bytes=MAX_BODY_BYTES, streamed={bulk.PATH})
     app.add_middleware(Rim, observe=observe)
-    for part in (generate.router, openai.router, jobs.router, artifacts.router, webhooks.router, _health):
+    for part in (
+        generate.router,
+        openai.router,
+        bulk.router,
+        jobs.router,
+        artifacts.router,
+        webhooks.router,
+        _health,
+    ):
         app.include_router(part)
     app.webhooks.include_router(webhooks.described)
     return app

@@ -6,6 +6,7 @@
 
 Public app, on a unix socket behind the edge, `Authorization: Bearer <api key>`:
     POST   /v1/jobs                JobRequest -> 202 JobView, with Location
+    POST   /v1/jobs/batch          JobRequests, one a line -> 202 JobsAccepted: all or none
     GET    /v1/jobs/{id}           JobView
     DELETE /v1/jobs/{id}           cancel -> JobView
     GET    /v1/jobs/{id}/image     the image's bytes
@@ -154,6 +155,17 @@ class JobRequest(Frozen):
     webhook: WebhookUrl | None = Field(
         default=None, description="Told by POST when the job has ended, signed as Standard Webhooks are."
     )
+
+
+MAX_BATCH_JOBS = 50_000
+MAX_BATCH_BYTES = 200 * 2**20
+"""OpenAI's bounds on a batch, too."""
+
+
+class JobsAccepted(Frozen):
+    """The jobs of a batch, in the order of its lines."""
+
+    ids: list[JobId]
 
 
 class Progress(Frozen):

@@ -52,15 +52,7 @@ async def submit(
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """The job is committed before this answers; `Location` says where to look for it."""
-    if body.webhook is not None and body.webhook.startswith("http:") and not context.plain_webhooks:
-        fault = Fault(("webhook",), "must be https: webhooks go over the public internet")
-        raise RefusedError(of_faults((fault,)))
-    fields = body.model_dump(exclude={"pool", "webhook", *TERMS})
-    seed = context.draw_seed() if body.seed is None else body.seed
-    try:
-        wanted = NewJob(GenerationRequest.model_validate({**fields, "seed": seed}), _terms(context, body), body.webhook)
-    except ValidationError as error:
-        raise of_values(error) from error
+    wanted = new_job(context, body)
     service = context.core.service
     repeated = repeatable(idempotency_key, request, body, waits=False)
     admitted = await service.submit_all(key, body.pool, [wanted], repeated)
@@ -148,6 +140,19 @@ async def stream(context: Context, job: Job, heartbeat_s: float) -> AsyncGenerat
 
 async def _next(watched: AsyncIterator[T]) -> T | None:
     return await anext(watched, None)
+
+
+def new_job(context: Context, body: JobRequest) -> NewJob:
+    """What was asked, its seed drawn. Raises RefusedError where the contract does not let it pass."""
+    if body.webhook is not None and body.webhook.startswith("http:") and not context.plain_webhooks:
+        fault = Fault(("webhook",), "must be https: webhooks go over the public internet")
+        raise RefusedError(of_faults((fault,)))
+    fields = body.model_dump(exclude={"pool", "webhook", *TERMS})
+    seed = context.draw_seed() if body.seed is None else body.seed
+    try:
+        return NewJob(GenerationRequest.model_validate({**fields, "seed": seed}), _terms(context, body), body.webhook)
+    except ValidationError as error:
+        raise of_values(error) from error
 
 
 def _terms(context: Context, body: JobRequest) -> Terms:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from http import HTTPMethod
 
@@ -93,16 +93,18 @@ def _request_id(scope: Scope) -> str:
 class BodyBound:
     """ASGI middleware: reads a request's body whole, or refuses it after `max_bytes`, whatever its length claims.
 
-    Every body here is one JSON object, so nothing is lost by not streaming it. (Starlette has such a bound too,
-    but it answers by itself, in plain text.)
+    Every body here is one JSON object, so nothing is lost by not streaming it; but for those of the paths in
+    `streamed`, whose routes hold a bound themselves. (Starlette has such a bound too, but it answers by itself, in
+    plain text.)
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, streamed: Collection[str] = ()) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._streamed = streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in self._streamed:
             await self._app(scope, receive, send)
             return
         body, message = bytearray(), None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Self, TypeVar
 
 import httpx
@@ -58,20 +58,36 @@ class HttpClient:
     async def _read(
         self, answer: TypeAdapter[T], method: str, path: str, body: Mapping[str, object] | None = None
     ) -> T:
-        response = await self._call(method, path, body)
+        return self._parsed(answer, await self._call(method, path, body), method, path)
+
+    def _parsed(self, answer: TypeAdapter[T], response: httpx.Response, method: str, path: str) -> T:
         try:
             return answer.validate_json(response.content)
         except ValidationError as error:
             raise RouterAnswerError(f"{self._name(method, path)}: not a router's answer: {error}") from error
+
+    async def _send(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> httpx.Response:
+        """A body that is no JSON object, and a response with a good status."""
+        async with self._opened(method, path, self._http.stream(method, path, content=content, headers=headers)) as got:
+            await got.aread()
+            return got
 
     @asynccontextmanager
     async def _open(
         self, method: str, path: str, body: Mapping[str, object] | None = None, *, follow: bool = False
     ) -> AsyncIterator[httpx.Response]:
         """A response with a good status, its body not yet read. httpx sends no key along to another origin."""
+        stream = self._http.stream(method, path, json=body, follow_redirects=follow)
+        async with self._opened(method, path, stream) as response:
+            yield response
+
+    @asynccontextmanager
+    async def _opened(
+        self, method: str, path: str, stream: AbstractAsyncContextManager[httpx.Response]
+    ) -> AsyncIterator[httpx.Response]:
         name = self._name(method, path)
         try:
-            async with self._http.stream(method, path, json=body, follow_redirects=follow) as response:
+            async with stream as response:
                 if not response.is_success:
                     await response.aread()
                     raise _refusal(name, response)

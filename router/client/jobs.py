@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 
 import httpx
@@ -10,10 +11,11 @@ from pydantic import TypeAdapter
 
 from router.client.errors import JobEndedError, RouterAwayError, RouterClientError, RouterUnavailableError
 from router.client.http import HttpClient
-from router.contract import Health, JobRequest, JobState, JobView
+from router.contract import Health, JobRequest, JobsAccepted, JobState, JobView
 
 _JOB = TypeAdapter(JobView)
 _HEALTH = TypeAdapter(Health)
+_ACCEPTED = TypeAdapter(JobsAccepted)
 
 RECONNECT_S = 1.0
 """Pause before an event stream that broke is opened again."""
@@ -36,6 +38,16 @@ class RouterClient(HttpClient):
     async def submit(self, request: JobRequest) -> JobView:
         """A new job. Not safe to repeat after RouterAwayError: the first one may have been accepted."""
         return await self._read(_JOB, "POST", "/v1/jobs", request.model_dump(exclude_none=True, mode="json"))
+
+    async def submit_batch(self, requests: Iterable[JobRequest], idempotency_key: str | None = None) -> list[str]:
+        """The ids of many new jobs, in their order: all were taken on, or none. Safe to repeat under one
+        `idempotency_key`."""
+        headers = {"Content-Type": "application/x-ndjson"}
+        if idempotency_key is not None:
+            headers["Idempotency-Key"] = idempotency_key
+        lines = (request.model_dump_json(exclude_none=True).encode() + b"\n" for request in requests)
+        answer = await self._send("POST", "/v1/jobs/batch", b"".join(lines), headers)
+        return self._parsed(_ACCEPTED, answer, "POST", "/v1/jobs/batch").ids
 
     async def job(self, job_id: str) -> JobView:
         return await self._read(_JOB, "GET", f"/v1/jobs/{job_id}")

@@ -105,11 +105,17 @@ def _has_room(connection: Connection, now: Now, worker: str, places: int) -> boo
 
 def waiting_lanes(connection: Connection, pool: str) -> list[Lane]:
     """The lanes with something in them, one look at the index for each, however many jobs they hold."""
-    inside = (jobs.c.pool == literal(pool), WAITING)
-    lanes = select(func.min(jobs.c.lane).label("lane")).where(*inside).cte("lanes", recursive=True)
-    following = select(func.min(jobs.c.lane)).where(*inside, jobs.c.lane > lanes.c.lane).scalar_subquery()
+    # ORDER BY and LIMIT, not min(): without statistics, Postgres walks through all that waits for a minimum.
+    lanes = select(literal("").label("lane")).cte("lanes", recursive=True)
+    following = (
+        select(jobs.c.lane)
+        .where(jobs.c.pool == literal(pool), WAITING, jobs.c.lane > lanes.c.lane)
+        .order_by(jobs.c.lane)
+        .limit(1)
+        .scalar_subquery()
+    )
     every = lanes.union_all(select(following).where(lanes.c.lane.is_not(None)))
-    return [Lane.parse(name) for name in connection.scalars(select(every.c.lane).where(every.c.lane.is_not(None)))]
+    return [Lane.parse(name) for name in connection.scalars(select(every.c.lane).where(every.c.lane > ""))]
 
 
 def _turns(connection: Connection, pool: str, keys: Sequence[str]) -> Mapping[str, int]:

@@ -32,6 +32,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 10_000
 """How long SQLite waits for another process's transaction. Ours last milliseconds, a migration longer."""
 READERS = 4
+CACHE_KIB = 16_384
+"""Of pages that each of SQLite's connections keeps, eight times its default: the index of a long queue fits."""
 POSTGRES_CONNECTIONS = 16
 """That one process holds at most. A transaction takes milliseconds, so this many carry thousands a second;
 Postgres allows 100 in all unless told otherwise, and several routers and consumers share one."""
@@ -202,6 +204,7 @@ def _configure(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None
         # A committed job survives a power cut, not only a crash: with NORMAL, the last commits of a WAL may not.
         "synchronous = FULL",
         "foreign_keys = ON",
+        f"cache_size = -{CACHE_KIB}",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

@@ -149,8 +149,15 @@ jobs = Table(
     Column("lane", String(300), nullable=False),
     Column("due_at", BigInteger, nullable=False),
     Column("webhook", Text),
-    # Counts jobs by pool and state without touching a row.
-    Index("ix_jobs_states", "pool", "state"),
+    # Counts jobs by pool and state without touching a row. What waits is left to the next index, also lest Postgres
+    # takes this one for it where it has no statistics yet, and walks through all that waits.
+    Index(
+        "ix_jobs_states",
+        "pool",
+        "state",
+        sqlite_where=text("state <> 'queued'"),
+        postgresql_where=text("state <> 'queued'"),
+    ),
     Index(
         "ix_jobs_waiting",
         "pool",
@@ -159,6 +166,7 @@ jobs = Table(
         "due_at",
         "id",
         "work",  # so that a lane is summed up without touching a row
+        "state",  # SQLite looks at it in the row otherwise, though the index holds nothing else
         sqlite_where=text("state = 'queued'"),
         postgresql_where=text("state = 'queued'"),
     ),
@@ -174,6 +182,15 @@ jobs = Table(
         sqlite_where=text("state = 'queued' AND deadline IS NOT NULL"),
         postgresql_where=text("state = 'queued' AND deadline IS NOT NULL"),
     ),
+    # What has ended, by age: for the retention.
+    Index(
+        "ix_jobs_ended",
+        "finished_at",
+        sqlite_where=text("finished_at IS NOT NULL"),
+        postgresql_where=text("finished_at IS NOT NULL"),
+    ),
+    # Which images are whose: what no job names is garbage.
+    Index("ix_jobs_images", "image_path"),
     Index(
         "ix_jobs_leases",
         "lease_expires_at",
