@@ -1,9 +1,11 @@
-"""Databases for every test that asks for one: each is its own, and most tests run on both kinds."""
+"""Databases for every test that asks for one, its own and mostly of both kinds; and Triton's interpreter."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,11 @@ from tests.redis_server import RedisServer, redis_server
 from tests.stores import opened_at, url
 
 __all__ = ["pytest_xdist_make_scheduler"]
+
+if not Path("/dev/nvidiactl").exists():
+    # Where there is no GPU, kernels run in Triton's interpreter. It is chosen when Triton is first imported, and
+    # whoever imports torch may do that.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 NewDatabase = Callable[[], str]
 """Makes an empty database of the router's and returns its URL."""

@@ -87,6 +87,16 @@ MEDIA_TYPES: dict[ImageFormat, MediaType] = {
     ImageFormat.WEBP: "image/webp",
 }
 
+
+class Tier(StrEnum):
+    """In which number format a worker's matrix products are made. Only `exact` and `nf4` change no number."""
+
+    EXACT = "exact"  # the weights' own values in bf16 (float32 on a CPU)
+    FP8 = "fp8"  # e4m3 products, one scale a row and one a column; Ada, Hopper and later
+    INT8 = "int8"  # W8A8 products, likewise; Ampere's own 8-bit format
+    NF4 = "nf4"  # 4-bit weights resident, expanded for each product: the values of `exact`, slower, small
+
+
 GENERATION_ID = r"^[A-Za-z0-9_-]{1,64}\.[0-9]{1,9}$"
 """`{job}.{attempt}`: a second try at a job is another generation."""
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,13 @@ from worker.engine import (
     LoadError,
     OnStage,
     OnStep,
-    OutOfMemoryError,
     Prepared,
     Rendered,
     Stop,
     StoppedError,
 )
+from worker.engine.device import find_device, named, settle, torch_errors
 from worker.presets import sampling
-from worker.settings import TINY
 from worker.untyped import Untyped, diffusers, quiet
 
 
@@ -53,7 +50,7 @@ class ReferenceEngine:
         quiet()
         if self._threads is not None:
             torch.set_num_threads(self._threads)
-        device = _device(self._wanted, self._model)
+        device = find_device(self._wanted, self._model)
         folder = weights.locate(self._model, self._cache, on_stage)
         on_stage(f"loading {self._model} to {device}")
         # fp16 gives NaN in these weights; a CPU is slow in bf16.
@@ -67,9 +64,8 @@ class ReferenceEngine:
         self._pipe = pipe
         # One of its own for the thread that prepares: a tokenizer that is in use raises "Already borrowed".
         self._tokenizer = copy.deepcopy(pipe.tokenizer)
-        name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
         notice = tiny.NOTICE if tiny.is_tiny(folder) else ""
-        return Description(model=self._model, engine="reference", device=name, notice=notice)
+        return Description(model=self._model, engine="reference", device=named(device), notice=notice)
 
     def prepare(self, request: GenerationRequest) -> Prepared:
         """Counts tokens and no more: the pipeline's one call encodes the text too."""
@@ -86,7 +82,7 @@ class ReferenceEngine:
     def render(self, prepared: Prepared, on_step: OnStep, stop: Stop) -> Rendered:
         pipe, request = self._pipe, prepared.request
         wanted = sampling(request)
-        watch = _Watch(settle=lambda: _settle(pipe.device))
+        watch = _Watch(settle=lambda: settle(pipe.device))
         begun = pipe.transformer.register_forward_pre_hook(lambda *_: watch.text_done())
 
         def after_step(_pipe: object, index: int, _t: object, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -125,66 +121,6 @@ def _count_tokens(tokenizer: Untyped, prompt: str) -> int:
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     # The backend encodes without the warning that a long text draws; its length is ours to judge.
     return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _device(wanted: str, model: str) -> torch.device:
-    if wanted == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda:0")
-        if model != TINY:
-            raise LoadError(
-                f"model {model} wants a GPU and torch sees none; check the driver (nvidia-smi) and torch's CUDA build, "
-                "serve the tiny model, or say device cpu to run it very slowly"
-            )
-        return torch.device("cpu")
-    device = torch.device(wanted if wanted != "cuda" else "cuda:0")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise LoadError(
-            f"device {wanted}: torch sees {torch.cuda.device_count()} GPUs; check the driver (nvidia-smi), "
-            "torch's CUDA build and CUDA_VISIBLE_DEVICES"
-        )
-    return device
-
-
-def _settle(device: torch.device) -> None:
-    """Wait for the GPU: kernels are only queued when a call returns, and progress must not run ahead of them."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@contextmanager
-def torch_errors() -> Iterator[None]:
-    """torch's errors, told apart by what they mean for the worker; others pass."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        match _meaning(error):
-            case _Meaning.OUT_OF_MEMORY:
-                # Give the cache back: what failed may have left it in pieces that fit nobody. (Without a GPU: nothing.)
-                torch.cuda.empty_cache()
-                raise OutOfMemoryError(f"the memory did not suffice: {error}") from error
-            case _Meaning.BROKEN:
-                raise EngineBrokenError(f"the GPU failed, and every later call with it: {error}") from error
-            case _Meaning.OTHER:
-                raise
-
-
-class _Meaning(Enum):
-    OUT_OF_MEMORY = auto()
-    BROKEN = auto()
-    OTHER = auto()
-
-
-def _meaning(error: RuntimeError | MemoryError) -> _Meaning:
-    # Some of torch's errors have classes; those of cuBLAS, cuDNN and the CPU's allocator have only their words.
-    words = str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in words:
-        return _Meaning.OUT_OF_MEMORY
-    if isinstance(error, torch.AcceleratorError) or words.startswith(
-        ("CUDA error", "cuDNN error", "CUDA driver error")
-    ):
-        return _Meaning.BROKEN
-    return _Meaning.OTHER
 
 
 @dataclass

@@ -23,7 +23,8 @@ from worker.engine import (
     Rendered,
     StoppedError,
 )
-from worker.engine.reference import ReferenceEngine, torch_errors
+from worker.engine.device import torch_errors
+from worker.engine.reference import ReferenceEngine
 from worker.presets import PRESETS, sampling
 from worker.untyped import Untyped, diffusers
 
