@@ -59,10 +59,21 @@ class _Server(uvicorn.Server):
 
 def make_engine(settings: EngineSettings) -> Engine:
     """The configured engine. Imports torch, so it is called in the engine's thread."""
-    from worker.engine.reference import ReferenceEngine  # noqa: PLC0415
-
     match settings.engine:
+        case EngineName.FAST:
+            from worker.engine.fast import FastEngine  # noqa: PLC0415
+
+            return FastEngine(
+                settings.model,
+                settings.device,
+                settings.cache_dir,
+                settings.tier,
+                settings.warm_sizes,
+                settings.cpu_threads,
+            )
         case EngineName.REFERENCE:
+            from worker.engine.reference import ReferenceEngine  # noqa: PLC0415
+
             return ReferenceEngine(settings.model, settings.device, settings.cache_dir, settings.cpu_threads)
 
 
@@ -70,7 +81,7 @@ def make_runner(make: MakeEngine, settings: EngineSettings, observer: Observer) 
     """A runner of what `make` makes, as it is configured. Call it in its event loop."""
     return Runner(
         make,
-        Description(model=settings.model, engine=settings.engine, device=settings.device),
+        Description(model=settings.model, engine=settings.engine, device=settings.device, tier=settings.tier),
         clock=time.monotonic,
         observer=observer,
         limits=Limits(

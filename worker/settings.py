@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker.contract import MAX_SIDE, MIN_SIDE, SIDE_STEP, Tier
 
 PREFIX = "LETTERPRESS_WORKER_"
 TINY = "tiny"
@@ -27,6 +29,7 @@ class SettingsError(Exception):
 
 
 class EngineName(StrEnum):
+    FAST = "fast"  # the same mathematics, reordered
     REFERENCE = "reference"  # diffusers' own pipeline, untouched
 
 
@@ -55,7 +58,11 @@ class EngineSettings(BaseSettings):
 
     model: str = TINY
     """`tiny`, a hub repository (`owner/name`), or a folder in diffusers' layout."""
-    engine: EngineName = EngineName.REFERENCE
+    engine: EngineName = EngineName.FAST
+    tier: Tier = Tier.EXACT
+    """The number format of the fast engine's products: `exact`, `fp8`, `int8` or `nf4` (`worker.engine.tier`)."""
+    warm_sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = ((1024, 1024),)
+    """`1024x1024,512x512`: made once on a GPU before the worker is ready. The largest has to fit into its memory."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")] = "auto"
     """`auto` is the first GPU if there is one. The tiny model runs anywhere, the real one needs a GPU."""
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -80,6 +87,24 @@ class EngineSettings(BaseSettings):
         if value == TINY or is_folder(value) or re.fullmatch(r"[\w.-]+/[\w.-]+", value):
             return value
         raise ValueError(f"{value!r} is none of: {TINY}, a hub repository (owner/name), a folder (/…, ./… or ~/…)")
+
+    @field_validator("warm_sizes", mode="before")
+    @classmethod
+    def _sizes_are_read(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        sizes = [re.fullmatch(r"(\d+)x(\d+)", part.strip()) for part in value.split(",") if part.strip()]
+        if not all(sizes):
+            raise ValueError(f"{value!r} is not a list of sizes such as 1024x1024,512x512")
+        return tuple((int(size[1]), int(size[2])) for size in sizes if size)
+
+    @field_validator("warm_sizes")
+    @classmethod
+    def _sizes_can_be_made(cls, value: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        for width, height in value:
+            if any(not MIN_SIDE <= side <= MAX_SIDE or side % SIDE_STEP for side in (width, height)):
+                raise ValueError(f"{width}x{height}: sides are multiples of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}")
+        return value
 
     @classmethod
     def from_environment(cls) -> Self:

@@ -121,7 +121,7 @@ def test_a_worker_answers_while_it_loads_then_makes_images_and_ends_cleanly(star
     assert worker.http.get("/livez").status_code == 200
     assert worker.http.put("/generations/a.1", content=request().model_dump_json()).status_code == 503
     ready = worker.wait_until(WorkerState.READY)
-    assert (ready.model, ready.engine, ready.device) == ("tiny", "reference", "cpu")
+    assert (ready.model, ready.engine, ready.device) == ("tiny", "fast", "cpu")
 
     with following(worker, "a.1", request()) as lines:
         events = [EVENT.validate_json(line) for line in lines]

@@ -37,7 +37,7 @@ def settings(token_file: Path, **given: str) -> Settings:
 
 def test_a_token_file_is_all_that_must_be_said(token_file: Path) -> None:
     made = settings(token_file)
-    assert (made.model, made.engine, made.device, made.host) == ("tiny", EngineName.REFERENCE, "auto", "127.0.0.1")
+    assert (made.model, made.engine, made.device, made.host) == ("tiny", EngineName.FAST, "auto", "127.0.0.1")
     assert made.read_token() == TOKEN
 
 
@@ -81,7 +81,16 @@ def test_another_model_is_refused_with_the_three_that_there_are(token_file: Path
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("port", "65536"), ("port", "http"), ("device", "gpu"), ("engine", "fast"), ("keep_finished_s", "0")],
+    [
+        ("port", "65536"),
+        ("port", "http"),
+        ("device", "gpu"),
+        ("engine", "faster"),
+        ("tier", "fp16"),
+        ("warm_sizes", "1024"),
+        ("warm_sizes", "1000x1024"),
+        ("keep_finished_s", "0"),
+    ],
 )
 def test_a_wrong_value_names_its_variable(token_file: Path, name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=PREFIX + name.upper()):

@@ -1,0 +1,211 @@
+"""The fast engine over the tiny repository on the CPU: exactly the pipeline's numbers, in whatever it is asked for.
+
+The measure is latents after the last step, in float32, against `Ideogram4Pipeline` as anybody would load it.
+Speed and the GPU's own numbers are `make bench-gpu`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worker.contract import MAX_PROMPT_TOKENS, GenerationRequest, Preset, Tier
+from worker.engine import InvalidRequestError, LoadError, StoppedError
+from worker.engine.denoise import Branches, Given, denoise
+from worker.engine.fast import FastEngine
+from worker.presets import sampling
+from worker.untyped import Untyped, diffusers
+
+PROMPT = "three foxes reading the morning paper"
+EXACT = 1e-5
+"""The most that any latent may differ by; they are of the order of one."""
+
+
+@dataclass(frozen=True)
+class Stock:
+    """The pipeline as anybody would load it, and as it pads by default."""
+
+    pipe: Untyped
+
+    def latents(self, request: GenerationRequest, *, padded_to: int = MAX_PROMPT_TOKENS) -> torch.Tensor:
+        wanted = sampling(request)
+        made = self.pipe(
+            request.text,
+            height=request.height,
+            width=request.width,
+            num_inference_steps=wanted.steps,
+            guidance_schedule=list(wanted.guidance),
+            mu=wanted.mu,
+            std=wanted.std,
+            max_sequence_length=padded_to,
+            generator=torch.Generator().manual_seed(request.seed),
+            output_type="latent",
+        ).images
+        return torch.as_tensor(made)[0]
+
+    def picture(self, request: GenerationRequest) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
+        latents = self.latents(request)
+        wanted = sampling(request)
+        image = self.pipe(
+            request.text,
+            height=request.height,
+            width=request.width,
+            num_inference_steps=wanted.steps,
+            guidance_schedule=list(wanted.guidance),
+            mu=wanted.mu,
+            std=wanted.std,
+            generator=torch.Generator().manual_seed(request.seed),
+        ).images[0]
+        assert latents.isfinite().all()
+        return np.asarray(image).astype(np.int16)
+
+
+def loaded(cache: Path, tier: Tier = Tier.EXACT, model: str = "tiny") -> FastEngine:
+    engine = FastEngine(model, "cpu", cache, tier, warm=(), cpu_threads=1)
+    engine.load(lambda _: None)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_cache: Path) -> FastEngine:
+    return loaded(tiny_cache)
+
+
+@pytest.fixture(scope="module")
+def stock(tiny_repository: Path) -> Stock:
+    pipe = diffusers.Ideogram4Pipeline.from_pretrained(tiny_repository)
+    pipe.set_progress_bar_config(disable=True)
+    return Stock(pipe)
+
+
+def request(
+    prompt: str = PROMPT,
+    *,
+    steps: int | None = 3,
+    preset: Preset | None = None,
+    seed: int = 7,
+    width: int = 256,
+    height: int = 256,
+) -> GenerationRequest:
+    return GenerationRequest(prompt=prompt, width=width, height=height, steps=steps, preset=preset, seed=seed)
+
+
+def latents(engine: FastEngine, wanted: GenerationRequest) -> torch.Tensor:
+    given = engine.prepare(wanted).payload
+    assert isinstance(given, Given)
+    with torch.no_grad():
+        return denoise(branches(engine), given, lambda _: None, lambda: False)
+
+
+def branches(engine: FastEngine) -> Branches:
+    assert engine._loaded is not None
+    return engine._loaded.branches
+
+
+def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max())
+
+
+@pytest.mark.parametrize("preset", list(Preset))
+def test_a_preset_has_the_stock_pipelines_latents(engine: FastEngine, stock: Stock, preset: Preset) -> None:
+    wanted = request(steps=None, preset=preset)
+    assert apart(latents(engine, wanted), stock.latents(wanted, padded_to=64)) < EXACT
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 25, 40, 100])
+def test_any_number_of_steps_has_the_stock_pipelines_latents(engine: FastEngine, stock: Stock, steps: int) -> None:
+    wanted = request(steps=steps)
+    assert apart(latents(engine, wanted), stock.latents(wanted, padded_to=64)) < EXACT
+
+
+@pytest.mark.parametrize(("width", "height"), [(512, 512), (1024, 256), (256, 768), (1536, 256), (272, 304)])
+def test_any_size_and_shape_has_the_stock_pipelines_latents(
+    engine: FastEngine, stock: Stock, width: int, height: int
+) -> None:
+    wanted = request(width=width, height=height)
+    assert apart(latents(engine, wanted), stock.latents(wanted, padded_to=64)) < EXACT
+
+
+@pytest.mark.parametrize("words", [1, 40, 400, 1000])
+def test_a_prompt_of_any_length_has_the_latents_that_stock_padding_has(
+    engine: FastEngine, stock: Stock, words: int
+) -> None:
+    wanted = request("ink " * words, steps=2)
+    assert apart(latents(engine, wanted), stock.latents(wanted)) < EXACT
+
+
+def test_the_longest_prompt_is_drawn_and_one_token_more_is_refused(engine: FastEngine, stock: Stock) -> None:
+    assert engine._loaded is not None
+    count = engine._loaded.tokenizer
+    a_word = len(count("a a")) - len(count("a"))
+    words = (MAX_PROMPT_TOKENS - len(count("a"))) // a_word
+    longest = request("a" + " a" * words, steps=1)
+    assert MAX_PROMPT_TOKENS - a_word < len(count(longest.text)) <= MAX_PROMPT_TOKENS
+    assert apart(latents(engine, longest), stock.latents(longest)) < EXACT
+    with pytest.raises(InvalidRequestError, match=f"the text encoder takes {MAX_PROMPT_TOKENS}"):
+        engine.prepare(request("a" + " a" * (words + 1)))
+
+
+def test_the_picture_is_the_stock_pipelines_to_the_last_bit_of_a_channel(engine: FastEngine, stock: Stock) -> None:
+    wanted = request(width=320)
+    made = engine.render(engine.prepare(wanted), lambda _: None, lambda: False)
+    assert made.image.size == (320, 256)
+    assert np.abs(np.asarray(made.image).astype(np.int16) - stock.picture(wanted)).max() <= 1
+
+
+def test_the_same_request_makes_the_same_pixels_whatever_was_made_between(engine: FastEngine, tiny_cache: Path) -> None:
+    def make(maker: FastEngine, wanted: GenerationRequest) -> bytes:
+        return maker.render(maker.prepare(wanted), lambda _: None, lambda: False).image.tobytes()
+
+    first = make(engine, request())
+    ahead = engine.prepare(request("another prompt", seed=8))
+    assert make(engine, request()) == first
+    engine.render(ahead, lambda _: None, lambda: False)
+    assert make(engine, request()) == first == make(loaded(tiny_cache), request())
+
+
+def test_a_guidance_of_one_leaves_the_unconditional_branch_alone(engine: FastEngine) -> None:
+    given = engine.prepare(request(steps=1)).payload
+    assert isinstance(given, Given)
+    alone = Given(
+        given.conditional,
+        None,
+        type(given.schedule)(given.schedule.times, (1.0,), given.schedule.deltas),
+        given.latents,
+    )
+    both = Given(given.conditional, given.unconditional, alone.schedule, given.latents)
+    with torch.no_grad():
+        made = [denoise(branches(engine), one, lambda _: None, lambda: False) for one in (alone, both)]
+    assert torch.equal(*made)
+
+
+def test_every_step_is_told_once_and_in_order(engine: FastEngine) -> None:
+    seen: list[int] = []
+    engine.render(engine.prepare(request(steps=5)), seen.append, lambda: False)
+    assert seen == [1, 2, 3, 4, 5]
+
+
+def test_a_cancelled_picture_stops_within_a_step_and_leaves_the_engine_usable(engine: FastEngine) -> None:
+    seen: list[int] = []
+    prepared = engine.prepare(request(steps=50))
+    with pytest.raises(StoppedError):
+        engine.render(prepared, seen.append, lambda: len(seen) >= 3)
+    assert seen == [1, 2, 3]
+    assert engine.render(engine.prepare(request()), lambda _: None, lambda: False).image.size == (256, 256)
+
+
+@pytest.mark.parametrize(("tier", "error"), [(Tier.FP8, 0.1), (Tier.INT8, 0.03)])
+def test_a_lossy_tier_is_near_and_not_the_same(tiny_cache: Path, engine: FastEngine, tier: Tier, error: float) -> None:
+    theirs, ours = latents(engine, request()), latents(loaded(tiny_cache, tier), request())
+    off = float((ours - theirs).norm() / theirs.norm())
+    assert 1e-5 < off < error
+
+
+def test_nf4_is_refused_for_weights_that_are_not(tiny_cache: Path) -> None:
+    with pytest.raises(LoadError, match=r"these are not nf4; .*take another tier"):
+        loaded(tiny_cache, Tier.NF4)

@@ -1,0 +1,43 @@
+"""Where built kernels are kept, so that a second start on the same machine builds nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+VARIABLE = "TRITON_CACHE_DIR"
+
+
+def kernels(cache: Path, device: torch.device) -> Path:
+    """The folder for kernels of this GPU model, torch, Triton and engine version, below the worker's cache."""
+    gpu = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name(device)).strip("-")
+    return cache / "kernels" / f"{gpu}_torch-{version('torch')}_triton-{version('triton')}_{version('letterpress')}"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCache:
+    """A folder of kernels, and how many lay there `before` this process."""
+
+    folder: Path
+    before: int
+
+    @property
+    def built(self) -> int:
+        """How many this process has added: none, if an earlier one has done the same work here."""
+        return _count(self.folder) - self.before
+
+
+def use(folder: Path) -> KernelCache:
+    """Have Triton keep its kernels in `folder`; to be called before any is built. A choice of the user's own wins."""
+    folder = Path(os.environ.setdefault(VARIABLE, str(folder)))
+    folder.mkdir(parents=True, exist_ok=True)
+    return KernelCache(folder, _count(folder))
+
+
+def _count(folder: Path) -> int:
+    return sum(1 for _ in folder.glob("*/*.cubin"))

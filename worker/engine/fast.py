@@ -1,0 +1,298 @@
+"""The fast engine: the pipeline's mathematics in an order that a GPU likes, in the tier that was asked for.
+
+`prepare` encodes the text and works out all that a picture's steps share, on a stream of its own while
+another picture is rendered; `render` denoises and decodes. Nothing is compiled, so a new prompt length or
+size costs nothing. What is fast about it stands in the modules beside this one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import structlog
+import torch
+
+from worker import tiny, weights
+from worker.contract import MAX_PIXELS, GenerationRequest, Tier
+from worker.engine import (
+    Description,
+    EngineBrokenError,
+    InvalidRequestError,
+    LoadError,
+    OnStage,
+    OnStep,
+    Prepared,
+    Rendered,
+    Stop,
+    caches,
+    memory,
+)
+from worker.engine.checkpoint import Checkpoint
+from worker.engine.decode import Decoder, picture
+from worker.engine.denoise import PIXELS_PER_TOKEN, Branches, Given, denoise, schedule
+from worker.engine.device import find_device, named, settle, torch_errors
+from worker.engine.kernels import Kernels
+from worker.engine.kernels.plain import PlainKernels
+from worker.engine.text import TextEncoder, Tokenizer
+from worker.engine.tier import Gpu, why_not
+from worker.engine.transformer import Shape, Transformer
+from worker.presets import sampling
+from worker.untyped import Untyped, diffusers, quiet
+
+WARM_PROMPTS = ("a", "a letterpress print shop at night, " * 8)
+"""Two lengths: some libraries build a plan for the first shape of a kind and are quick about the others."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    device: torch.device
+    tokenizer: Tokenizer
+    encoder: TextEncoder
+    branches: Branches
+    decoder: Decoder
+    scheduler: Untyped
+    max_pixels: int
+    parked: bool
+
+
+class FastEngine:
+    """`warm` are the sizes (width, height) that are made once before the engine says it is ready, on a GPU.
+
+    The largest of them has to fit into the device's memory, or loading refuses.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        device: str,
+        cache: Path,
+        tier: Tier,
+        warm: Sequence[tuple[int, int]],
+        cpu_threads: int | None = None,
+    ) -> None:
+        self._model = model
+        self._wanted = device
+        self._cache = cache
+        self._tier = tier
+        self._warm = warm
+        self._threads = cpu_threads
+        self._loaded: _Loaded | None = None
+        self._side: torch.cuda.Stream | None = None
+        self._alone = threading.Lock()
+
+    @torch.no_grad()
+    def load(self, on_stage: OnStage) -> Description:
+        quiet()
+        spent = _Stages(on_stage)
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        device = find_device(self._wanted, self._model)
+        gpu = _gpu(device)
+        if refusal := why_not(self._tier, gpu):
+            raise LoadError(f"tier {self._tier}: {refusal}")
+        with spent.stage("weights", f"finding {self._model}"):
+            folder = weights.locate(self._model, self._cache, on_stage)
+        plan = self._plan(folder, device)
+        kernels = caches.use(caches.kernels(self._cache, device)) if gpu is not None else None
+        if gpu is not None:
+            self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
+        with torch_errors():
+            self._loaded = _load(folder, device, self._tier, plan, spent)
+            if gpu is not None:
+                for width, height in self._warm:
+                    with spent.stage(f"warm {width}x{height}", f"making a first image of {width}x{height}"):
+                        self._warm_up(width, height)
+        log.info(
+            "cold start",
+            tier=self._tier,
+            seconds=spent.seconds,
+            kernels_kept=kernels.before if kernels else 0,
+            kernels_built=kernels.built if kernels else 0,
+        )
+        return Description(
+            model=self._model,
+            engine="fast",
+            device=named(device),
+            tier=self._tier,
+            max_pixels=self._loaded.max_pixels,
+            notice=tiny.NOTICE if tiny.is_tiny(folder) else "",
+        )
+
+    @torch.no_grad()
+    def prepare(self, request: GenerationRequest) -> Prepared:
+        loaded = self._ready()
+        begun = time.monotonic()
+        if request.width * request.height > loaded.max_pixels:
+            raise InvalidRequestError(
+                f"width, height: {request.width}x{request.height} needs more memory than this worker's GPU has; "
+                f"it makes images of up to {loaded.max_pixels} pixels in all"
+            )
+        ids = loaded.tokenizer(request.text)
+        with ExitStack() as stack:
+            stack.enter_context(torch_errors())
+            if loaded.parked:
+                # There is room for the text encoder or for a picture, not for both.
+                stack.enter_context(self._alone)
+            if self._side is not None:
+                stack.enter_context(torch.cuda.stream(self._side))
+            given = _given(loaded, request, ids)
+            if self._side is not None:
+                self._side.synchronize()
+        return Prepared(request=request, payload=given, text=time.monotonic() - begun)
+
+    @torch.no_grad()
+    def render(self, prepared: Prepared, on_step: OnStep, stop: Stop) -> Rendered:
+        loaded, given = self._ready(), prepared.payload
+        assert isinstance(given, Given)  # noqa: S101 - it is ours; tells the type checker
+        begun = time.monotonic()
+        grid = _grid(prepared.request)
+        with torch_errors(), self._alone:
+            try:
+                latents = denoise(loaded.branches, given, on_step, stop)
+                ended = _Mark(loaded.device)
+                pixels = loaded.decoder.pixels(latents, grid)
+                denoised = ended.reached()
+                on_step(given.schedule.steps)
+                image = picture(pixels)
+            finally:
+                # What was prepared is given back with the request. The other stream may write there at once, so
+                # nothing that reads it may still be under way, least of all after an error.
+                settle(loaded.device)
+        return Rendered(image=image, denoise=denoised - begun, decode=time.monotonic() - denoised)
+
+    def _ready(self) -> _Loaded:
+        if self._loaded is None:
+            raise EngineBrokenError("the engine was asked for an image before it was loaded")
+        return self._loaded
+
+    def _plan(self, folder: Path, device: torch.device) -> memory.Plan:
+        """What fits, before anything is loaded. A CPU's memory is the system's business."""
+        wanted = max((width * height for width, height in self._warm), default=0)
+        with Checkpoint(folder / "transformer", torch.device("cpu")) as checkpoint:
+            nf4 = checkpoint.packed
+        shape, text = Shape.read(folder / "transformer"), memory.TextShape.read(folder / "text_encoder")
+        model = memory.Model(shape, text, nf4)
+        if device.type != "cuda":
+            packed = memory.Text(packed=self._tier is Tier.NF4 and nf4, parked=False)
+            return memory.Plan(self._tier, packed, MAX_PIXELS, {})
+        free, _ = torch.cuda.mem_get_info(device)
+        plan = memory.plan(model, self._tier, free, wanted)
+        log.info(
+            "memory",
+            tier=self._tier,
+            text=str(plan.text),
+            free_gib=round(free / memory.GIB, 1),
+            max_pixels=plan.max_pixels,
+            parts_gib={name: round(size / memory.GIB, 2) for name, size in plan.parts.items()},
+        )
+        return plan
+
+    def _warm_up(self, width: int, height: int) -> None:
+        for prompt in WARM_PROMPTS:
+            request = GenerationRequest(prompt=prompt, width=width, height=height, steps=1, seed=0)
+            self.render(self.prepare(request), lambda _: None, lambda: False)
+
+
+class _Stages:
+    """Tells what loading does, and keeps how long each part of it took, in seconds."""
+
+    def __init__(self, on_stage: OnStage) -> None:
+        self._on_stage = on_stage
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, doing: str) -> Iterator[None]:
+        self._on_stage(doing)
+        begun = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - begun, 2)
+
+
+class _Mark:
+    """A place on the device's stream, and the time when the device got there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._passed = time.monotonic()
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch's
+            self._event.record()
+
+    def reached(self) -> float:
+        if self._event is None:
+            return self._passed
+        self._event.synchronize()
+        return time.monotonic()
+
+
+def _load(folder: Path, device: torch.device, tier: Tier, plan: memory.Plan, spent: _Stages) -> _Loaded:
+    # fp16 gives NaN in these weights; a CPU is slow in bf16.
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    kernels = _kernels(device, dtype)
+    shape = Shape.read(folder / "transformer")
+    with spent.stage("tokenizer", "loading the tokenizer"):
+        tokenizer = Tokenizer(folder / "tokenizer")
+    with spent.stage("text encoder", "loading the text encoder"):
+        encoder = TextEncoder(folder / "text_encoder", device, dtype, packed=plan.text.packed, parked=plan.text.parked)
+
+    def transformer(name: str) -> Transformer:
+        with (
+            spent.stage(name, f"loading the {name.replace('_', ' ')}"),
+            Checkpoint(folder / name, device) as checkpoint,
+        ):
+            loaded = Transformer(shape, checkpoint, tier, kernels, dtype)
+            settle(device)
+            return loaded
+
+    branches = Branches(transformer("transformer"), transformer("unconditional_transformer"))
+    with spent.stage("decoder", "loading the image decoder"):
+        decoder = Decoder(folder / "vae", device, dtype, fused=kernels.name == "triton")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    if scheduler.config.stochastic_sampling:
+        raise LoadError(f"{folder}/scheduler samples stochastically; the fast engine does not: take engine reference")
+    if device.type == "cuda":
+        # What converting the weights left behind: whole again before pictures take their share.
+        torch.cuda.empty_cache()
+    return _Loaded(device, tokenizer, encoder, branches, decoder, scheduler, plan.max_pixels, parked=plan.text.parked)
+
+
+def _kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
+    if device.type == "cuda" and find_spec("triton") is not None:
+        from worker.engine.kernels.triton import TritonKernels  # noqa: PLC0415 - wants Triton and a GPU
+
+        return TritonKernels(dtype)
+    if device.type == "cuda":
+        log.warning("Triton is not installed; the kernels' plain twins are used, which are slower")
+    return PlainKernels(dtype)
+
+
+def _gpu(device: torch.device) -> Gpu | None:
+    if device.type != "cuda":
+        return None
+    return Gpu(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+
+
+def _given(loaded: _Loaded, request: GenerationRequest, ids: list[int]) -> Given:
+    grid, device = _grid(request), loaded.device
+    plan = schedule(loaded.scheduler, sampling(request), request.width, request.height)
+    channels = loaded.branches.conditional.shape.in_channels
+    # Drawn on the CPU, so that a seed means the same noise on every device.
+    noise = torch.randn((1, grid[0] * grid[1], channels), generator=torch.Generator("cpu").manual_seed(request.seed))
+    return Given(
+        conditional=loaded.branches.conditional.condition(loaded.encoder(ids), grid, plan.times),
+        unconditional=loaded.branches.unconditional.condition(None, grid, plan.times) if plan.guided else None,
+        schedule=plan,
+        latents=noise[0].to(device),
+    )
+
+
+def _grid(request: GenerationRequest) -> tuple[int, int]:
+    return request.height // PIXELS_PER_TOKEN, request.width // PIXELS_PER_TOKEN

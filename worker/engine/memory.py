@@ -1,0 +1,206 @@
+"""What a model will take of a GPU's memory, worked out from its configuration before anything is loaded.
+
+Pure arithmetic: sizes in, bytes out. What the arithmetic cannot know (the driver's context, libraries'
+workspaces, an allocator's gaps) is `RESERVE`. Figures beside constants were measured on an H200 with random
+weights of the true sizes; docs/benchmarks.md has what the sums were against what was used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from worker.contract import MAX_ASPECT, MAX_PIXELS, MAX_PROMPT_TOKENS, MAX_SIDE, MIN_SIDE, SIDE_STEP, Tier
+from worker.engine import LoadError
+from worker.engine.transformer import Shape
+
+GIB = 2**30
+BF16 = 2
+FLOAT32 = 4
+PACKED = 0.5 + FLOAT32 / 64
+"""Bytes of one nf4 value: half a byte, and a float32 scale for every 64."""
+PER_VALUE = {Tier.EXACT: BF16, Tier.FP8: 1, Tier.INT8: 1, Tier.NF4: PACKED}
+"""Bytes that one weight of a block's products takes; the row scales of 8-bit ones are a ten-thousandth."""
+DECODE_PER_PIXEL = 1537
+"""Bytes that decoding takes for each pixel of the image: 1.5 GiB at 1024x1024, 6.0 at 2048x2048 (measured)."""
+DECODER = 0.1 * GIB
+RESERVE = 1.5 * GIB
+"""The CUDA context (0.5 GiB), cuBLAS' and cuDNN's workspaces, and what an allocator cannot fill."""
+LATENT_CHANNELS = 128
+TOKEN_PIXELS = 16 * 16
+STEPS = 100
+"""As many as can be asked for: what is worked out beforehand for each step has to fit too."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextShape:
+    """Sizes of the text encoder's language model, from its config.json; the defaults are Qwen3-VL-8B's."""
+
+    hidden_size: int = 4096
+    intermediate_size: int = 12288
+    num_hidden_layers: int = 36
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int = 128
+    vocab_size: int = 151936
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """From `folder`/config.json; LoadError if that cannot be read."""
+        try:
+            described = json.loads((folder / "config.json").read_text(encoding="utf-8"))["text_config"]
+            return cls(**{name: described[name] for name in cls.__dataclass_fields__ if name in described})
+        except (OSError, ValueError, KeyError) as error:
+            raise LoadError(f"{folder}/config.json cannot be read ({error!r}); fetch the repository again") from error
+
+    @property
+    def products(self) -> int:
+        """Weights in linear layers."""
+        heads = self.head_dim * (2 * self.num_attention_heads + 2 * self.num_key_value_heads)
+        return self.num_hidden_layers * self.hidden_size * (heads + 3 * self.intermediate_size)
+
+    @property
+    def table(self) -> int:
+        """Weights of the embedding, which is never packed."""
+        return self.vocab_size * self.hidden_size
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """How the text encoder is kept: `packed` in nf4 (if it comes so), `parked` in the host's memory between uses."""
+
+    packed: bool
+    parked: bool
+
+    def __str__(self) -> str:
+        return f"text encoder in {'nf4' if self.packed else 'bf16'}{', parked between uses' if self.parked else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is asked to be loaded. `nf4` says whether the repository's weights come packed."""
+
+    transformer: Shape
+    text: TextShape
+    nf4: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What fits: how the text encoder is kept, and the largest image, in pixels. `parts` in bytes, for people."""
+
+    tier: Tier
+    text: Text
+    max_pixels: int
+    parts: dict[str, float]
+
+    @property
+    def bytes(self) -> float:
+        return sum(self.parts.values())
+
+
+def plan(model: Model, tier: Tier, free: float, wanted_pixels: int) -> Plan:
+    """How to load `model` in `tier` on a device with `free` bytes, so that images of `wanted_pixels` can be made.
+
+    The text encoder is kept as fast as fits. LoadError if nothing fits: with the sizes of the parts, the
+    images that would fit, and the tiers that would.
+    """
+    ways = _ways(model, tier)
+    for text in ways:
+        if (most := largest(model, tier, text, free)) >= wanted_pixels:
+            return Plan(tier, text, most, parts(model, tier, text, wanted_pixels))
+    smallest = min(ways, key=lambda text: sum(parts(model, tier, text, wanted_pixels).values()))
+    raise LoadError(_refusal(model, tier, smallest, free, wanted_pixels))
+
+
+def parts(model: Model, tier: Tier, text: Text, pixels: int) -> dict[str, float]:
+    """Bytes by part, for the moment that needs most, while an image of `pixels` is made."""
+    shape = model.transformer
+    encoder = _encoder(model.text, text)
+    features = BF16 * MAX_PROMPT_TOKENS * shape.llm_features_dim * 2
+    drawing = max(_denoising(shape, tier, pixels), DECODE_PER_PIXEL * pixels)
+    found = {
+        "two transformers": 2 * _transformer(shape, tier),
+        "image decoder": DECODER,
+        "context and workspaces": RESERVE,
+    }
+    if text.parked:
+        # Never both at once: a prompt is encoded between two images.
+        return found | {"text encoder or image, whichever is more": max(encoder + features, drawing)}
+    return found | {"text encoder": encoder, "the next prompt": features, "making the image": drawing}
+
+
+def largest(model: Model, tier: Tier, text: Text, free: float) -> int:
+    """The most pixels that an image may have, 0 if not even the smallest fits."""
+    sizes = range(MIN_SIDE * MIN_SIDE, MAX_PIXELS + 1, TOKEN_PIXELS)
+    low, high = 0, len(sizes)
+    while low < high:
+        middle = (low + high) // 2
+        if sum(parts(model, tier, text, sizes[middle]).values()) <= free:
+            low = middle + 1
+        else:
+            high = middle
+    return sizes[low - 1] if low else 0
+
+
+def _ways(model: Model, tier: Tier) -> Sequence[Text]:
+    """From the fastest to the smallest. A tier that keeps its weights packed keeps the encoder so too."""
+    loose = [] if tier is Tier.NF4 else [Text(packed=False, parked=False)]
+    tight = [Text(packed=True, parked=False), Text(packed=True, parked=True)] if model.nf4 else []
+    return [*loose, *tight] if model.nf4 else [*loose, Text(packed=False, parked=True)]
+
+
+def _transformer(shape: Shape, tier: Tier) -> float:
+    width = shape.width
+    products = shape.num_layers * (4 * width * width + 3 * width * shape.intermediate_size)
+    around = width * (shape.in_channels * 2 + shape.llm_features_dim + 2 * width + 2 * shape.adaln_dim)
+    modulation = shape.num_layers * 4 * width * (shape.adaln_dim + 1)
+    norms = shape.num_layers * 4 * width + shape.llm_features_dim
+    return products * PER_VALUE[tier] + (around + modulation) * BF16 + norms * FLOAT32
+
+
+def _encoder(shape: TextShape, text: Text) -> float:
+    return shape.products * (PACKED if text.packed else BF16) + shape.table * BF16
+
+
+def _denoising(shape: Shape, tier: Tier, pixels: int) -> float:
+    """The most that a step holds at once, which is in the feed-forward: the residual before and after, both halves
+    of the SwiGLU and what becomes of them; and what is worked out beforehand for each step."""
+    tokens = pixels // TOKEN_PIXELS + MAX_PROMPT_TOKENS
+    product = FLOAT32 if tier is Tier.INT8 else BF16
+    operand = 1 if tier in {Tier.FP8, Tier.INT8} else BF16
+    a_token = shape.width * (3 * BF16 + operand) + shape.intermediate_size * (2 * product + operand)
+    tables = 2 * STEPS * shape.num_layers * 4 * shape.width * BF16
+    expanded = BF16 * 2 * shape.width * shape.intermediate_size if tier is Tier.NF4 else 0
+    return tokens * (a_token + shape.attention_head_dim * FLOAT32) + tables + expanded
+
+
+def _refusal(model: Model, tier: Tier, text: Text, free: float, wanted: int) -> str:
+    needed = parts(model, tier, text, wanted)
+    listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in needed.items())
+    total = f"{sum(needed.values()) / GIB:.1f} GiB of GPU memory and {free / GIB:.1f} are free"
+    lines = [f"tier {tier} does not fit: an image of {_square(wanted)} needs {total} ({listed}; {text})"]
+    if (most := max((largest(model, tier, way, free) for way in _ways(model, tier)), default=0)) > 0:
+        lines.append(f"with {tier} it can make images of up to {_square(most)} in area: ask for smaller warm sizes")
+    fitting = [
+        f"{other} (needs {sum(parts(model, other, way, wanted).values()) / GIB:.1f} GiB)"
+        for other in Tier
+        if other is not tier and (other is not Tier.NF4 or model.nf4)
+        if (way := next((way for way in _ways(model, other) if largest(model, other, way, free) >= wanted), None))
+    ]
+    lines.append(f"what fits: tier {', '.join(fitting)}" if fitting else "no tier fits: take a GPU with more memory")
+    return "; ".join(lines)
+
+
+def _square(pixels: int) -> str:
+    """An area as the square nearest below it."""
+    side = min(int(pixels**0.5) // SIDE_STEP * SIDE_STEP, MAX_SIDE)
+    return f"{side}x{side}"
+
+
+def fits(width: int, height: int, max_pixels: int) -> bool:
+    """Whether an image of this size may be asked for; the contract bounds sides and aspect (MAX_ASPECT)."""
+    return width * height <= max_pixels and max(width, height) <= MAX_ASPECT * min(width, height)
