@@ -188,13 +188,14 @@ def _pool(
             )
             for seat in seated
         )
-        yield from _machine(placed, identity, description, program, workers)
+        yield from _machine(placed, pool, identity, description, program, workers)
         for worker in workers:
             yield _registration(worker, placed.machine, name, description)
 
 
 def _machine(
     placed: Placed,
+    pool: Pool,
     identity: Identity,
     description: StackDescription,
     program: Program,
@@ -210,6 +211,8 @@ def _machine(
         code=program.code,
         model=description.model,
         engine=description.engine,
+        tier=pool.tier,
+        warm_sizes=pool.warm_sizes,
         cache=description.cache,
         accept_license=description.accept_license,
         workers=workers,

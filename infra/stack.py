@@ -21,11 +21,14 @@ from infra.clouds import Market
 from infra.description import DescriptionError, read_yaml, say
 from infra.paths import repository_root
 from router.contract import PoolName
+from worker.contract import MAX_SIDE, MIN_SIDE, SIDE_STEP, Tier
 
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FOLDER_BEGINNINGS = ("/", "./", "../", "~", "${")
 TINY = "tiny"
+SIZE = re.compile(r"\d{1,4}x\d{1,4}")
+SIDES = {"step": SIDE_STEP, "least": MIN_SIDE, "most": MAX_SIDE}
 
 
 class CloudName(StrEnum):
@@ -145,6 +148,16 @@ class Router(Described):
     )
 
 
+def _size(text: str) -> str:
+    sides = [int(side) for side in text.split("x")] if SIZE.fullmatch(text) else []
+    if not sides or any(not MIN_SIDE <= side <= MAX_SIDE or side % SIDE_STEP for side in sides):
+        raise PydanticCustomError("size", "should be WIDTHxHEIGHT, multiples of {step} from {least} to {most}", SIDES)
+    return text
+
+
+Size = Annotated[str, AfterValidator(_size)]
+
+
 class Pool(Described):
     """Workers of one kind of traffic."""
 
@@ -152,6 +165,14 @@ class Pool(Described):
     market: Market = Field(Market.ON_DEMAND, description="How its machines are paid.")
     first_port: Port = Field(description="Its first worker listens here, on loopback; the next ones count up.")
     device: Device = Field(Device.AUTO, description="auto: the CPU for tiny weights, a GPU for all others.")
+    tier: Tier = Field(
+        Tier.EXACT,
+        description="exact: the weights' own values. Faster and lossy: fp8 (Ada, Hopper), int8 (Ampere). "
+        "nf4: exact and slower, in a third of the memory.",
+    )
+    warm_sizes: Annotated[tuple[Size, ...], Field(min_length=1)] = Field(
+        ("1024x1024",), description="Made once before a worker is ready; the largest has to fit into its GPU's memory."
+    )
 
 
 class StackDescription(Described):
@@ -170,7 +191,9 @@ class StackDescription(Described):
         description="Say true once you have read and accepted the licence of `model` on its page; gated weights are "
         "not downloaded before.",
     )
-    engine: Literal["reference"] = Field("reference", description="How a worker makes images.")
+    engine: Literal["fast", "reference"] = Field(
+        "fast", description="How a worker makes images: the fast engine, or diffusers' own pipeline, untouched."
+    )
     cache: Text | None = Field(None, description="Folder for weights on each machine; default: the worker's own.")
     router: Router = Router()
     pools: Annotated[dict[PoolName, Pool], Field(min_length=1)] = Field(description="By name.")

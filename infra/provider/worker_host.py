@@ -23,6 +23,7 @@ from infra.provider.resource import Condition, Found, IncompleteError, Inputs, P
 from infra.provider.site import Site
 from infra.secrets import worker_token
 from infra.stack import TINY, CloudName, resolve
+from worker.contract import Tier
 
 LOOPBACK = "127.0.0.1"
 """Workers listen nowhere else: no inference port is ever public."""
@@ -51,6 +52,8 @@ class WorkerHostInputs(Inputs):
     code: str
     model: str
     engine: str
+    tier: Tier = Tier.EXACT
+    warm_sizes: tuple[str, ...] = ()
     cache: str | None = None
     accept_license: bool = False
     workers: tuple[WorkerInputs, ...]
@@ -70,6 +73,7 @@ def worker_unit(inputs: WorkerHostInputs, worker: WorkerInputs, root: PurePath, 
     settings = {
         "MODEL": resolve(inputs.model, environ, "model"),
         "ENGINE": inputs.engine,
+        "TIER": inputs.tier,
         "DEVICE": worker.device,
         "HOST": LOOPBACK,
         "PORT": str(worker.port),
@@ -78,6 +82,8 @@ def worker_unit(inputs: WorkerHostInputs, worker: WorkerInputs, root: PurePath, 
     if inputs.model == TINY and worker.device == "cpu":
         # Tiny workers share this computer's cores, and are slower when each takes all of them.
         settings["CPU_THREADS"] = "1"
+    if inputs.warm_sizes:
+        settings["WARM_SIZES"] = ",".join(inputs.warm_sizes)
     if inputs.accept_license:
         settings["ACCEPT_LICENSE"] = "true"
     if inputs.cache:

@@ -25,6 +25,7 @@ from infra.provider.site import Site
 from infra.provider.worker_host import WorkerHostInputs, WorkerInputs, worker_unit
 from infra.stack import CloudName
 from tests.ports import free_ports
+from worker.contract import Tier
 
 WORKER = WorkerInputs(name="a-1", device="cuda:1", port=9100, token="f00d", setting="pools.a.first_port")
 HOST = WorkerHostInputs(
@@ -33,7 +34,9 @@ HOST = WorkerHostInputs(
     program=("python", "-m", "worker"),
     code="c0de",
     model="${WEIGHTS}/nf4",
-    engine="reference",
+    engine="fast",
+    tier=Tier.FP8,
+    warm_sizes=("1024x1024", "512x512"),
     workers=(WORKER,),
     ready_within_s=60,
 )
@@ -47,7 +50,9 @@ def unit(host: WorkerHostInputs = HOST, worker: WorkerInputs = WORKER) -> Unit:
 def test_a_worker_is_told_its_weights_its_device_and_where_its_token_is() -> None:
     assert unit().env == {
         "LETTERPRESS_WORKER_MODEL": "/disk/nf4",
-        "LETTERPRESS_WORKER_ENGINE": "reference",
+        "LETTERPRESS_WORKER_ENGINE": "fast",
+        "LETTERPRESS_WORKER_TIER": "fp8",
+        "LETTERPRESS_WORKER_WARM_SIZES": "1024x1024,512x512",
         "LETTERPRESS_WORKER_DEVICE": "cuda:1",
         "LETTERPRESS_WORKER_HOST": "127.0.0.1",
         "LETTERPRESS_WORKER_PORT": "9100",
