@@ -117,6 +117,15 @@ def endpoint(
         console.show_endpoint(deployment)
 
 
+@app.command()
+def tunnels(stack: Stack = "local") -> None:
+    """A table: machine, state, since, worker, way, reason. (The service itself: python -m router.tunnels)"""
+    from infra.deployment import Deployment
+    from infra.tunnels import show
+
+    asyncio.run(show(Deployment.remembered(stack)))
+
+
 @webhooks.command("list")
 def webhooks_list(
     stack: StackOption = "local",

@@ -6,6 +6,7 @@ any web page, by DNS rebinding: so the Host header must be a loopback name, and 
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -21,8 +22,18 @@ from router.api.artifacts import PROBLEM
 from router.api.refusals import MAX_BODY_BYTES, Kind, Refusal, RefusedError, refused
 from router.api.requests import BodyBound, Rim, json_only
 from router.app import health
-from router.contract import Health, PoolExpected, PoolName, PoolView, WorkerName, WorkerRegistration, WorkerView
+from router.contract import (
+    Health,
+    PoolExpected,
+    PoolName,
+    PoolView,
+    TunnelsView,
+    WorkerName,
+    WorkerRegistration,
+    WorkerView,
+)
 from router.metrics import MEDIA_TYPE
+from router.tunnels.status import read_status
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 Name = Annotated[WorkerName, Path()]
@@ -92,6 +103,11 @@ async def expect(pool: Annotated[PoolName, Path()], body: PoolExpected, context:
     return body
 
 
+@_router.get("/tunnels", tags=["tunnels"], summary="This host's tunnels, as their service wrote them down last")
+async def tunnels(context: InContext) -> TunnelsView:
+    return await asyncio.to_thread(read_status, context.tunnels)
+
+
 @_router.get("/healthz", tags=["health"], summary="Whether the router can answer", responses={503: {"model": Health}})
 async def healthz(context: InContext, response: Response) -> Health:
     found = await health(context.core, context.version)
@@ -102,7 +118,9 @@ async def healthz(context: InContext, response: Response) -> Health:
 @_router.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response)
 async def metrics(context: InContext) -> Response:
     store = context.core.store
-    text = context.metrics.text(await store.counts(), await store.attempt_counts(), context.core.fleet.views())
+    text = context.metrics.text(
+        await store.counts(), await store.attempt_counts(), context.core.fleet.views(), await tunnels(context)
+    )
     return Response(text, media_type=MEDIA_TYPE)
 
 

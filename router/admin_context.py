@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, cast
 
 from fastapi import Depends, Request, Security
@@ -25,6 +26,8 @@ class AdminContext:
     admin_key: str = field(repr=False)
     version: str
     wake_webhooks: Callable[[], None] = lambda: None
+    tunnels: Path | None = None
+    """The file that the tunnel service of this host writes."""
 
 
 def _of(request: Request) -> AdminContext:

@@ -33,6 +33,7 @@ Admin app, on 127.0.0.1 only; reading is free to whoever is on the host, changin
     GET    /webhooks               list[DeliveryView]; ?state=, ?limit=
     POST   /webhooks/{id}/replay   due now -> DeliveryView
     POST   /webhooks/replay        all dead ones -> Replayed
+    GET    /tunnels                TunnelsView
     GET    /healthz  /metrics
 """
 
@@ -40,6 +41,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from datetime import date, datetime
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -369,6 +371,73 @@ class WorkerView(Frozen):
     tier: str | None = None
     max_pixels: int | None = Field(default=None, description="Of the largest image that it can make.")
     version: str | None = None
+
+
+MachineId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+HostKey = Annotated[str, StringConstraints(pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/]+=*$")]
+"""A host's public key as in known_hosts: its type and itself, without a name before or a comment behind."""
+
+
+class TunnelMachine(Frozen):
+    """A machine whose workers are reached through SSH. `workers` gives each one's port on the machine's loopback."""
+
+    id: MachineId
+    host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:-]{0,254}$")]
+    port: int = Field(default=22, ge=1, le=MAX_PORT)
+    user: Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
+    host_key: HostKey
+    workers: dict[WorkerName, Annotated[int, Field(ge=1, le=MAX_PORT)]]
+
+
+class TunnelMachines(Frozen):
+    """The file that the tunnel service keeps to: what is in it is connected, what is not is not."""
+
+    machines: list[TunnelMachine]
+
+
+class TunnelState(StrEnum):
+    """connecting -> up -> waiting -> connecting; `refused` waits longer, for somebody to look."""
+
+    CONNECTING = "connecting"
+    UP = "up"
+    WAITING = "waiting"
+    REFUSED = "refused"
+
+
+class ForwardView(Frozen):
+    """One worker's way: the socket here, and what is wrong with it if something is."""
+
+    worker: WorkerName
+    socket: str
+    port: int
+    up: bool
+    reason: str = ""
+
+
+class TunnelView(Frozen):
+    """One machine's connection, and its workers' ways through it. Times are UTC."""
+
+    machine: MachineId
+    state: TunnelState
+    reason: str = ""
+    since: datetime
+    failures: int = Field(ge=0, description="Connections in a row that failed.")
+    forwards: list[ForwardView]
+
+
+class TunnelsView(Frozen):
+    """What the tunnel service of this host wrote last; nothing if it never has."""
+
+    written_at: datetime | None = None
+    trouble: str = Field(default="", description="Why the machines' file could not be followed; empty if it could.")
+    tunnels: list[TunnelView] = Field(default_factory=list)
+
+
+def forward_only(public_key: str, ports: Iterable[int]) -> str:
+    """The line of authorized_keys for the tunnel service's key: it may forward to these loopback ports, and nothing
+    else (sshd(8), AUTHORIZED_KEYS FILE FORMAT)."""
+    opens = ",".join(f'permitopen="127.0.0.1:{port}"' for port in sorted(set(ports)))
+    return f"restrict,port-forwarding,{opens} {public_key.strip()}"
 
 
 class PoolView(Frozen):

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily
 
 from router.api.requests import Served
-from router.contract import JobState, WorkerHealth, WorkerView
+from router.contract import JobState, TunnelState, TunnelsView, WorkerHealth, WorkerView
 from router.jobs import AttemptEnd, Job
 from router.webhooks import Again, Dead, Delivered, Verdict
 
@@ -67,11 +67,13 @@ class Metrics:
         jobs: Mapping[str, Mapping[JobState, int]],
         attempts: Mapping[str, Mapping[AttemptEnd, int]],
         workers: Iterable[WorkerView],
+        tunnels: TunnelsView,
     ) -> bytes:
         """The exposition, with the store's counts (by pool) and the fleet's state as of now."""
         now = CollectorRegistry()
         _counts(now, jobs, attempts)
         _workers(now, workers)
+        _tunnels(now, tunnels)
         return generate_latest(now) + generate_latest(self._registry)
 
     def _job_seconds(self, name: str, text: str) -> Histogram:
@@ -107,6 +109,16 @@ def _workers(registry: CollectorRegistry, workers: Iterable[WorkerView]) -> None
             count.labels(pool, health).set(sum(view.pool == pool and view.health is health for view in views))
     for view in views:
         running.labels(view.name).set(view.running)
+
+
+def _tunnels(registry: CollectorRegistry, view: TunnelsView) -> None:
+    count = Gauge("letterpress_tunnels", "This host's tunnels.", ("state",), registry=registry)
+    for state in TunnelState:
+        count.labels(state).set(sum(tunnel.state is state for tunnel in view.tunnels))
+    closed = Gauge("letterpress_tunnel_ways_closed", "Workers whose way through a tunnel is shut.", registry=registry)
+    closed.set(sum(not way.up for tunnel in view.tunnels for way in tunnel.forwards))
+    trouble = Gauge("letterpress_tunnels_trouble", "1 while the tunnel service cannot do its work.", registry=registry)
+    trouble.set(bool(view.trouble))
 
 
 class _Fixed:

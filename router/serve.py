@@ -95,7 +95,10 @@ async def serve(settings: RouterSettings) -> None:
             servers = {
                 _server(public_app(context, metrics.served), settings.drain_s): public,
                 _server(
-                    admin_app(AdminContext(core, metrics, admin_key, release, deliverer.wake)), settings.drain_s
+                    admin_app(
+                        AdminContext(core, metrics, admin_key, release, deliverer.wake, settings.tunnels_status_file)
+                    ),
+                    settings.drain_s,
                 ): admin,
             }
             stop = _Stop(list(servers), closing, settings.socket, settings.drain_s)

@@ -121,6 +121,7 @@ class SharedSettings(BaseSettings):
     s3_credentials_file: Path | None = Field(
         default=None, description="As ~/.aws/credentials; default: the host's role."
     )
+    tunnels_status_file: Path | None = Field(default=None, description="What this host's tunnel service writes.")
     webhook_allow: str = Field(default="", description="Private addresses webhooks may go to: 10.0.0.0/8,127.0.0.1")
     log_format: LogFormat = LogFormat.JSON
 

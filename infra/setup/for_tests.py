@@ -44,6 +44,15 @@ def find_haproxy() -> Path | None:
     return _on_path("haproxy")
 
 
+def find_sshd() -> Path | None:
+    return _on_path("sshd")
+
+
+def find_promtool() -> Path | None:
+    """Prometheus's own checker of rules."""
+    return _on_path("promtool")
+
+
 def _on_path(program: str) -> Path | None:
     # Packages put servers where an ordinary user's PATH may not look.
     found = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
@@ -54,6 +63,8 @@ SERVERS = (
     Server("postgresql", "postgresql", "postgresql", find_postgres),
     Server("redis-server", "redis-server", "redis-server", find_redis),
     Server("haproxy", "haproxy", "haproxy", find_haproxy),
+    Server("sshd", "openssh-server", "ssh", find_sshd),
+    Server("promtool", "prometheus", "prometheus", find_promtool),
 )
 
 

@@ -20,6 +20,7 @@ from router.contract import (
     PoolExpected,
     PoolView,
     Replayed,
+    TunnelsView,
     UsageView,
     WorkerRegistration,
     WorkerView,
@@ -28,6 +29,7 @@ from router.contract import (
 _WORKER = TypeAdapter(WorkerView)
 _WORKERS = TypeAdapter(list[WorkerView])
 _POOLS = TypeAdapter(list[PoolView])
+_TUNNELS = TypeAdapter(TunnelsView)
 _DELIVERY = TypeAdapter(DeliveryView)
 _DELIVERIES = TypeAdapter(list[DeliveryView])
 _REPLAYED = TypeAdapter(Replayed)
@@ -87,6 +89,10 @@ class AdminClient(HttpClient):
     async def replay_dead(self) -> int:
         """How many were dead, and are due now."""
         return (await self._read(_REPLAYED, "POST", "/webhooks/replay")).count
+
+    async def tunnels(self) -> TunnelsView:
+        """As the tunnel service of the router's host wrote them down last."""
+        return await self._read(_TUNNELS, "GET", "/tunnels")
 
     async def pools(self) -> list[PoolView]:
         return await self._read(_POOLS, "GET", "/pools")

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from router import console
 from router.api.requests import Served
-from router.contract import JobState, PoolView, WorkerHealth, WorkerView
+from router.contract import JobState, PoolView, TunnelsView, WorkerHealth, WorkerView
 from router.jobs import AttemptEnd, Job
 from router.metrics import Metrics
 from worker.contract import GenerationRequest
@@ -64,6 +64,7 @@ def _lines(metrics: Metrics) -> set[str]:
         {"interactive": {JobState.QUEUED: 3, JobState.SUCCEEDED: 40}},
         {"interactive": {AttemptEnd.FINISHED: 40, AttemptEnd.LOST: 1}},
         [_worker("w-1", WorkerHealth.READY), _worker("w-2", WorkerHealth.BROKEN)],
+        TunnelsView(),
     )
     return set(text.decode().splitlines())
 

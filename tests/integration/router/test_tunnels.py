@@ -1,0 +1,441 @@
+"""Tunnels through a real sshd: one connection a machine, pinned keys, cuts and freezes noticed, nobody disturbed."""
+
+# ruff: noqa: ASYNC240 - nobody else waits for a test's loop
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+
+import httpx
+import pytest
+
+from router.contract import (
+    INTERACTIVE,
+    JobRequest,
+    JobState,
+    TunnelMachine,
+    TunnelMachines,
+    TunnelState,
+    TunnelsView,
+    TunnelView,
+    WorkerHealth,
+    WorkerRegistration,
+)
+from tests.emulators.paced_process import PacedProcess
+from tests.emulators.paced_worker import Pace
+from tests.integration.router.served import ROOT, served_router, until
+from tests.sshd import Sshd, generate, sshd
+
+PREFIX = "LETTERPRESS_TUNNELS_"
+
+
+@dataclass
+class Tunnels:
+    """The tunnel service as a process, and the file that describes its machines."""
+
+    folder: Path
+    key: Path
+    machines: dict[str, TunnelMachine] = field(default_factory=dict)
+    process: Process | None = None
+
+    def describe(self, *machines: TunnelMachine) -> None:
+        self.machines = {machine.id: machine for machine in machines}
+        self.write(TunnelMachines(machines=list(machines)).model_dump_json())
+
+    def write(self, text: str) -> None:
+        draft = self.folder / "draft"
+        draft.write_text(text)
+        draft.replace(self.folder / "machines.json")
+
+    @property
+    def status(self) -> Path:
+        return self.folder / "status.json"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def view(self) -> TunnelsView:
+        return TunnelsView.model_validate_json(self.status.read_bytes()) if self.status.exists() else TunnelsView()
+
+    def tunnel(self, machine: str) -> TunnelView | None:
+        return next((one for one in self.view().tunnels if one.machine == machine), None)
+
+    async def becomes(self, machine: str, state: TunnelState, within_s: float = 30) -> TunnelView:
+        """The tunnel, once it is in this state and all its ways are open if that is up."""
+
+        async def so() -> bool:
+            found = self.tunnel(machine)
+            return bool(found and found.state is state and (state is not TunnelState.UP or self.open(machine)))
+
+        await until(so, f"the tunnel of {machine} is {state}: {self.view()} {self.log}", within_s)
+        found = self.tunnel(machine)
+        assert found
+        return found
+
+    def open(self, machine: str) -> bool:
+        """Whether just the workers that are described have their ways."""
+        found = self.tunnel(machine)
+        assert found
+        return {one.worker for one in found.forwards if one.up} == set(self.machines[machine].workers)
+
+    def environment(self) -> dict[str, str]:
+        named = {
+            "MACHINES_FILE": self.folder / "machines.json",
+            "STATUS_FILE": self.status,
+            "RUN_DIR": self.folder / "run",
+            "KEY_FILE": self.key,
+        }
+        return {**os.environ, **{PREFIX + name: str(value) for name, value in named.items()}}
+
+    async def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "router.tunnels"), cwd=ROOT, env=self.environment(), stdout=log, stderr=log
+            )
+
+    async def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process
+        if self.process.returncode is None:
+            self.process.send_signal(by)
+        async with asyncio.timeout(30):
+            return await self.process.wait()
+
+
+@pytest.fixture
+async def folder() -> AsyncIterator[Path]:
+    """Short: a socket's path ends at 107 bytes."""
+    made = Path(tempfile.mkdtemp(prefix="lp-"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+async def machine(folder: Path) -> AsyncIterator[Sshd]:
+    async with sshd(folder / "m") as running:
+        yield running
+
+
+@asynccontextmanager
+async def serving(folder: Path, key: Path) -> AsyncIterator[Tunnels]:
+    here = folder / "t"
+    here.mkdir()
+    tunnels = Tunnels(here, key)
+    tunnels.describe()
+    await tunnels.start()
+    try:
+        yield tunnels
+    finally:
+        await tunnels.stop()
+
+
+@pytest.fixture
+async def tunnels(folder: Path, machine: Sshd) -> AsyncIterator[Tunnels]:
+    async with serving(folder, machine.client_key) as running:
+        yield running
+
+
+def port_of(worker: PacedProcess) -> int:
+    return int(worker.url.rpartition(":")[2])
+
+
+def described(server: Sshd, name: str = "m-1", **workers: PacedProcess) -> TunnelMachine:
+    ports = {name.replace("_", "-"): port_of(worker) for name, worker in workers.items()}
+    server.allow(ports.values())
+    return TunnelMachine(
+        id=name, host="127.0.0.1", port=server.port, user=server.user, host_key=server.host_key, workers=ports
+    )
+
+
+def socket_of(tunnel: TunnelView, worker: str) -> str:
+    return next(one.socket for one in tunnel.forwards if one.worker == worker)
+
+
+async def alive(socket: str) -> bool:
+    transport = httpx.AsyncHTTPTransport(uds=socket)
+    async with httpx.AsyncClient(base_url="http://worker", transport=transport, timeout=5, trust_env=False) as http:
+        try:
+            return (await http.get("/readyz")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+def reaches(socket: str) -> Callable[[], Awaitable[bool]]:
+    return lambda: alive(socket)
+
+
+async def test_two_workers_are_reached_through_one_connection(
+    tunnels: Tunnels, machine: Sshd, a: PacedProcess, b: PacedProcess
+) -> None:
+    tunnels.describe(described(machine, w_1=a, w_2=b))
+    tunnel = await tunnels.becomes("m-1", TunnelState.UP)
+    for worker in ("w-1", "w-2"):
+        assert await alive(socket_of(tunnel, worker))
+        mode = Path(socket_of(tunnel, worker)).stat().st_mode
+        assert mode & 0o077 == 0, "the way to a worker is the router's alone"
+    assert machine.log.count("Accepted publickey") == 1
+
+
+async def test_the_key_may_do_nothing_but_forward_to_the_workers(
+    tunnels: Tunnels, machine: Sshd, a: PacedProcess, b: PacedProcess
+) -> None:
+    only_a = described(machine, w_1=a)
+    tunnels.describe(only_a)
+    await tunnels.becomes("m-1", TunnelState.UP)
+    tunnels.describe(only_a.model_copy(update={"workers": {"w-2": port_of(b)}}))
+    tunnel = await tunnels.becomes("m-1", TunnelState.UP)
+    assert not await alive(socket_of(tunnel, "w-2")), "a port that is not in its line"
+
+
+async def test_a_cut_connection_comes_back_by_itself(tunnels: Tunnels, machine: Sshd, a: PacedProcess) -> None:
+    tunnels.describe(described(machine, w_1=a))
+    tunnel = await tunnels.becomes("m-1", TunnelState.UP)
+    machine.cut()
+    await tunnels.becomes("m-1", TunnelState.WAITING)
+    await tunnels.becomes("m-1", TunnelState.UP)
+    await until(reaches(socket_of(tunnel, "w-1")), "the worker is reached again")
+
+
+async def test_a_killed_ssh_comes_back_by_itself(tunnels: Tunnels, machine: Sshd, a: PacedProcess) -> None:
+    tunnels.describe(described(machine, w_1=a))
+    before = await tunnels.becomes("m-1", TunnelState.UP)
+    assert tunnels.process
+    (ssh,) = Path(f"/proc/{tunnels.process.pid}/task/{tunnels.process.pid}/children").read_text().split()
+    os.kill(int(ssh), signal.SIGKILL)
+
+    async def again() -> bool:
+        found = tunnels.tunnel("m-1")
+        return bool(found and found.state is TunnelState.UP and found.since > before.since)
+
+    await until(again, "the connection stands again")
+    assert await alive(socket_of(before, "w-1"))
+
+
+async def test_a_frozen_machine_is_noticed_in_under_ten_seconds(
+    tunnels: Tunnels, machine: Sshd, a: PacedProcess
+) -> None:
+    tunnels.describe(described(machine, w_1=a))
+    await tunnels.becomes("m-1", TunnelState.UP)
+    machine.freeze()
+    began = monotonic()
+    try:
+        found = await tunnels.becomes("m-1", TunnelState.WAITING, within_s=20)
+        took = monotonic() - began
+    finally:
+        machine.thaw()
+    assert "m-1 fell silent" in found.reason
+    assert took < 10, "3 missed answers, two seconds apart: the promise, with a margin for a busy machine"
+    await tunnels.becomes("m-1", TunnelState.UP)
+
+
+async def test_a_changed_host_key_is_refused_and_explained_until_the_machine_is_described_anew(
+    tunnels: Tunnels, machine: Sshd, a: PacedProcess
+) -> None:
+    old = described(machine, w_1=a)
+    tunnels.describe(old)
+    tunnel = await tunnels.becomes("m-1", TunnelState.UP)
+    await machine.stop()
+    new_key = generate(machine.folder / "other")
+    await machine.start("other")
+    found = await tunnels.becomes("m-1", TunnelState.REFUSED)
+    assert "the host key of m-1 is not the one that was pinned" in found.reason
+    assert "describe it with its new key" in found.reason
+    assert not await alive(socket_of(tunnel, "w-1"))
+    tunnels.describe(old.model_copy(update={"host_key": new_key}))
+    await tunnels.becomes("m-1", TunnelState.UP)
+    assert await alive(socket_of(tunnel, "w-1"))
+
+
+async def test_a_machines_address_used_again_by_another_does_not_make_it_that_machine(
+    tunnels: Tunnels, machine: Sshd, a: PacedProcess
+) -> None:
+    one = described(machine, "m-old", w_1=a)
+    impostor = one.model_copy(update={"id": "m-new", "host_key": generate(machine.folder / "wanted")})
+    tunnels.describe(one, impostor.model_copy(update={"workers": {"w-2": 1}}))
+    await tunnels.becomes("m-old", TunnelState.UP)
+    await tunnels.becomes("m-new", TunnelState.REFUSED)
+
+
+async def test_machines_and_workers_come_and_go_without_disturbing_others(
+    tunnels: Tunnels, machine: Sshd, folder: Path, a: PacedProcess, b: PacedProcess
+) -> None:
+    await a.pace(Pace(step_s=0.2, heartbeat_s=0.2))
+    first = described(machine, w_1=a)
+    tunnels.describe(first)
+    tunnel = await tunnels.becomes("m-1", TunnelState.UP)
+    socket = socket_of(tunnel, "w-1")
+    transport = httpx.AsyncHTTPTransport(uds=socket)
+    headers = {"Authorization": f"Bearer {a.token}"}
+    generation = {"prompt": "a press", "width": 256, "height": 256, "seed": 1, "steps": 40}
+    async with (
+        sshd(folder / "n") as other,
+        httpx.AsyncClient(base_url="http://w", transport=transport, headers=headers, timeout=60) as http,
+        http.stream("PUT", "/generations/job_x.1", json=generation) as stream,
+    ):
+        lines = stream.aiter_lines()
+        assert "accepted" in await anext(lines)
+        public = (machine.client_key.with_suffix(".pub")).read_text()
+        both = described(machine, w_1=a, w_2=b)
+        other.allow([port_of(b)])
+        (other.folder / "authorized_keys").write_text(f"restrict,port-forwarding {public}")
+        beside = both.model_copy(
+            update={"id": "m-2", "port": other.port, "host_key": other.host_key, "workers": {"w-3": port_of(b)}}
+        )
+        tunnels.describe(both, beside)
+        added = await tunnels.becomes("m-1", TunnelState.UP)
+        assert (await tunnels.becomes("m-2", TunnelState.UP)).forwards
+        assert added.since == tunnel.since, "the connection is the same"
+        tunnels.describe(first)
+
+        async def gone() -> bool:
+            return tunnels.tunnel("m-2") is None and not Path(socket_of(added, "w-2")).exists()
+
+        await until(gone, "what is no longer described is no longer connected")
+        assert tunnels.tunnel("m-1") == tunnel
+        finished = [line async for line in lines][-1]
+    assert "finished" in finished, "the stream that was open all the while"
+
+
+async def test_a_socket_that_cannot_be_opened_is_named_and_the_others_are_open(
+    tunnels: Tunnels, machine: Sshd, a: PacedProcess, b: PacedProcess
+) -> None:
+    taken = tunnels.folder / "run" / "w" / "w-2"
+    taken.mkdir(parents=True)
+    both = described(machine, w_1=a, w_2=b)
+    tunnels.describe(both)
+
+    async def told() -> bool:
+        found = tunnels.tunnel("m-1")
+        return bool(found and any(one.reason for one in found.forwards))
+
+    await until(told, "the trouble is told")
+    tunnel = tunnels.tunnel("m-1")
+    assert tunnel
+    good, bad = tunnel.forwards
+    assert (good.worker, good.up, bad.worker, bad.up) == ("w-1", True, "w-2", False)
+    assert f"the socket {taken} cannot be opened" in bad.reason
+    assert await alive(good.socket)
+
+
+async def test_a_second_service_does_not_start_and_a_killed_ones_connections_are_ended(
+    tunnels: Tunnels, machine: Sshd, a: PacedProcess
+) -> None:
+    tunnels.describe(described(machine, w_1=a))
+    tunnel = await tunnels.becomes("m-1", TunnelState.UP)
+    second = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "router.tunnels"),
+        cwd=ROOT,
+        env=tunnels.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    said, _ = await asyncio.wait_for(second.communicate(), 30)
+    assert second.returncode == 69
+    assert b"another tunnel service has" in said
+    await tunnels.stop(signal.SIGKILL)
+    assert await alive(socket_of(tunnel, "w-1")), "ssh itself goes on"
+    tunnels.status.unlink()
+    await tunnels.start()
+    again = await tunnels.becomes("m-1", TunnelState.UP)
+    assert again.since > tunnel.since
+    assert len([pid for pid in machine.connections() if _is_alive(pid)]) <= 2, "one connection, in two processes"
+    assert await tunnels.stop() == 0
+    assert not await alive(socket_of(tunnel, "w-1"))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return " Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+async def test_a_description_that_cannot_be_followed_changes_nothing_and_is_told(
+    tunnels: Tunnels, machine: Sshd, a: PacedProcess
+) -> None:
+    tunnels.describe(described(machine, w_1=a))
+    tunnel = await tunnels.becomes("m-1", TunnelState.UP)
+    for text, said in (
+        ("{", "cannot be followed, and nothing is changed"),
+        ('{"machines": [{"id": "m-1"}]}', "machines.0.host: Field required"),
+    ):
+        tunnels.write(text)
+
+        async def told(said: str = said) -> bool:
+            return said in tunnels.view().trouble
+
+        await until(told, f"the trouble is told: {said}")
+        assert await alive(socket_of(tunnel, "w-1"))
+    tunnels.describe(described(machine, w_1=a))
+
+    async def untroubled() -> bool:
+        return tunnels.view().trouble == ""
+
+    await until(untroubled, "the trouble is over")
+    assert tunnels.tunnel("m-1") == tunnel
+
+
+async def test_a_router_that_restarts_in_mid_job_finds_its_worker_where_it_was(
+    tunnels: Tunnels, machine: Sshd, a: PacedProcess
+) -> None:
+    await a.pace(Pace(step_s=0.2, heartbeat_s=0.2))
+    tunnels.describe(described(machine, w_1=a))
+    tunnel = await tunnels.becomes("m-1", TunnelState.UP)
+    url = f"unix:{socket_of(tunnel, 'w-1')}"
+    async with served_router(TUNNELS_STATUS_FILE=str(tunnels.status)) as router, router.admin() as admin:
+        await admin.register("w-1", WorkerRegistration(url=url, token=a.token, pool=INTERACTIVE))
+
+        async def ready() -> bool:
+            return (await admin.worker("w-1")).health is WorkerHealth.READY
+
+        await until(ready, "the worker is ready, through the tunnel")
+        async with router.client() as client:
+            job = await client.submit(JobRequest(prompt="a press", width=256, height=256, steps=20))
+
+            async def begun() -> bool:
+                return (await client.job(job.id)).progress is not None
+
+            await until(begun, "the job runs")
+            await router.stop()
+            await router.start()
+            ended = await client.wait(job.id)
+        assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 1)
+        assert (await admin.tunnels()).tunnels == tunnels.view().tunnels
+        async with httpx.AsyncClient(base_url=router.admin_url, trust_env=False) as http:
+            metrics = (await http.get("/metrics")).text
+        assert 'letterpress_tunnels{state="up"} 1.0' in metrics
+    assert (await a.ledger()).finished == [f"{job.id}.1"]
+    after = tunnels.tunnel("m-1")
+    assert after
+    assert after.since == tunnel.since
+
+
+async def test_a_job_whose_tunnel_is_cut_is_joined_and_made_once(
+    tunnels: Tunnels, machine: Sshd, a: PacedProcess
+) -> None:
+    await a.pace(Pace(step_s=0.3, heartbeat_s=0.2))
+    tunnels.describe(described(machine, w_1=a))
+    tunnel = await tunnels.becomes("m-1", TunnelState.UP)
+    url = f"unix:{socket_of(tunnel, 'w-1')}"
+    async with served_router(LEASE_TTL_S="30") as router, router.admin() as admin, router.client() as client:
+        await admin.register("w-1", WorkerRegistration(url=url, token=a.token, pool=INTERACTIVE))
+        job = await client.submit(JobRequest(prompt="a press", width=256, height=256, steps=20))
+
+        async def begun() -> bool:
+            return (await client.job(job.id)).progress is not None
+
+        await until(begun, "the job runs")
+        machine.cut()
+        assert (await client.wait(job.id)).state is JobState.SUCCEEDED
