@@ -32,6 +32,7 @@ from router.outlook import Outlooks
 from router.paces import Paces
 from router.queue import Queue
 from router.queue.embedded import EmbeddedQueue
+from router.retention import Retention, keep_collecting, keep_forgetting
 from router.service import JobService
 from router.spill import SpillRule
 from router.store import ROUTER, Store
@@ -68,6 +69,7 @@ class CoreConfig:
     """How often a process that drives looks whether others have changed the register of workers."""
     look_s: float = 2.0
     bounds: Bounds = field(default_factory=Bounds)
+    retention: Retention = field(default_factory=Retention)
     spill_rules: tuple[SpillRule, ...] = ()
     patience: Patience = field(default_factory=Patience)
 
@@ -119,9 +121,10 @@ async def open_core(config: CoreConfig) -> AsyncIterator[Core]:
         service = JobService(store, queue, notices, artifacts, fleet, _admission(config, store, fleet, paces))
         await sweep(store, notices, queue)
         await fleet.start()
-        loops = {
+        loops: dict[str, Callable[[], Awaitable[None]]] = {
             "sweeper": partial(keep_sweeping, store, notices, queue, config.sweep_s),
             "look": partial(keep_looking, notices, store, config.look_s),
+            **_forgetting(config.retention, store, artifacts),
             "register": partial(fleet.keep_up, config.reconcile_s),
         }
         try:
@@ -141,9 +144,10 @@ async def open_front(config: CoreConfig, shared: Shared) -> AsyncIterator[Core]:
         paces = Paces(store, monotonic)
         service = JobService(store, queue, notices, artifacts, fleet, _admission(config, store, fleet, paces))
         await fleet.look()
-        loops = {
+        loops: dict[str, Callable[[], Awaitable[None]]] = {
             "sweeper": partial(keep_sweeping, store, notices, queue, config.sweep_s),
             "look": partial(keep_looking, notices, store, config.look_s),
+            **_forgetting(config.retention, store, artifacts),
             "workers": partial(fleet.keep_looking, shared.report_s / 2),
         }
         try:
@@ -213,6 +217,15 @@ async def _kept(loops: Mapping[str, Callable[[], Awaitable[None]]]) -> AsyncIter
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _forgetting(
+    retention: Retention, store: Store, artifacts: Artifacts
+) -> Mapping[str, Callable[[], Awaitable[None]]]:
+    return {
+        "retention": partial(keep_forgetting, store, retention.every_s, retention.keep_s),
+        "collection": partial(keep_collecting, store, artifacts, retention.collect_s, retention.grace_s),
+    }
 
 
 def _driven(

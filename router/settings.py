@@ -23,6 +23,7 @@ from router.artifacts.s3 import Bucket
 from router.contract import SOCKET_PATH_MAX
 from router.core import CoreConfig, Shared
 from router.errors import RouterError
+from router.retention import Retention
 from router.spill import SpillRule
 from router.webhooks.addresses import Network, networks
 
@@ -108,6 +109,9 @@ class SharedSettings(BaseSettings):
         le=60,
         description="How long before its predicted end a running generation gets a successor; 0: only after it.",
     )
+    keep_jobs_days: float = Field(
+        default=0.0, ge=0, le=36_500, description="How long ended jobs and their images are kept; 0: for ever."
+    )
     spill_rules: tuple[SpillRule, ...] = Field(
         default=(),
         description="Pools whose idle workers may take another's jobs, as JSON: "
@@ -184,6 +188,7 @@ class SharedSettings(BaseSettings):
             bounds=Bounds(self.queue_bound, self.batch_queue_bound, self.wait_bound_s, self.boot_hold_s),
             ahead_s=self.look_ahead_s,
             spill_rules=self.spill_rules,
+            retention=Retention(keep_s=self.keep_jobs_days * 86_400 or None),
         )
 
 
@@ -239,6 +244,11 @@ def read_settings() -> RouterSettings:
 def read_consumer_settings() -> ConsumerSettings:
     """A consumer's. Raises as `read_settings` does."""
     return _read(ConsumerSettings)
+
+
+def read_shared_settings() -> SharedSettings:
+    """What both are told. Raises as `read_settings` does."""
+    return _read(SharedSettings)
 
 
 def _read(kind: type[S]) -> S:

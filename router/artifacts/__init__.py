@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -51,6 +52,14 @@ class Artifacts(Protocol):
 
     async def keep_only(self, job_id: str, image: Image | None) -> None:
         """Remove what other attempts at the job have left; with None, all of it."""
+        ...
+
+    def older_than(self, age_s: float) -> AsyncIterator[Sequence[str]]:
+        """The paths of all that was stored so long ago, some at a time; drafts of writes cut short are among them."""
+        ...
+
+    async def remove(self, paths: Sequence[str]) -> None:
+        """Gone is success."""
         ...
 
     async def mark(self) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,9 @@ from router.artifacts import MARK, InFile, digest_of, fan, first_of, path_of
 from router.errors import ArtifactError
 from router.jobs import Image
 
+LISTED = 500
+"""Images whose names are asked after together."""
+FAN_CHARS = 2
 FOLDER_MODE = 0o750
 FILE_MODE = 0o640
 """Readable by the group, which is the edge's where infra has made the folder so (set-group-ID); whatever the
@@ -59,6 +64,22 @@ class LocalArtifacts:
             raise ArtifactError(
                 f"what lost attempts at {job_id} left under {self.root} could not be removed: {error.strerror}"
             ) from error
+
+    async def older_than(self, age_s: float) -> AsyncIterator[Sequence[str]]:
+        before = time.time() - age_s
+        try:
+            for folder in await asyncio.to_thread(_fans, self.root):
+                found = await asyncio.to_thread(_stored_before, self.root, folder, before)
+                for i in range(0, len(found), LISTED):
+                    yield found[i : i + LISTED]
+        except OSError as error:
+            raise ArtifactError(f"the images under {self.root} could not be listed: {error.strerror}") from error
+
+    async def remove(self, paths: Sequence[str]) -> None:
+        try:
+            await asyncio.to_thread(_remove, [self.root / path for path in paths])
+        except OSError as error:
+            raise ArtifactError(f"an image under {self.root} could not be removed: {error.strerror}") from error
 
     async def mark(self) -> str | None:
         try:
@@ -127,6 +148,23 @@ def _remove_others(folder: Path, job_id: str, kept: Path | None) -> None:
     for path in (*folder.glob(f"{job_id}.*"), *folder.glob(f".{job_id}.*")):
         if path != kept:
             path.unlink(missing_ok=True)
+
+
+def _fans(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if len(path.name) == FAN_CHARS and path.is_dir())
+
+
+def _stored_before(root: Path, folder: Path, before: float) -> list[str]:
+    return [
+        str(path.relative_to(root))
+        for path in folder.iterdir()
+        if path.name.lstrip(".").startswith("job_") and path.stat().st_mtime < before
+    ]
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _read_mark(path: Path) -> str | None:

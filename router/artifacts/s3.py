@@ -11,7 +11,7 @@ import asyncio
 import configparser
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +34,8 @@ CONNECT_S = 5.0
 RETRIES = 4
 RETRY_S = 30.0
 """All tries of one call together. A call that fails then is an ArtifactError, and the attempt is lost, not the job."""
+LISTED = 500
+"""Images whose names are asked after together."""
 CREDENTIALS_S = 60
 """How long credentials from a file are used before it is read again: whoever renews them replaces the file."""
 
@@ -123,6 +125,22 @@ class S3Artifacts:
                     break
         except (BaseError, OSError) as error:
             raise self._failed(doing, error) from error
+
+    async def older_than(self, age_s: float) -> AsyncIterator[Sequence[str]]:
+        before = datetime.now(UTC) - timedelta(seconds=age_s)
+        try:
+            async for found in obstore.list(self._store, chunk_size=LISTED):
+                yield [entry["path"] for entry in found if "/job_" in entry["path"] and entry["last_modified"] < before]
+        except (BaseError, OSError) as error:
+            raise self._failed("the images could not be listed", error) from error
+
+    async def remove(self, paths: Sequence[str]) -> None:
+        try:
+            await asyncio.gather(*(obstore.delete_async(self._store, path) for path in paths))
+        except FileNotFoundError:
+            return
+        except (BaseError, OSError) as error:
+            raise self._failed("an image could not be removed", error) from error
 
     async def mark(self) -> str | None:
         try:

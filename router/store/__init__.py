@@ -301,6 +301,18 @@ class Store(Protocol):
         """What is on record under this name; `proposed` goes on record if nothing is yet."""
         ...
 
+    async def forget_jobs(self, older_ms: int, limit: int) -> int:
+        """Forget at most `limit` of the jobs that ended so many milliseconds ago, or earlier; how many it were."""
+        ...
+
+    async def forget_repetitions(self, older_ms: int) -> None:
+        """Forget which requests came under which Idempotency-Key so long ago; their jobs stay."""
+        ...
+
+    async def named_images(self, paths: Sequence[str]) -> frozenset[str]:
+        """Those of the images that a job names."""
+        ...
+
     async def ping(self) -> None:
         """Raise if the database does not answer."""
         ...

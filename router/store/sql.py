@@ -31,6 +31,7 @@ from router.store import (
     fact_rows,
     job_rows,
     key_rows,
+    retention_rows,
     worker_rows,
 )
 from router.store.clock import Clock, database_clock
@@ -226,6 +227,15 @@ class SqlStore:
             return await self._database.write(fact_rows.propose, name, proposed)
         except IntegrityError:  # another router was quicker
             return await self._database.read(fact_rows.find, name)
+
+    async def forget_jobs(self, older_ms: int, limit: int) -> int:
+        return await self._database.write(retention_rows.forget_jobs, self._clock(), older_ms, limit)
+
+    async def forget_repetitions(self, older_ms: int) -> None:
+        await self._database.write(retention_rows.forget_repetitions, self._clock(), older_ms)
+
+    async def named_images(self, paths: Sequence[str]) -> frozenset[str]:
+        return await self._database.read(retention_rows.named_images, paths)
 
     async def ping(self) -> None:
         await self._database.read(_ping)
