@@ -57,11 +57,12 @@ test: setup-test ## set up what is missing, run every test that needs no GPU (PY
 	  .venv/bin/pytest -n $(TEST_PROCESSES) --no-loadscope-reorder --cov --cov-report= \
 	    -m "not soak and not gpu" $(PYTEST_ARGS) && .venv/bin/coverage report
 
-lint: setup-test ## ruff, mypy --strict, import contracts
+lint: setup-test ## ruff, mypy --strict, import contracts, hadolint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+	@! test -x .venv/bin/hadolint || .venv/bin/hadolint --failure-threshold info worker/Dockerfile
 
 format: setup-test ## rewrite the code as `make lint` wants it
 	.venv/bin/ruff check --fix .

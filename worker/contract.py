@@ -15,8 +15,9 @@ The stream starts with the first event whenever it is asked for, and ends after 
 Between events, every HEARTBEAT_S seconds, comes an empty line: whoever hears nothing for a few of those
 has lost the worker, and the worker learns that a reader is gone. A reader's going ends nothing; DELETE does.
 
-All but /livez, /readyz and /ping want `Authorization: Bearer <token>`. Errors are RFC 9457 problem details
-(`Problem`, media type `application/problem+json`).
+All but /livez, /readyz and /ping want `Authorization: Bearer <token>`, or `X-Letterpress-Token: <token>`
+where a load balancer owns the first. Errors are RFC 9457 problem details (`Problem`, media type
+`application/problem+json`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.contract import MAX_SIDE, MIN_SIDE, SIDE_STEP, Tier
@@ -124,6 +124,9 @@ class EngineSettings(BaseSettings):
 class Settings(EngineSettings):
     """A worker that serves HTTP."""
 
+    balanced: bool = False
+    """RunPod's load balancer stands before this worker: it may listen to the network, and the worker's token comes
+    in a header of its own, because `Authorization` is the balancer's (see `worker.app`)."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8100
     """0 takes a free one; the log says which."""
@@ -131,7 +134,9 @@ class Settings(EngineSettings):
 
     @field_validator("host")
     @classmethod
-    def _host_is_loopback(cls, value: str) -> str:
+    def _host_is_loopback(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("balanced"):
+            return value
         try:
             loopback = value == "localhost" or ipaddress.ip_address(value).is_loopback
         except ValueError:
@@ -139,7 +144,7 @@ class Settings(EngineSettings):
         if not loopback:
             raise ValueError(
                 f"{value!r} is not a loopback address; a worker never listens to the network: "
-                "reach it from elsewhere by an SSH forward"
+                f"reach it from elsewhere by an SSH forward ({PREFIX}BALANCED is for RunPod's load balancer)"
             )
         return value
 

@@ -20,7 +20,7 @@ POSTGRES = Path("/usr/lib/postgresql")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """`find` tells where the program is; `package` brings it, and `service` is what that would start."""
+    """`find` tells where the program is; `package` brings it, and `service` is what that would start, if anything."""
 
     program: str
     package: str
@@ -48,6 +48,16 @@ def find_sshd() -> Path | None:
     return _on_path("sshd")
 
 
+def find_buildah() -> Path | None:
+    """Builds and runs the worker's container without an engine ..."""
+    return _on_path("buildah")
+
+
+def find_debootstrap() -> Path | None:
+    """... on a base that this makes."""
+    return _on_path("debootstrap")
+
+
 def find_promtool() -> Path | None:
     """Prometheus's own checker of rules."""
     return _on_path("promtool")
@@ -65,6 +75,8 @@ SERVERS = (
     Server("haproxy", "haproxy", "haproxy", find_haproxy),
     Server("sshd", "openssh-server", "ssh", find_sshd),
     Server("promtool", "prometheus", "prometheus", find_promtool),
+    Server("buildah", "buildah", "", find_buildah),
+    Server("debootstrap", "debootstrap", "", find_debootstrap),
 )
 
 
@@ -73,6 +85,6 @@ def ensure_test_servers(say: Say) -> None:
     for server in SERVERS:
         if server.find() is None:
             try:
-                apt.install(say, server.program, server.package, (server.service,))
+                apt.install(say, server.program, server.package, (server.service,) if server.service else ())
             except SetupError as error:
                 say(f"{error}; until then the tests that need {server.program} are skipped")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the container runs: server | serverless | pod, a verb of the `letterpress` command, or any program.
+# What the container runs: server | balanced | serverless | pod, a verb of the `letterpress` command, or any program.
 # Each replaces this shell, so that a signal reaches it.
 set -eu
 
@@ -55,6 +55,11 @@ worker_token() {
 
 case ${1:-server} in
   server) as_worker python3 -m worker ;;
+  balanced)
+    # A load-balancing endpoint: RunPod names the port that its balancer asks.
+    export LETTERPRESS_WORKER_BALANCED=true LETTERPRESS_WORKER_HOST=0.0.0.0 LETTERPRESS_WORKER_PORT="${PORT:-8100}"
+    as_worker python3 -m worker
+    ;;
   serverless)
     shift
     as_worker python3 -m worker.serverless "$@"

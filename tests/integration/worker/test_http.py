@@ -63,6 +63,15 @@ async def test_an_image_comes_in_the_format_that_was_asked_for(form: ImageFormat
             assert (image.format, image.size) == (form.upper(), (wanted.width, wanted.height))
 
 
+async def test_behind_a_load_balancer_the_token_comes_in_a_header_of_its_own() -> None:
+    async with served(ScriptedEngine(hurried=True)) as worker:
+        balancers = {"Authorization": "Bearer rpa_of-the-balancer"}
+        right, wrong = balancers | {"X-Letterpress-Token": TOKEN}, balancers | {"X-Letterpress-Token": "wrong"}
+        assert (await worker.http.delete("/generations/job.1", headers=right)).status_code == 204
+        assert (await worker.http.delete("/generations/job.1", headers=wrong)).status_code == 401
+        assert (await worker.http.delete("/generations/job.1", headers=balancers)).status_code == 401
+
+
 async def test_a_load_balancer_is_told_when_to_send_requests_and_needs_no_token_to_ask() -> None:
     async with served(ScriptedEngine(hurried=True), load=False) as worker:
         anybody = {"Authorization": ""}

@@ -108,5 +108,6 @@ def test_runpods_hub_is_offered_settings_that_there_are_and_inputs_that_work() -
 def test_the_image_is_built_from_what_is_named_and_nothing_else() -> None:
     ignored = (Path(repository_root()) / ".dockerignore").read_text().splitlines()
     kept = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert ignored[-1] == "**/.*"  # hidden files, wherever they are
     assert next(line for line in ignored if not line.startswith("#")) == "*"
     assert kept == {"LICENSE", "README.md", "pyproject.toml", "constraints.txt", "infra", "router", "worker"}

@@ -52,6 +52,10 @@ def test_a_host_that_others_can_reach_is_refused(token_file: Path, host: str) ->
         settings(token_file, host=host)
 
 
+def test_a_load_balancer_that_is_said_to_be_there_may_reach_it(token_file: Path) -> None:
+    assert settings(token_file, host="0.0.0.0", balanced="true").host == "0.0.0.0"  # noqa: S104 - asked for
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
 def test_loopback_is_accepted_by_any_of_its_names(token_file: Path, host: str) -> None:
     assert settings(token_file, host=host).host == host
