@@ -1,13 +1,14 @@
 """`python -m worker`: one process that owns one GPU, from its environment to its exit status.
 
 Answers at once and loads behind it. Exits 0 after it was told to stop and has drained, 70 when it broke or
-was made to leave earlier (start it again), 78 when its settings or weights are wrong (starting it again
-changes nothing).
+was made to leave earlier, 1 when it hung altogether (start it again), 78 when its settings or weights are
+wrong (starting it again changes nothing).
 """
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -28,6 +29,7 @@ from worker.identity import identity
 from worker.metrics import Metrics
 from worker.runner import Limits, Observer, Runner
 from worker.settings import PREFIX, TINY, EngineName, EngineSettings, Settings, SettingsError, is_folder
+from worker.stages import LOOKS, Patience
 from worker.weights import licences
 from worker.weights.catalogue import licence_of
 
@@ -88,6 +90,7 @@ def make_runner(make: MakeEngine, settings: EngineSettings, observer: Observer) 
             keep_finished_s=settings.keep_finished_s,
             drain_grace_s=settings.drain_grace_s,
             blocked_share=settings.blocked_share,
+            patience=Patience(load_s=settings.load_stall_s, work_s=settings.stall_s),
         ),
         identity=identity(),
     )
@@ -100,8 +103,14 @@ async def serve(make: MakeEngine, settings: Settings, token: str, listener: sock
     metrics.follow(runner.status, lambda: runner.kept.bytes)
     app = create_app(runner, metrics, token)
     server = _Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_S))
-    ending = asyncio.create_task(_until_the_end(runner, server))
-    await server.serve(sockets=[listener])
+    loading = asyncio.create_task(runner.load())
+    ending = asyncio.create_task(_until_the_end(runner, server, loading))
+    awake = asyncio.create_task(_stay_awake(loading, settings))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        awake.cancel()
+        faulthandler.cancel_dump_traceback_later()
     if ending.done():
         status = ending.result()
     else:
@@ -115,9 +124,8 @@ async def serve(make: MakeEngine, settings: Settings, token: str, listener: sock
     return status
 
 
-async def _until_the_end(runner: Runner, server: _Server) -> int:
-    """Load; wait until told to stop or broken; have the server close."""
-    loading = asyncio.create_task(runner.load())
+async def _until_the_end(runner: Runner, server: _Server, loading: asyncio.Task[BaseException | None]) -> int:
+    """Wait until told to stop or broken; have the server close."""
     stopped, broken = asyncio.create_task(server.told_to_stop.wait()), asyncio.create_task(runner.broken.wait())
     try:
         await asyncio.wait({stopped, broken}, return_when=asyncio.FIRST_COMPLETED)
@@ -129,13 +137,29 @@ async def _until_the_end(runner: Runner, server: _Server) -> int:
         else:
             await runner.drain("told to stop")
             # What it drained may have broken it.
-            status = EXIT_BROKEN if broken.done() else 0
+            status = EXIT_BROKEN if runner.broken.is_set() else 0
         await runner.collected(COLLECT_S)
         return status
     finally:
         for task in (stopped, broken, loading):
             task.cancel()
         server.should_exit = True
+
+
+async def _stay_awake(loading: asyncio.Task[BaseException | None], settings: Settings) -> None:
+    """Keep putting off an end that comes without this loop.
+
+    An engine that hangs with the interpreter's lock in its hand stops everything here, and nobody is left to
+    notice. faulthandler's clock runs in a thread that needs no interpreter: it writes where every thread is to
+    stderr, and exits with 1. (A process that was stopped for that long ends so too, when it goes on.)
+    """
+    between_s = min(settings.stall_s, settings.load_stall_s) / LOOKS
+    while not loading.done():
+        faulthandler.dump_traceback_later(settings.load_stall_s, exit=True)
+        await asyncio.wait({loading}, timeout=between_s)
+    while True:
+        faulthandler.dump_traceback_later(settings.stall_s, exit=True)
+        await asyncio.sleep(between_s)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -15,6 +15,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from worker.contract import (
     EVENTS_MEDIA_TYPE,
@@ -27,19 +28,19 @@ from worker.contract import (
     ProblemType,
     WorkerState,
 )
-from worker.faults import faults
-from worker.generation import Generation
-from worker.metrics import Metrics
-from worker.runner import (
+from worker.failures import (
     BusyError,
     ConflictError,
     ImageGoneError,
     NotFinishedError,
     NotReadyError,
-    Runner,
     RunnerError,
     UnknownGenerationError,
 )
+from worker.faults import faults
+from worker.generation import Generation
+from worker.metrics import Metrics
+from worker.runner import Runner
 
 TOKEN_HEADER = "X-Letterpress-Token"  # noqa: S105 - a header's name
 """Comes before `Authorization`, which belongs to a load balancer where one stands before the worker."""
@@ -163,12 +164,17 @@ async def _body(request: Request) -> bytes:
     closed under it sees a reset and never the answer.
     """
     body, size = bytearray(), 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= MAX_BODY_BYTES:
-            body += chunk
-        elif size > MAX_DROPPED_BYTES:
-            break
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size <= MAX_BODY_BYTES:
+                body += chunk
+            elif size > MAX_DROPPED_BYTES:
+                break
+    except ClientDisconnect:
+        raise _RefusedError(
+            ProblemType.INVALID_REQUEST, HTTPStatus.BAD_REQUEST, "the connection ended within the body"
+        ) from None
     if size > MAX_BODY_BYTES:
         raise _RefusedError(
             ProblemType.TOO_LARGE,

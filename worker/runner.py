@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Protocol
 
@@ -35,50 +36,28 @@ from worker.engine import (
     Description,
     EngineBrokenError,
     EngineError,
-    InvalidRequestError,
     MakeEngine,
-    OutOfMemoryError,
     Prepared,
     Rendered,
-    StoppedError,
 )
 from worker.engine.thread import Done
+from worker.failures import (
+    BusyError,
+    ConflictError,
+    ImageGoneError,
+    NotFinishedError,
+    NotReadyError,
+    UnknownGenerationError,
+    failure,
+)
 from worker.generation import Generation, Kept
 from worker.health import Health
 from worker.identity import Identity
 from worker.picture import Picture
 from worker.presets import sampling
-from worker.stages import StageFailedError, Stages
+from worker.stages import Patience, StageFailedError, Stages
 
 log = structlog.get_logger(__name__)
-
-
-class RunnerError(Exception):
-    """The root of what the runner answers instead of a generation; the messages are for the caller."""
-
-
-class ConflictError(RunnerError):
-    """The id was used with another request."""
-
-
-class BusyError(RunnerError):
-    """Both places are taken."""
-
-
-class NotReadyError(RunnerError):
-    """Loading, draining or broken."""
-
-
-class UnknownGenerationError(RunnerError):
-    """No generation of this id, or none that has an image."""
-
-
-class NotFinishedError(RunnerError):
-    """It is accepted or running."""
-
-
-class ImageGoneError(RunnerError):
-    """It was finished and kept for its time."""
 
 
 class Observer(Protocol):
@@ -94,6 +73,7 @@ class Limits:
     keep_finished_s: float = 600.0
     drain_grace_s: float = 30.0
     blocked_share: float = blocked.SHARE
+    patience: Patience = field(default_factory=Patience)
 
 
 class Runner:
@@ -119,7 +99,7 @@ class Runner:
         self._clock = clock
         self._observer = observer
         self._limits = limits
-        self._stages = Stages(make_engine, clock, limits.blocked_share)
+        self._stages = Stages(make_engine, clock, limits.blocked_share, limits.patience)
         self._identity = identity
         self._running: Generation | None = None
         self._accepted: Generation | None = None
@@ -237,7 +217,13 @@ class Runner:
         grace.cancel()
 
     async def collected(self, within_s: float) -> None:
-        """Return when every image that ended in the last `within_s` was fetched, or is older than that."""
+        """Return when every image that ended in the last `within_s` was fetched, or is older than that.
+
+        What is encoded when the worker breaks is an image too.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._idle.wait()
         while (oldest := self.kept.oldest_unfetched(since=self._clock() - within_s)) is not None:
             self._fetched.clear()
             try:
@@ -398,21 +384,3 @@ class Runner:
             return  # a step of one that was ended from outside
         generation.publish(event)
         self._observer.saw(event, self._clock())
-
-
-def failure(generation_id: str, error: BaseException) -> Failed:
-    """What an engine's error means to whoever asked for the image."""
-    match error:
-        case InvalidRequestError():
-            kind, retryable = FailureType.INVALID_REQUEST, False
-        case StoppedError():
-            kind, retryable = FailureType.CANCELLED, False
-        case OutOfMemoryError():
-            kind, retryable = FailureType.OUT_OF_MEMORY, True
-        case _:
-            kind, retryable = FailureType.ENGINE_ERROR, True
-    if isinstance(error, EngineError):
-        return Failed(id=generation_id, type=kind, detail=str(error), retryable=retryable)
-    # A fault's own words may quote the prompt; they are in the log.
-    detail = f"the engine failed ({type(error).__name__}); the worker's log has the rest"
-    return Failed(id=generation_id, type=kind, detail=detail, retryable=retryable)

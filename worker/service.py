@@ -22,9 +22,10 @@ from worker.__main__ import make_runner
 from worker.contract import MAX_SEED, Failed, GenerationRequest, Step
 from worker.delivery import Deliverer, Delivery, DeliveryError
 from worker.engine import MakeEngine
+from worker.failures import NotReadyError
 from worker.faults import faults
 from worker.metrics import Metrics
-from worker.runner import NotReadyError, Runner
+from worker.runner import Runner
 from worker.settings import EngineSettings
 
 T = TypeVar("T")

@@ -75,6 +75,11 @@ class EngineSettings(BaseSettings):
     drain_grace_s: Annotated[float, Field(ge=0)] = 30.0
     """After SIGTERM: how long a generation that is accepted may still wait to start. What runs is finished
     in any case, so whoever stops the worker allows for this and one generation."""
+    stall_s: Annotated[float, Field(gt=0)] = 300.0
+    """How long text encoding, one step, decoding or writing a file may take before the worker says that it hangs,
+    breaks and ends. Ten times what the slowest card takes for the largest image."""
+    load_stall_s: Annotated[float, Field(gt=0)] = 3600.0
+    """The same while it loads, where a download is one stage."""
     blocked_share: Annotated[float, Field(ge=0, le=1)] = 0.8
     """How much of a picture must be one grey for the worker to suspect that the weights refused to draw it (see
     `worker.blocked`); 0 suspects nothing."""

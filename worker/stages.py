@@ -10,17 +10,33 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
+import structlog
+
 from worker import picture
 from worker.contract import MIN_SIDE, GenerationRequest
-from worker.engine import Description, Engine, MakeEngine, OnStage, OnStep, Prepared, Rendered, StoppedError
+from worker.engine import (
+    Description,
+    Engine,
+    EngineBrokenError,
+    MakeEngine,
+    OnStage,
+    OnStep,
+    Prepared,
+    Rendered,
+    StoppedError,
+)
 from worker.engine.thread import Done, StageThread
 from worker.picture import Picture
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
+LOOKS = 10
+"""How often a stage is looked at before it is given up: its patience in tenths."""
 WARM_UP = GenerationRequest(prompt="a first image", width=MIN_SIDE, height=MIN_SIDE, steps=1, seed=0)
 """Made before the worker says ready, so that ready means: an image can be made."""
 
@@ -30,6 +46,14 @@ class Stage(StrEnum):
     PREPARE = "prepare"
     RENDER = "render"
     ENCODE = "encode"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds without a sign of life after which a stage is given up, while loading and afterwards."""
+
+    load_s: float = 3600.0
+    work_s: float = 300.0
 
 
 class StageFailedError(Exception):
@@ -43,8 +67,11 @@ class StageFailedError(Exception):
 class Stages:
     """One engine at work. All methods belong to one event loop; those that wait raise StageFailedError."""
 
-    def __init__(self, make_engine: MakeEngine, clock: Callable[[], float], blocked_share: float) -> None:
+    def __init__(
+        self, make_engine: MakeEngine, clock: Callable[[], float], blocked_share: float, patience: Patience
+    ) -> None:
         self._make_engine = make_engine
+        self._patience = patience
         self._blocked_share = blocked_share
         self._engine: Engine | None = None
         self._description: Description | None = None
@@ -56,12 +83,16 @@ class Stages:
     async def load(self, on_stage: OnStage) -> Description:
         """Make the engine ready, and a first image with it."""
 
-        def work() -> tuple[Engine, Description]:
-            on_stage("importing the engine")
-            engine = self._make_engine()
-            return engine, engine.load(on_stage)
+        def told(stage: str) -> None:
+            self._rendering.moved()
+            on_stage(stage)
 
-        self._engine, self._description = (await _ended(Stage.LOAD, self._rendering.call(work))).value
+        def work() -> tuple[Engine, Description]:
+            told("importing the engine")
+            engine = self._make_engine()
+            return engine, engine.load(told)
+
+        self._engine, self._description = (await self._done(Stage.LOAD, self._rendering, work)).value
         on_stage("making a first image")
         prepared = await self.prepare(WARM_UP, threading.Event())
         rendered = await self.render(prepared.value, lambda _: None, lambda: False)
@@ -75,22 +106,26 @@ class Stages:
         async with self._turns:
             if stopped.is_set():
                 raise StageFailedError(Stage.PREPARE, StoppedError("stopped before its text was encoded"))
-            return await _ended(Stage.PREPARE, self._preparing.call(lambda: engine.prepare(request)))
+            return await self._done(Stage.PREPARE, self._preparing, lambda: engine.prepare(request))
 
     async def render(self, prepared: Prepared, on_step: OnStep, stop: Callable[[], bool]) -> Done[Rendered]:
         engine = self._loaded()[0]
 
+        def told(step: int) -> None:
+            self._rendering.moved()
+            on_step(step)
+
         def work() -> Rendered:
             if stop():
                 raise StoppedError("stopped before its first step")
-            return engine.render(prepared, on_step, stop)
+            return engine.render(prepared, told, stop)
 
-        return await _ended(Stage.RENDER, self._rendering.call(work))
+        return await self._done(Stage.RENDER, self._rendering, work)
 
     async def encode(self, rendered: Rendered, request: GenerationRequest) -> Done[Picture]:
         description, share = self._loaded()[1], self._blocked_share
-        return await _ended(
-            Stage.ENCODE, self._encoding.call(lambda: picture.encode(rendered.image, request, description, share))
+        return await self._done(
+            Stage.ENCODE, self._encoding, lambda: picture.encode(rendered.image, request, description, share)
         )
 
     def close(self, timeout_s: float) -> bool:
@@ -105,9 +140,28 @@ class Stages:
             raise AssertionError("a stage was called before the engine was loaded")
         return self._engine, self._description
 
+    async def _done(self, stage: Stage, thread: StageThread, work: Callable[[], T]) -> Done[T]:
+        """What `work` returned. EngineBrokenError if it neither ends nor moves for as long as patience goes.
 
-async def _ended(stage: Stage, future: asyncio.Future[Done[T]]) -> Done[T]:
-    await asyncio.wait({future})
-    if error := future.exception():
-        raise StageFailedError(stage, error) from error
-    return future.result()
+        Looks are counted, not seconds: on a machine that is starved the looks come late too. The thread is left
+        where it is, since nothing can be done about it from here.
+        """
+        future = thread.call(work)
+        future.add_done_callback(_heard)
+        patience_s = self._patience.load_s if stage is Stage.LOAD else self._patience.work_s
+        seen, quiet = thread.moves, 0
+        while not (await asyncio.wait({future}, timeout=patience_s / LOOKS))[0]:
+            seen, quiet = thread.moves, (quiet + 1 if seen == thread.moves else 0)
+            if quiet == LOOKS:
+                log.error("hangs", stage=stage.value, seconds=patience_s, where=thread.where())
+                hangs = f"the {stage} stage gave no sign of life for {patience_s:g} s; only a new process helps"
+                raise StageFailedError(stage, EngineBrokenError(hangs))
+        if error := future.exception():
+            raise StageFailedError(stage, error) from error
+        return future.result()
+
+
+def _heard(future: asyncio.Future[Done[T]]) -> None:
+    """An error that comes after the stage was given up is nobody's any more; without this, asyncio would tell it."""
+    if not future.cancelled():
+        future.exception()

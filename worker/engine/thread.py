@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sys
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ class StageThread:
     hung device, an import in its midst) must not keep a process that was told to end."""
 
     def __init__(self, name: str, clock: Callable[[], float]) -> None:
+        self.moves = 0
+        """Counts what the call in progress tells of itself; a call that tells nothing for long hangs."""
         self._clock = clock
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -53,6 +57,15 @@ class StageThread:
 
         self._calls.put(work)
         return asyncio.wrap_future(future)
+
+    def moved(self) -> None:
+        """The call in progress goes on; said from within it."""
+        self.moves += 1
+
+    def where(self) -> str:
+        """The lines of code that it is in now, the innermost last: for the log, when it hangs."""
+        frame = sys._current_frames().get(self._thread.ident or 0)  # noqa: SLF001 - there is no public way
+        return "".join(traceback.format_stack(frame)) if frame else "nowhere: the thread has ended"
 
     def close(self, timeout_s: float) -> bool:
         """Take no more calls; whether the thread ended within `timeout_s` (it is within a call otherwise)."""

@@ -11,6 +11,8 @@ import json
 import time
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from worker.engine import LoadError, OnStage
 from worker.settings import TINY, is_folder
 from worker.weights import cache
@@ -27,7 +29,13 @@ def locate(model: str, cache_dir: Path, on_stage: OnStage) -> Path:
         from worker import tiny  # noqa: PLC0415 - imports torch: seconds, and `letterpress weights` needs none of it
 
         on_stage("building the tiny model, once" if not tiny.path(cache_dir).is_dir() else "finding the tiny model")
-        return tiny.ensure(cache_dir)
+        try:
+            return tiny.ensure(cache_dir)
+        except (OSError, SafetensorError) as error:
+            raise LoadError(
+                f"the tiny model cannot be built in {cache_dir}: {error}; make room there, or name another folder "
+                "as LETTERPRESS_WORKER_CACHE_DIR"
+            ) from error
     if is_folder(model):
         return _checked(Path(model).expanduser().resolve(), model)
     on_stage(f"looking for {model} in the hub's cache")

@@ -1,5 +1,6 @@
 """What the worker's integration tests share."""
 
+from tests.integration.worker.process import start
 from tests.tiny import tiny_cache, tiny_repository
 
-__all__ = ["tiny_cache", "tiny_repository"]
+__all__ = ["start", "tiny_cache", "tiny_repository"]

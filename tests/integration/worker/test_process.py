@@ -5,113 +5,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
 from PIL import Image
 
 from tests.emulators.hub import TOKEN_ACCEPTED, TOKEN_OTHER, Repository, hub
-from tests.ports import free_ports
-from tests.waiting import eventually
-from worker.contract import EVENT, Failed, FailureType, Finished, GenerationRequest, Step, WorkerState, WorkerStatus
-from worker.settings import PREFIX
-
-ROOT = Path(__file__).parents[3]
-GATED = "ideogram-ai/ideogram-4-nf4-diffusers"
-TOKEN = "a-token-for-these-tests"
-START_S = 120.0
-"""torch's import alone takes ten seconds on a free machine, and this one may be busy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    process: subprocess.Popen[bytes]
-    http: httpx.Client
-    log: Path
-
-    def status(self) -> WorkerStatus | None:
-        try:
-            return WorkerStatus.model_validate_json(self.http.get("/readyz").content)
-        except httpx.TransportError:
-            return None
-
-    def wait_until(self, state: WorkerState) -> WorkerStatus:
-        def reached() -> WorkerStatus | None:
-            assert self.process.poll() is None, self.log.read_text()
-            status = self.status()
-            return status if status and status.state is state else None
-
-        return eventually(reached, START_S, f"the worker says {state}")
-
-    def end(self, within_s: float = 60) -> int:
-        return self.process.wait(within_s)
-
-
-@pytest.fixture
-def start(tmp_path: Path, tiny_cache: Path) -> Iterator[Callable[..., Running]]:
-    """Starts workers; all of them are gone when the test ends."""
-    running: list[Running] = []
-    token_file = tmp_path / "token"
-    token_file.touch(mode=0o600)
-    token_file.write_text(TOKEN)
-
-    def start(module: str = "worker", environment: dict[str, str] | None = None, **settings: str) -> Running:
-        port = settings.pop("port", str(free_ports(1)[0]))
-        wanted = {
-            "token_file": str(token_file),
-            "port": port,
-            "cache_dir": str(tiny_cache),
-            "cpu_threads": "1",
-            **settings,
-        }
-        log = tmp_path / f"{len(running)}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module],
-                cwd=ROOT,
-                env={
-                    **{name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
-                    "HF_HUB_CACHE": str(tmp_path / "hub"),
-                    **(environment or {}),
-                    **{PREFIX + name.upper(): value for name, value in wanted.items()},
-                },
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        http = httpx.Client(
-            base_url=f"http://127.0.0.1:{port}",
-            headers={"Authorization": f"Bearer {TOKEN}"},
-            timeout=60,
-            trust_env=False,
-        )
-        running.append(Running(process, http, log))
-        return running[-1]
-
-    yield start
-    for worker in running:
-        worker.process.kill()
-        worker.process.wait()
-        worker.http.close()
-
-
-def request(seed: int = 1, *, steps: int = 2) -> GenerationRequest:
-    return GenerationRequest(prompt="three foxes", width=256, height=256, steps=steps, seed=seed)
-
-
-@contextmanager
-def following(worker: Running, generation_id: str, wanted: GenerationRequest) -> Iterator[Iterator[str]]:
-    with worker.http.stream("PUT", f"/generations/{generation_id}", content=wanted.model_dump_json()) as response:
-        assert response.status_code == 200, response.read()
-        yield (line for line in response.iter_lines() if line)
+from tests.integration.worker.process import GATED, START_S, TOKEN, Running, following, request
+from worker.contract import EVENT, Finished, Step, WorkerState
 
 
 def test_a_worker_answers_while_it_loads_then_makes_images_and_ends_cleanly(start: Callable[..., Running]) -> None:
@@ -157,23 +61,12 @@ def test_told_to_stop_while_it_loads_it_leaves_at_once(start: Callable[..., Runn
 
 
 def test_a_kill_frees_the_port_for_the_next_one(start: Callable[..., Running]) -> None:
-    first = start("tests.integration.worker.breaking_worker")
+    first = start("tests.integration.worker.misbehaving_worker")
     first.wait_until(WorkerState.READY)
     first.process.kill()
     first.end()
-    second = start("tests.integration.worker.breaking_worker", port=str(first.http.base_url.port))
+    second = start("tests.integration.worker.misbehaving_worker", port=str(first.http.base_url.port))
     second.wait_until(WorkerState.READY)
-
-
-def test_a_broken_device_is_told_to_whoever_follows_and_ends_the_process_with_70(start: Callable[..., Running]) -> None:
-    worker = start("tests.integration.worker.breaking_worker")
-    worker.wait_until(WorkerState.READY)
-    with following(worker, "a.1", request()) as lines:
-        end = EVENT.validate_json(list(lines)[-1])
-    assert isinstance(end, Failed)
-    assert (end.type, end.retryable) == (FailureType.ENGINE_ERROR, True)
-    assert "illegal memory access" in end.detail
-    assert worker.end() == 70
 
 
 def test_a_port_in_use_is_said_with_the_setting_to_change(start: Callable[..., Running]) -> None:

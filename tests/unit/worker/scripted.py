@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import queue
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -34,6 +35,8 @@ class ScriptedEngine:
         self.prepared: list[GenerationRequest] = []
         """What it began to prepare, in order; `asked` is what it began to render."""
         self.asked: list[GenerationRequest] = []
+        self.encoding = threading.Semaphore(0)
+        """Released once for each image that begins to become a file, with `gated`."""
         self.active = 0
         self.most_active = 0
         self._hurried = hurried
@@ -82,7 +85,7 @@ class ScriptedEngine:
             made = self._perform(request, on_step, stop)
         finally:
             self.active -= 1
-        return replace(made, image=HeldImage(made.image, self._encodings)) if self._gated else made
+        return replace(made, image=HeldImage(made.image, self._encodings, self.encoding)) if self._gated else made
 
     def _perform(self, request: GenerationRequest, on_step: OnStep, stop: Stop) -> Rendered:
         for step in range(1, sampling(request).steps + 1):
@@ -101,13 +104,16 @@ class ScriptedEngine:
 class HeldImage(Image.Image):
     """An image whose file is written when the test says so."""
 
-    def __init__(self, image: Image.Image, encodings: queue.SimpleQueue[BaseException | None]) -> None:
+    def __init__(
+        self, image: Image.Image, encodings: queue.SimpleQueue[BaseException | None], begun: threading.Semaphore
+    ) -> None:
         super().__init__()
         self._im, self._mode, self._size = image.im, image.mode, image.size
-        self._encodings = encodings
+        self._encodings, self._begun = encodings, begun
 
     # Pillow's signature.
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:  # noqa: A002, ANN401
+        self._begun.release()
         if error := self._encodings.get(timeout=PATIENCE_S):
             raise error
         super().save(fp, format, **params)

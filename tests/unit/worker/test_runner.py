@@ -24,15 +24,15 @@ from worker.engine import (
     LoadError,
     OutOfMemoryError,
 )
-from worker.runner import (
+from worker.failures import (
     BusyError,
     ConflictError,
     ImageGoneError,
-    Limits,
     NotFinishedError,
     NotReadyError,
     UnknownGenerationError,
 )
+from worker.runner import Limits
 
 
 def failed(events: list[Event]) -> Failed:

@@ -23,17 +23,16 @@ from worker.contract import (
     WorkerState,
 )
 from worker.engine import EngineBrokenError, InvalidRequestError, OutOfMemoryError
-from worker.generation import Generation
-from worker.runner import (
+from worker.failures import (
     BusyError,
     ConflictError,
     ImageGoneError,
-    Limits,
     NotFinishedError,
     NotReadyError,
-    Runner,
     UnknownGenerationError,
 )
+from worker.generation import Generation
+from worker.runner import Limits, Runner
 
 T = TypeVar("T")
 KEEP_S = 600.0

@@ -116,12 +116,13 @@ async def test_what_waits_is_queued_and_what_is_worked_at_is_not() -> None:
         clock.advance(10)
         engine.finish()
         await until(lambda: len(engine.asked) == 2, "the second has its turn")
+        await until(lambda: engine.encoding.acquire(blocking=False), "the first is encoded")
         clock.advance(2)  # the second is rendered, the first encoded
         engine.finish()
-        await until(lambda: not engine.active, "the second is rendered")
+        await until(lambda: runner._encoder._waiters, "the second waits for its file")
         clock.advance(5)
         engine.encode_one()
-        await until(lambda: runner.status().encoding == "b.1", "the second is encoded")
+        await until(lambda: engine.encoding.acquire(blocking=False), "the second is encoded")
         clock.advance(3)
         engine.encode_one()
         ends = [(await story(generation))[-1] for generation in (first, second)]
