@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -11,6 +12,20 @@ from worker.contract import Accepted, Event, Failed, Finished, Started, Step, Wo
 
 STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 2.0, 4.0, 8.0)
 PART_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Seconds between two generations in which the device had nothing to do, by whose doing."""
+
+    no_work: float
+    not_ready: float
+
+
+def idle(ended: float, accepted: float, began: float) -> Idle:
+    """Between one that `ended` and the next, which was `accepted` before or after that, and `began` to be rendered."""
+    had_work = min(max(ended, accepted), began)
+    return Idle(no_work=max(0.0, had_work - ended), not_ready=max(0.0, began - max(ended, had_work)))
 
 
 class Metrics:
@@ -49,7 +64,27 @@ class Metrics:
         self._kept_images = Gauge(
             "letterpress_worker_kept_bytes", "Bytes of finished images in memory.", registry=self._registry
         )
+        self._busy = Counter(
+            "letterpress_worker_rendering_seconds", "Seconds in which an image was rendered.", registry=self._registry
+        )
+        self._idle = Counter(
+            "letterpress_worker_idle_seconds",
+            "Seconds in which none was, since the first: no_work, nothing was accepted; not_ready, something was, and "
+            "its text was still encoded, or the last file was in its way.",
+            ["why"],
+            registry=self._registry,
+        )
+        self._rendered_until: float | None = None
         self._step_begun: dict[str, float] = {}
+
+    def rendered(self, accepted: float, began: float, ended: float) -> None:
+        """Count the device's work and what it waited for before; `worker.runner.Observer`."""
+        if self._rendered_until is not None:
+            waited = idle(self._rendered_until, accepted, began)
+            self._idle.labels("no_work").inc(waited.no_work)
+            self._idle.labels("not_ready").inc(waited.not_ready)
+        self._busy.inc(ended - began)
+        self._rendered_until = ended
 
     def saw(self, event: Event, now: float) -> None:
         """Count `event`; `worker.runner.Observer`. The first step's time begins after the text part, which is

@@ -65,6 +65,10 @@ class Observer(Protocol):
 
     def saw(self, event: Event, now: float) -> None: ...
 
+    def rendered(self, accepted: float, began: float, ended: float) -> None:
+        """The device worked from `began` to `ended` on a generation that was accepted at `accepted`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -263,18 +267,13 @@ class Runner:
 
         Whoever ends a generation from outside leaves this to find out after the stage that it is in.
         """
-        loop, request = asyncio.get_running_loop(), generation.request
-        steps = sampling(request).steps
-
-        def on_step(step: int) -> None:
-            loop.call_soon_threadsafe(self._tell, generation, Step(id=generation.id, step=step, steps=steps))
-
+        request = generation.request
         try:
             prepared = await self._stages.prepare(request, generation.stop)
             await generation.turn.wait()
             if generation.end:
                 return
-            rendered = await self._stages.render(prepared.value, on_step, generation.stop.is_set)
+            rendered = await self._render(generation, prepared.value)
             # The running place is kept until the last image is out of the way, or images would heap up here.
             async with self._encoder:
                 if generation.end:
@@ -285,6 +284,18 @@ class Runner:
                 self._finish(generation, prepared, rendered, encoded)
         except StageFailedError as failed:
             self._fail(generation, failed.error)
+
+    async def _render(self, generation: Generation, prepared: Prepared) -> Done[Rendered]:
+        loop, steps = asyncio.get_running_loop(), sampling(generation.request).steps
+        began = self._clock()
+
+        def on_step(step: int) -> None:
+            loop.call_soon_threadsafe(self._tell, generation, Step(id=generation.id, step=step, steps=steps))
+
+        try:
+            return await self._stages.render(prepared, on_step, generation.stop.is_set)
+        finally:
+            self._observer.rendered(generation.accepted_at, began, self._clock())
 
     def _finish(
         self, generation: Generation, prepared: Done[Prepared], rendered: Done[Rendered], encoded: Done[Picture]

@@ -136,9 +136,13 @@ class Witness:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.busy: list[tuple[float, float, float]] = []
 
     def saw(self, event: Event, now: float) -> None:  # noqa: ARG002 - this one needs no time
         self.events.append(event)
+
+    def rendered(self, accepted: float, began: float, ended: float) -> None:
+        self.busy.append((accepted, began, ended))
 
 
 class Clock:
