@@ -7,7 +7,8 @@ SETUP := ./infra/setup/venv.sh
 RUN := worker,router,infra
 TEST := $(RUN),dev
 PYTEST_ARGS ?=
-# Many tests wait for processes that they started: two at a time finish earlier, on two cores too.
+# Many tests wait for processes that they started: two at a time finish earlier, on two cores too. Their temporary
+# folders have short names, because sockets go there (a unix socket's path ends at 107 bytes).
 TEST_PROCESSES ?= 2
 export TORCH_BACKEND PYTHON
 
@@ -53,8 +54,8 @@ destroy: installed ## end everything the stack started, and only that
 	@$(LETTERPRESS) destroy '$(STACK)'
 
 test: setup-test ## set up what is missing, run every test that needs no GPU (PYTEST_ARGS=...)
-	@data=$$(mktemp -d) && trap 'rm -rf "$$data"' EXIT && export COVERAGE_FILE="$$data/coverage" && \
-	  .venv/bin/pytest -n $(TEST_PROCESSES) --no-loadscope-reorder --cov --cov-report= \
+	@data=$$(mktemp -d /tmp/lp.XXXXXX) && trap 'rm -rf "$$data"' EXIT && export COVERAGE_FILE="$$data/coverage" && \
+	  .venv/bin/pytest --basetemp="$$data/t" -n $(TEST_PROCESSES) --no-loadscope-reorder --cov --cov-report= \
 	    -m "not soak and not gpu" $(PYTEST_ARGS) && .venv/bin/coverage report
 
 lint: setup-test ## ruff, mypy --strict, import contracts, hadolint

@@ -1,4 +1,4 @@
-"""How the tests are dealt out to the processes that run them (`make test` starts two).
+"""How the tests are dealt out to the processes that run them (`make test` starts two), and on whose time.
 
 A file stays in one process, one test after the other: its tests may share what is dear to start. All of
 tests/e2e is one scope, because it drives whole stacks of this checkout.
@@ -7,10 +7,15 @@ tests/e2e is one scope, because it drives whole stacks of this checkout.
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 END_TO_END = "tests/e2e/"
+
+# An example that another process kept waiting for the processor is no counterexample.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc] # published without types
