@@ -35,6 +35,8 @@ from worker.contract import Finished, WorkerState, WorkerStatus
 
 log = structlog.get_logger(__name__)
 
+HEARD_FACTOR = 5
+"""So much more rarely is a worker asked how it is while the steps of its generation are heard."""
 RECENT = 32
 """Generations that ended here and that an older look at the worker may still show."""
 
@@ -103,6 +105,7 @@ class Member:
         self._moved = asyncio.Event()
         self._failures = 0
         self._resume_at = 0.0
+        self._heard_at = 0.0
         self._trusted = False
         self._finishing = False
         self._loops: list[asyncio.Task[None]] = []
@@ -182,6 +185,7 @@ class Member:
     async def _probe(self) -> None:
         interval = self._rhythm.soon_s
         while True:
+            asked_at = monotonic()
             try:
                 self._status = await self._client.status()
                 if self._status.state is WorkerState.READY and not self._trusted:
@@ -195,11 +199,24 @@ class Member:
                 self._believe(HEALTH[self._status.state], self._status.reason)
                 await self._try_out()
             interval = self._rhythm.probe_s if self._usable.is_set() else min(2 * interval, self._rhythm.probe_s)
+            interval = await self._until_next_look(interval, asked_at)
+
+    async def _until_next_look(self, interval: float, asked_at: float) -> float:
+        """Return when the worker should be asked again how it is; how soon it should be after that if it is not well.
+
+        One whose steps are heard is well. Sixty-four that are asked nevertheless are the half of a router's work.
+        """
+        while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval):
                     await self._look.wait()
                     interval = self._rhythm.soon_s
+            looked_for = self._look.is_set()
             self._look.clear()
+            now = monotonic()
+            heard = self._usable.is_set() and now - self._heard_at < self._rhythm.probe_s
+            if looked_for or not heard or now - asked_at >= HEARD_FACTOR * self._rhythm.probe_s:
+                return interval
 
     async def _judge(self, status: WorkerStatus) -> None:
         """Of what was lost with this worker, what its own process took with it when it died.
@@ -334,6 +351,7 @@ class Member:
 
     def _observe(self, held: _Held, event: Event) -> None:
         now, before = monotonic(), held.course
+        self._heard_at = now
         held.course = lookahead.after(before, event, now)
         if isinstance(event, Finished) and before is not None and before.step == before.steps:
             self._tails = self._tails.with_one(_pixels(held.lease), now - before.step_at)

@@ -66,7 +66,8 @@ async def test_those_who_wait_at_sigterm_are_told_to_come_back_in_their_dialect(
 
 
 async def test_a_native_job_outlives_the_router_and_its_attempt_is_joined_by_the_next_one() -> None:
-    async with paced_worker(Pace(step_s=0.2)) as worker, served_router() as router:
+    # A lease that a slow machine's restart does not outlast.
+    async with paced_worker(Pace(step_s=0.2)) as worker, served_router(LEASE_TTL_S="120") as router:
         await router.use("w-1", worker)
         async with router.client() as client:
             job = await client.submit(SLOW)

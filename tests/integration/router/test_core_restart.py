@@ -34,7 +34,8 @@ async def test_a_router_that_stops_and_comes_back_joins_what_runs_and_wastes_no_
 
 
 async def test_a_worker_with_a_joined_generation_leaves_what_waits_to_those_that_are_free(tmp_path: Path) -> None:
-    async with paced_worker(SLOW) as busy, paced_worker() as free:
+    # Long enough that the second place on it does not open while the other one is registered.
+    async with paced_worker(Pace(step_s=0.5, heartbeat_s=0.2)) as busy, paced_worker() as free:
         async with rig(tmp_path) as before:
             await before.register("busy", busy)
             running = await before.submit()

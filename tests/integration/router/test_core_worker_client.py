@@ -132,7 +132,7 @@ async def test_a_status_is_read_whether_ready_or_not(status: int) -> None:
 )
 async def test_a_status_of_another_contract_is_an_error(said: bytes) -> None:
     async with client_of(said) as client:
-        with pytest.raises(WorkerProtocolError, match="not the worker contract"):
+        with pytest.raises(WorkerProtocolError, match="the worker contract"):
             await client.status()
 
 
