@@ -7,13 +7,14 @@ SETUP := ./infra/setup/venv.sh
 RUN := worker,router,infra
 TEST := $(RUN),dev
 PYTEST_ARGS ?=
+SOAK_RUNS ?= 10
 # Many tests wait for processes that they started: two at a time finish earlier, on two cores too. Their temporary
 # folders have short names, because sockets go there (a unix socket's path ends at 107 bytes).
 TEST_PROCESSES ?= 2
 export TORCH_BACKEND PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup installed setup-test deploy preview status logs admin destroy endpoint test lint format pins schema
+.PHONY: help setup installed setup-test deploy preview status logs admin destroy endpoint test soak lint format pins schema
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +58,9 @@ test: setup-test ## set up what is missing, run every test that needs no GPU (PY
 	@data=$$(mktemp -d /tmp/lp.XXXXXX) && trap 'rm -rf "$$data"' EXIT && export COVERAGE_FILE="$$data/coverage" && \
 	  .venv/bin/pytest --basetemp="$$data/t" -n $(TEST_PROCESSES) --no-loadscope-reorder --cov --cov-report= \
 	    -m "not soak and not gpu" $(PYTEST_ARGS) && .venv/bin/coverage report
+
+soak: setup-test ## the long runs of the reliability suite (SOAK_RUNS=10 seeds)
+	@SOAK_RUNS=$(SOAK_RUNS) .venv/bin/pytest -m soak $(PYTEST_ARGS)
 
 lint: setup-test ## ruff, mypy --strict, import contracts, hadolint
 	.venv/bin/ruff check .

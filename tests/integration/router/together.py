@@ -73,7 +73,6 @@ class Together:
     url: str
     routers: list[ServedRouter]
     consumers: list[ServedConsumer]
-    data: Path
     edge: Process | None = None
     edge_argv: Sequence[str] = ()
 
@@ -121,9 +120,9 @@ class Together:
 
 @asynccontextmanager
 async def together(
-    database_url: str, redis_url: str, *, routers: int = 2, consumers: int = 2, **settings: str
+    database_url: str, redis_url: str, *, data: Path | None = None, routers: int = 2, consumers: int = 2
 ) -> AsyncIterator[Together]:
-    """Everything runs, and is gone when the block ends, however it ended."""
+    """Everything runs, and is gone when the block ends, however it ended. `data` keeps the images."""
     nginx = find_nginx()
     if nginx is None:
         pytest.skip("nginx is not installed, and `letterpress setup` could not install it")
@@ -131,13 +130,12 @@ async def together(
     shared = {
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
-        "DATA_DIR": str(root / "data"),
+        "DATA_DIR": str(data or root / "data"),
         "DRAIN_S": "60",
         "LEASE_TTL_S": str(LEASE_S),
-        **settings,
     }
     (port,) = free_ports(1)
-    house = Together(f"http://127.0.0.1:{port}", [], [], root / "data")
+    house = Together(f"http://127.0.0.1:{port}", [], [])
     async with AsyncExitStack() as ending:
         ending.callback(shutil.rmtree, root)
         for number in range(routers):
