@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import hashlib
 import os
+import random
 import re
 import secrets
 import socket
@@ -25,7 +26,7 @@ from enum import StrEnum
 from time import monotonic
 
 import uvicorn
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -82,6 +83,8 @@ class Pace(Frozen):
     keep_s: float = Field(default=600, ge=0)
     tail_s: float = Field(default=0, ge=0)
     """After the last step."""
+    padding: int = Field(default=0, ge=0)
+    """Bytes that no compression takes away, in each image: real ones have some hundred thousand."""
     contract: str = CONTRACT_VERSION
     """Another version: a worker of another release."""
 
@@ -95,6 +98,14 @@ class Ledger(Frozen):
     cancelled: list[str]
     asked: int
     """PUTs, the refused ones included."""
+
+
+class Span(Frozen):
+    """When a generation was at work, by the machine's monotonic clock, in seconds."""
+
+    name: str
+    begun: float
+    ended: float
 
 
 @dataclass
@@ -116,6 +127,9 @@ class Generation:
         self.ended_at = monotonic()
         async with self.news:
             self.news.notify_all()
+
+
+SPANS = TypeAdapter(list[Span])
 
 
 class RefusalError(Exception):
@@ -140,6 +154,7 @@ class PacedWorker:
         self._ledger: dict[str, list[str]] = {"started": [], "finished": [], "fetched": [], "cancelled": []}
         self._asked = 0
         self._running: str | None = None
+        self._spans: list[Span] = []
 
     def app(self) -> Starlette:
         return Starlette(
@@ -150,6 +165,8 @@ class PacedWorker:
                 Route("/generations/{id}", self._delete, methods=["DELETE"]),
                 Route("/generations/{id}/image", self._image),
                 Route("/emulator", self._control, methods=["GET", "PUT"]),
+                Route("/emulator/spans", self._tell_spans),
+                Route("/make/{name}", self._make, methods=["POST"]),
             ],
             exception_handlers={RefusalError: _refused},
         )
@@ -158,6 +175,20 @@ class PacedWorker:
         if request.method == "PUT":
             self._pace = Pace.model_validate_json(await request.body())
         return _json(Ledger(**self._ledger, asked=self._asked))
+
+    async def _tell_spans(self, _request: Request) -> Response:
+        return Response(SPANS.dump_json(self._spans), media_type="application/json")
+
+    async def _make(self, request: Request) -> Response:
+        """What a worker without a contract has: ask, wait for your turn, get the image. For comparisons."""
+        body = GenerationRequest.model_validate_json(await request.body())
+        async with self._gpu:
+            begun = monotonic()
+            for _ in range(sampling(body).steps):
+                await asyncio.sleep(self._pace.step_s)
+            await asyncio.sleep(self._pace.tail_s)
+            self._spans.append(Span(name=str(request.path_params["name"]), begun=begun, ended=monotonic()))
+        return Response(png(body, self._pace.padding), media_type="image/png")
 
     async def _ready(self, _request: Request) -> Response:
         state = self._pace.state
@@ -260,11 +291,13 @@ class PacedWorker:
         async with self._gpu:
             if generation.ended:
                 return
-            self._running = name
+            self._running, begun = name, monotonic()
             try:
-                await generation.say(await self._denoise(name, generation, monotonic() - arrived))
+                end = await self._denoise(name, generation, monotonic() - arrived)
             finally:
                 self._running = None
+                self._spans.append(Span(name=name, begun=begun, ended=monotonic()))
+        await generation.say(end)
 
     async def _denoise(self, name: str, generation: Generation, queued: float) -> Finished | Failed:
         request, began = generation.request, monotonic()
@@ -284,7 +317,7 @@ class PacedWorker:
         await asyncio.sleep(self._pace.tail_s)
         if generation.fault is Fault.CRASH:
             return Failed(id=name, type=FailureType.ENGINE_ERROR, detail="told to crash", retryable=True)
-        generation.image = png(request)
+        generation.image = png(request, self._pace.padding)
         self._ledger["finished"].append(name)
         announced = b"another image" if generation.fault is Fault.DIGEST else generation.image
         took = monotonic() - began
@@ -322,7 +355,7 @@ class PacedWorker:
                 yield b"\n"
 
 
-def png(request: GenerationRequest) -> bytes:
+def png(request: GenerationRequest, padding: int = 0) -> bytes:
     """A valid PNG of the asked size in one colour, which depends on prompt and seed: the same bytes again."""
     colour = hashlib.sha256(f"{request.prompt}\0{request.seed}".encode()).digest()[:3]
     row = b"\0" + colour * request.width
@@ -332,7 +365,8 @@ def png(request: GenerationRequest) -> bytes:
 
     header = struct.pack(">IIBBBBB", request.width, request.height, 8, 2, 0, 0, 0)
     pixels = zlib.compress(row * request.height, level=1)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    noise = chunk(b"noIs", random.Random(colour).randbytes(padding)) if padding else b""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + noise + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 async def _broken(data: bytes) -> AsyncIterator[bytes]:
