@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 2
 export TORCH_BACKEND PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup installed setup-test deploy preview status logs admin destroy endpoint test soak lint format pins schema
+.PHONY: help setup installed setup-test deploy preview status logs admin destroy endpoint test bench soak lint format pins schema
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,10 @@ test: setup-test ## set up what is missing, run every test that needs no GPU (PY
 	@data=$$(mktemp -d /tmp/lp.XXXXXX) && trap 'rm -rf "$$data"' EXIT && export COVERAGE_FILE="$$data/coverage" && \
 	  .venv/bin/pytest --basetemp="$$data/t" -n $(TEST_PROCESSES) --no-loadscope-reorder --cov --cov-report= \
 	    -m "not soak and not gpu" $(PYTEST_ARGS) && .venv/bin/coverage report
+
+bench: setup-test ## figures and ratios of the router and its store, on the CPU (docs/benchmarks.md)
+	@.venv/bin/python -m tests.load.router_bench
+	@.venv/bin/python -m tests.load.store_bench
 
 soak: setup-test ## the long runs of the reliability suite (SOAK_RUNS=10 seeds)
 	@SOAK_RUNS=$(SOAK_RUNS) .venv/bin/pytest -m soak $(PYTEST_ARGS)
