@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import date
 
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from infra.console import ERR, OUT, say
@@ -30,7 +31,7 @@ async def create(deployment: Deployment, name: str, limits: KeyLimitsView) -> No
 
 async def show(deployment: Deployment) -> None:
     async with _admin(deployment) as client:
-        OUT.print(keys_table(await client.keys()))
+        _print(keys_table(await client.keys()))
 
 
 async def limit(deployment: Deployment, name: str, limits: KeyLimitsView) -> None:
@@ -49,9 +50,16 @@ async def usage(deployment: Deployment, name: str, since: date | None) -> None:
     async with _admin(deployment) as client:
         days = await client.usage(name, since)
     if days:
-        OUT.print(usage_table(days))
+        _print(usage_table(days))
     else:
         say(f"Key {name} has used nothing in that time.")
+
+
+def _print(table: Table) -> None:
+    """As wide as it is, where nobody's terminal ends: `letterpress keys list | grep` finds whole lines."""
+    if not OUT.is_terminal:
+        OUT.width = Measurement.get(OUT, OUT.options.update(max_width=1000), table).maximum
+    OUT.print(table)
 
 
 def keys_table(found: Sequence[KeyView]) -> Table:

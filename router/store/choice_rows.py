@@ -63,8 +63,9 @@ def _lease_from(connection: Connection, now: Now, asking: _Asking) -> Lease | Ov
     held: str | None = None
     while True:
         lanes = _possible_lanes(connection, asking)
-        last = _turns(connection, asking.pool, list(lanes))
-        limits = _limits(connection, list(lanes))
+        if not lanes:
+            return None
+        last, limits = _standing(connection, asking.pool, list(lanes))
         order = fair_order(lanes, last, {key for key in limits if _runs(connection, key) >= limits[key]})
         taken = []
         for key in order:
@@ -98,7 +99,8 @@ def _possible_lanes(connection: Connection, asking: _Asking) -> Mapping[str, lis
 
 def _has_room(connection: Connection, now: Now, worker: str, places: int) -> bool:
     """Whether the worker holds fewer leases than that. Its row is locked: of two who ask, one sees the other's."""
-    connection.execute(select(workers.c.name).where(workers.c.name == worker).with_for_update())
+    if not _one_writer(connection):
+        connection.execute(select(workers.c.name).where(workers.c.name == worker).with_for_update())
     held = select(func.count()).where(RUNNING, jobs.c.worker == worker, jobs.c.lease_expires_at > now)
     return connection.execute(held).scalar_one() < places
 
@@ -118,25 +120,24 @@ def waiting_lanes(connection: Connection, pool: str) -> list[Lane]:
     return [Lane.parse(name) for name in connection.scalars(select(every.c.lane).where(every.c.lane > ""))]
 
 
-def _turns(connection: Connection, pool: str, keys: Sequence[str]) -> Mapping[str, int]:
-    known = select(turns.c.api_key_id, turns.c.turn).where(turns.c.pool == pool)
-    found = {row.api_key_id: row.turn for row in connection.execute(known)}
-    for key in keys:
-        if key not in found:
+def _one_writer(connection: Connection) -> bool:
+    """Then rows need no lock: SQLite's transactions that write take turns as a whole."""
+    return connection.dialect.name == "sqlite"
+
+
+def _standing(connection: Connection, pool: str, keys: Sequence[str]) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Each key's last turn in the pool, and how many jobs may run at once of those that have such a limit."""
+    here = and_(turns.c.api_key_id == api_keys.c.id, turns.c.pool == pool)
+    of_keys = select(api_keys.c.id, api_keys.c.max_running, turns.c.turn).outerjoin(turns, here)
+    rows = connection.execute(of_keys.where(api_keys.c.id.in_(keys))).all()
+    for row in rows:
+        if row.turn is None:
             connection.execute(
                 text("INSERT INTO turns (pool, api_key_id, turn) VALUES (:pool, :key, 0) ON CONFLICT DO NOTHING"),
-                {"pool": pool, "key": key},
+                {"pool": pool, "key": row.id},
             )
-            found[key] = 0
-    return found
-
-
-def _limits(connection: Connection, keys: Sequence[str]) -> Mapping[str, int]:
-    """How many jobs may run at once of those keys that have such a limit."""
-    limited = select(api_keys.c.id, api_keys.c.max_running).where(
-        api_keys.c.id.in_(keys), api_keys.c.max_running.is_not(None)
-    )
-    return {row.id: row.max_running for row in connection.execute(limited)}
+    last = {row.id: row.turn or 0 for row in rows}
+    return last, {row.id: row.max_running for row in rows if row.max_running is not None}
 
 
 def _runs(connection: Connection, key: str) -> int:
@@ -151,6 +152,8 @@ def _may_run_one_more(connection: Connection, key: str, limit: int) -> bool:
 
 def _take_turn(connection: Connection, pool: str, key: str, seen: int) -> bool:
     """Hold the key's turn, unless somebody holds it or has used it since it was `seen`."""
+    if _one_writer(connection):
+        return True
     mine = select(turns.c.turn).where(turns.c.pool == pool, turns.c.api_key_id == key, turns.c.turn == seen)
     return connection.execute(mine.with_for_update(skip_locked=True)).one_or_none() is not None
 

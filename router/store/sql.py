@@ -32,6 +32,7 @@ from router.store import (
     job_rows,
     key_rows,
     retention_rows,
+    tally_rows,
     worker_rows,
 )
 from router.store.clock import Clock, database_clock
@@ -159,16 +160,16 @@ class SqlStore:
         return await self._database.read(job_rows.held_leases, self._clock(), driver)
 
     async def counts(self) -> Mapping[str, Mapping[JobState, int]]:
-        return await self._database.read(job_rows.counts)
+        return await self._database.read(tally_rows.counts)
 
     async def attempt_counts(self) -> Mapping[str, Mapping[AttemptEnd, int]]:
-        return await self._database.read(job_rows.attempt_counts)
+        return await self._database.read(tally_rows.attempt_counts)
 
     async def queued(self, pool: str) -> int:
-        return await self._database.read(job_rows.queued, pool)
+        return await self._database.read(tally_rows.queued, pool)
 
     async def recent_services(self, pool: str, limit: int) -> Sequence[Service]:
-        return await self._database.read(job_rows.recent_services, pool, limit)
+        return await self._database.read(tally_rows.recent_services, pool, limit)
 
     async def put_worker(self, name: str, url: str, token: str, pool: str) -> RegisteredWorker:
         return await self._database.write(worker_rows.put, name, url, token, pool)

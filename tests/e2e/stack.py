@@ -73,6 +73,22 @@ class UserStack:
         assert done.returncode == 0, f"make {target} ended {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
+    def letterpress(self, *words: str) -> str:
+        """Run the console script, which must succeed; what it printed."""
+        done = subprocess.run(
+            [REPOSITORY / ".venv/bin/letterpress", *words, "--stack", str(self.file)],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, (
+            f"letterpress {' '.join(words)} ended {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
+        return done.stdout
+
     def endpoint(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.ok("endpoint"))
         return found

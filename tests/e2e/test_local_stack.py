@@ -147,6 +147,36 @@ def test_admin_prints_an_address_that_answers(stack: UserStack) -> None:
     assert "interactive-1" in httpx.get(admin, trust_env=False).text
 
 
+def test_a_key_is_made_limited_used_accounted_for_and_revoked(stack: UserStack) -> None:
+    key = stack.letterpress("keys", "create", "team", "--per-minute", "5", "--pool", "interactive").strip()
+    url = stack.endpoint()["url"]
+
+    def ask(**more: object) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.post(f"{url}/v1/jobs", json={**QUICK, **more}, headers=headers, timeout=60, trust_env=False)
+
+    assert ask().status_code == 202
+    assert ask(pool="batch").status_code == 403
+    assert "5 requests a minute; only interactive" in stack.letterpress("keys", "list")
+    assert "2 at once" in stack.letterpress("keys", "limit", "team", "--running", "2")
+
+    def counted() -> str | None:
+        said = stack.letterpress("keys", "usage", "team")
+        return said if "GPU seconds" in said else None
+
+    assert "all" in eventually(counted, 60, "the image is not accounted for")
+    assert "is revoked" in stack.letterpress("keys", "revoke", "team")
+    assert ask().status_code == 401
+
+
+def test_the_database_is_backed_up_while_the_router_runs(stack: UserStack) -> None:
+    assert "the schema is at revision" in stack.letterpress("db", "upgrade")
+    assert "wrote" in stack.letterpress("db", "backup", "backup.sqlite")
+    with closing(sqlite3.connect(stack.folder / "backup.sqlite")) as copied:
+        (jobs,) = copied.execute("SELECT count(*) FROM jobs").fetchone()
+    assert jobs > 0
+
+
 def test_a_worker_killed_in_mid_generation_costs_its_client_nothing_and_deploy_repairs_it(
     stack: UserStack,
 ) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import httpx
 
-from router.contract import JobEvent, JobRequest, JobState
+from router.contract import INTERACTIVE, JobEvent, JobRequest, JobState, WorkerRegistration
 from tests.emulators.paced_process import paced_worker
 from tests.emulators.paced_worker import Pace
 from tests.integration.router.served import ServedRouter, attempt_to_start, environment, served_router, until
+from worker.contract import WorkerState
 
 SLOW = JobRequest(prompt="a press", width=256, height=256, steps=20)
 
@@ -153,3 +154,20 @@ async def test_a_full_queue_is_503_and_says_when_to_ask_again() -> None:
             await until(full, "the queue is full")
     assert (answers[-1].status_code, answers[-1].json()["type"]) == (503, "queue_full")
     assert int(answers[-1].headers["retry-after"]) > 0
+
+
+async def test_a_request_is_held_while_its_pool_boots_and_not_for_ever() -> None:
+    async with paced_worker(Pace(state=WorkerState.LOADING)) as worker, served_router(BOOT_HOLD_S="3") as router:
+        async with router.admin() as admin:
+            registration = WorkerRegistration(url=worker.url, token=worker.token, pool=INTERACTIVE)
+            await admin.register("w-1", registration)
+        async with router.http(timeout_s=60) as http:
+            held = asyncio.create_task(http.post("/generate", json={"prompt": "a", "width": 256, "height": 256}))
+            answer = await held
+            assert answer.status_code == 503
+            assert "has become ready" in answer.json()["detail"]
+            assert int(answer.headers["retry-after"]) > 0
+            held = asyncio.create_task(http.post("/generate", json={"prompt": "a", "width": 256, "height": 256}))
+            await worker.pace(Pace())
+            assert (await held).status_code == 200
+        assert len((await worker.ledger()).started) == 1, "the one that was given up was cancelled"
