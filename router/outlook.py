@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 
+from router.fresh import Fresh
 from router.limits import Share, predicted_wait_s
 from router.pace import Pace
 from router.paces import Paces
@@ -54,19 +55,17 @@ class Outlooks:
         self, store: Store, paces: Paces, ready_workers: Callable[[str], int], monotonic: Callable[[], float]
     ) -> None:
         self._store, self._paces = store, paces
-        self._ready_workers, self._monotonic = ready_workers, monotonic
-        self._known: dict[str, tuple[Outlook, float]] = {}
+        self._ready_workers = ready_workers
+        self._fresh = Fresh(self._ask, FRESH_S, monotonic)
 
     async def of(self, pool: str) -> Outlook:
         """At most FRESH_S old. Raises StoreUnavailableError."""
-        known = self._known.get(pool)
-        if known is not None and self._monotonic() - known[1] < FRESH_S:
-            return known[0]
-        outlook = Outlook(
+        return await self._fresh.of(pool)
+
+    async def _ask(self, pool: str) -> Outlook:
+        return Outlook(
             await self._store.shares(pool),
             await self._store.running(pool),
             self._ready_workers(pool),
             await self._paces.of(pool),
         )
-        self._known[pool] = outlook, self._monotonic()
-        return outlook

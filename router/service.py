@@ -20,7 +20,7 @@ from router.queue import Queue
 from router.store import Admitted, ApiKey, Repeatable, Store
 from worker.contract import GenerationRequest
 
-BOOT_LOOK_S = 1.0
+BOOT_LOOK_S = 5.0
 """Between two looks at whether a pool has a ready worker."""
 
 

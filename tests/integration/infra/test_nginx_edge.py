@@ -207,6 +207,12 @@ async def test_a_body_of_exactly_the_bound_passes(client: httpx.AsyncClient, set
     assert answer.status_code == 200
 
 
+async def test_a_batch_may_be_larger_than_every_other_body(client: httpx.AsyncClient, settings: EdgeSettings) -> None:
+    async with router(settings):
+        answer = await client.post("/v1/jobs/batch", content=b"x" * (3 * settings.max_body_bytes))
+    assert answer.status_code == 200
+
+
 @every_dialect
 async def test_while_the_router_is_away_every_path_says_so_and_when_to_come_back(
     client: httpx.AsyncClient, path: str, dialect: str
