@@ -16,11 +16,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from infra.errors import InfraError
-from router.contract import MAX_BATCH_BYTES
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_HEADER_KIB = 32
 """The longest address, and the longest header."""
+MAX_BATCH_BYTES = 200 * 2**20
+"""Of the files with which batches begin: the router's bound (router.contract), which this module knows without it."""
 ARTIFACTS = "/.artifacts/"
 """Where the router finds the images' folder on the edge, and nobody else does."""
 READ_TIMEOUT_S = 3600
@@ -205,6 +206,7 @@ def _logging(settings: EdgeSettings) -> Iterator[str]:
         "bytes_out": "$bytes_sent",
         "seconds": "$request_time",
         "router_seconds": "$upstream_response_time",
+        "job": "$upstream_http_x_job_id",
         "user_agent": "$http_user_agent",
     }
     # As they were asked for: a refusal changes $uri and $request_method. Without the query, which can hold

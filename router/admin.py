@@ -27,12 +27,13 @@ from router.contract import (
     PoolExpected,
     PoolName,
     PoolView,
+    Readiness,
     TunnelsView,
     WorkerName,
     WorkerRegistration,
     WorkerView,
 )
-from router.metrics import MEDIA_TYPE
+from router.metrics import MEDIA_TYPE, look
 from router.tunnels.status import read_status
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -115,12 +116,16 @@ async def healthz(context: InContext, response: Response) -> Health:
     return found
 
 
+@_router.get("/readyz", tags=["health"], summary="Whether to send traffic here", responses={503: {"model": Readiness}})
+async def readyz(context: InContext, response: Response, pool: str | None = None) -> Readiness:
+    found = await context.examiner.examine(pool)
+    response.status_code = 200 if found.ready else 503
+    return found
+
+
 @_router.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response)
 async def metrics(context: InContext) -> Response:
-    store = context.core.store
-    text = context.metrics.text(
-        await store.counts(), await store.attempt_counts(), context.core.fleet.views(), await tunnels(context)
-    )
+    text = context.metrics.text(await look(context.core, await tunnels(context)))
     return Response(text, media_type=MEDIA_TYPE)
 
 

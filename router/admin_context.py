@@ -15,6 +15,7 @@ from router.api.auth import digest
 from router.api.refusals import unauthorized
 from router.core import Core
 from router.metrics import Metrics
+from router.readiness import Examiner
 
 _SCHEME = HTTPBearer(auto_error=False, scheme_name="admin-key", description="The admin key of this router.")
 
@@ -25,6 +26,7 @@ class AdminContext:
     metrics: Metrics
     admin_key: str = field(repr=False)
     version: str
+    examiner: Examiner
     wake_webhooks: Callable[[], None] = lambda: None
     tunnels: Path | None = None
     """The file that the tunnel service of this host writes."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import APIRouter, FastAPI, Query, Response
 
 from router.api import artifacts, bulk, errors, generate, jobs, openai, webhooks
 from router.api.context import Context, InContext
 from router.api.refusals import MAX_BODY_BYTES
 from router.api.requests import BodyBound, Rim, Served
-from router.contract import Health
+from router.contract import Health, Readiness
 from router.core import Core
 from router.errors import StoreUnavailableError
 
@@ -30,6 +31,18 @@ async def healthz(context: InContext, response: Response) -> Health:
     """Needs no key. `ready_pools` names those that could make an image now."""
     found = await health(context.core, context.version)
     response.status_code = 200 if found.status == "ok" else 503
+    return found
+
+
+@_health.get("/readyz", summary="Whether to send traffic here", responses={503: {"model": Readiness}})
+async def readyz(
+    context: InContext,
+    response: Response,
+    pool: Annotated[str | None, Query(max_length=64, description="Also wants a ready worker of this pool.")] = None,
+) -> Readiness:
+    """Needs no key. No when the store or the artifact store does not do its part, or this router is leaving."""
+    found = await context.examiner.examine(pool)
+    response.status_code = 200 if found.ready else 503
     return found
 
 

@@ -14,6 +14,7 @@ Public app, on a unix socket behind the edge, `Authorization: Bearer <api key>`:
     GET    /v1/webhooks/secrets    WebhookSecrets: what the key's webhooks are signed with
     POST   /v1/webhooks/secrets    a new one -> WebhookSecrets; the old one signs along for a day
     GET    /healthz                Health, no key
+    GET    /readyz                 Readiness, no key; ?pool= wants a ready worker of that pool too
 
 Admin app, on 127.0.0.1 only; reading is free to whoever is on the host, changing wants
 `Authorization: Bearer <admin key>`:
@@ -34,7 +35,7 @@ Admin app, on 127.0.0.1 only; reading is free to whoever is on the host, changin
     POST   /webhooks/{id}/replay   due now -> DeliveryView
     POST   /webhooks/replay        all dead ones -> Replayed
     GET    /tunnels                TunnelsView
-    GET    /healthz  /metrics
+    GET    /healthz  /readyz  /metrics
 """
 
 from __future__ import annotations
@@ -508,6 +509,18 @@ class Health(Frozen):
     status: str
     version: str
     ready_pools: list[PoolName]
+
+
+class Readiness(Frozen):
+    """Whether to send traffic to this router, and what of. `store` and `artifacts` are `ok`, or say what is wrong;
+    `pools` counts the workers that are ready."""
+
+    ready: bool
+    version: str
+    store: str
+    artifacts: str
+    draining: bool
+    pools: dict[PoolName, int]
 
 
 def fingerprint(secret: str) -> str:

@@ -19,6 +19,14 @@ def ulid(at_ms: int, entropy: bytes) -> str:
     return "".join(ALPHABET[(number >> shift) & 31] for shift in range(5 * (LENGTH - 1), -1, -5))
 
 
+def made_at(name: str) -> int:
+    """Milliseconds since 1970 at which a prefixed ULID was made."""
+    number = 0
+    for character in name.rpartition("_")[2]:
+        number = number << 5 | ALPHABET.index(character)
+    return number >> 80
+
+
 def job_id(at_ms: int, entropy: bytes) -> str:
     return f"job_{ulid(at_ms, entropy)}"
 

@@ -37,6 +37,7 @@ from router.api.webhooks import body_of
 from router.app import public_app
 from router.core import Core, open_core, open_front
 from router.metrics import Metrics
+from router.readiness import Examiner
 from router.settings import PREFIX, RouterSettings, SettingsError, read_secret
 from router.supervise import forever
 from router.webhooks.deliverer import Deliverer
@@ -66,7 +67,7 @@ async def serve(settings: RouterSettings) -> None:
         metrics, closing, release = Metrics(), asyncio.Event(), version("letterpress")
         async with _core(settings) as core:
             await core.store.put_api_key(DEFAULT_KEY, digest(api_key))
-            core.notices.listen(metrics.changed)
+            examiner = Examiner(core, release, closing.is_set)
             context = Context(
                 core=core,
                 links=Links(settings.public_base, signing_key.encode(), settings.link_lifetime_s),
@@ -74,6 +75,7 @@ async def serve(settings: RouterSettings) -> None:
                 draw_seed=lambda: secrets.randbelow(MAX_SEED + 1),
                 clock=time.time,
                 version=release,
+                examiner=examiner,
                 edge_sends_artifacts=settings.edge_sends_artifacts,
                 plain_webhooks=bool(settings.webhook_exceptions),
             )
@@ -96,7 +98,9 @@ async def serve(settings: RouterSettings) -> None:
                 _server(public_app(context, metrics.served), settings.drain_s): public,
                 _server(
                     admin_app(
-                        AdminContext(core, metrics, admin_key, release, deliverer.wake, settings.tunnels_status_file)
+                        AdminContext(
+                            core, metrics, admin_key, release, examiner, deliverer.wake, settings.tunnels_status_file
+                        )
                     ),
                     settings.drain_s,
                 ): admin,

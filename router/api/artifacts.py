@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, assert_never
 
+import structlog
 from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import FileResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -59,6 +60,7 @@ async def artifact(
     job = await context.core.store.job(job_id)
     if job is None or job.image is None:
         raise refused(Kind.NOT_FOUND, f"there is no image of job {job_id}")
+    structlog.contextvars.bind_contextvars(job=job.id)
     return await image_answer(context, job, job.image, if_none_match, max_age_s=left)
 
 

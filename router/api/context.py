@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from router.api.links import Links
 from router.core import Core
+from router.readiness import Examiner
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Context:
     draw_seed: Callable[[], int]
     clock: Callable[[], float]
     version: str
+    examiner: Examiner
     plain_webhooks: bool = False
     """Whether the operator has named addresses that webhooks may go to without TLS."""
     edge_sends_artifacts: bool = False

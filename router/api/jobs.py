@@ -166,6 +166,7 @@ async def _own(context: Context, key: ApiKey, job_id: str) -> Job:
     job = await context.core.service.get(key, job_id)
     if job is None:
         raise _nothing(job_id)
+    structlog.contextvars.bind_contextvars(job=job.id)
     return job
 
 

@@ -23,7 +23,9 @@ _log = structlog.stdlib.get_logger(__name__)
 _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """The ids that the edge lets pass too: they can do no harm in a log or a header."""
 _METHODS = frozenset(HTTPMethod)
-_QUIET = ("/healthz", "/metrics")
+_QUIET = ("/healthz", "/readyz", "/metrics")
+JOBS_NAMED = 16
+"""In the header X-Job-Id: an answer's headers have a bound, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Rim:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
+                if jobs := _jobs():
+                    headers["X-Job-Id"] = jobs  # the edge's log names it, too
                 tell_rate(scope, headers)
             await send(message)
 
@@ -83,6 +87,12 @@ class Rim:
         self._observe(Served(method, route, status, seconds))
         log = _log.debug if scope["path"] in _QUIET else _log.info
         log("request", method=scope["method"], path=scope["path"], status=status, seconds=round(seconds, 4))
+
+
+def _jobs() -> str:
+    """The jobs that the request is about, as far as it is known when the answer begins; a few of very many."""
+    bound = structlog.contextvars.get_contextvars()
+    return str(bound.get("job") or ",".join(bound.get("jobs", ())[:JOBS_NAMED]))
 
 
 def _request_id(scope: Scope) -> str:

@@ -94,6 +94,27 @@ class RegisteredWorker:
         return f"RegisteredWorker(name={self.name!r}, url={self.url!r}, pool={self.pool!r}, {state})"
 
 
+class Measure(StrEnum):
+    """What is added up: of a pool's jobs how long they waited and took, of a worker how long it worked, of
+    `pool/end` how many attempts ended so."""
+
+    WAIT = "wait"
+    SERVICE = "service"
+    BUSY = "busy"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Of those that fell into this bucket: how many, and their milliseconds together."""
+
+    of: str
+    measure: Measure
+    bucket: int
+    count: int
+    total_ms: int
+
+
 class Renewal(StrEnum):
     """What a worker's driver learns when it renews its lease."""
 
@@ -235,6 +256,12 @@ class Store(Protocol):
     async def attempt_counts(self) -> Mapping[str, Mapping[AttemptEnd, int]]:
         """Attempts that have ended, by pool and end."""
         ...
+
+    async def oldest_waiting_ms(self) -> Mapping[str, int]:
+        """For how long the job that waits longest has done so, by pool; pools where none waits are left out."""
+        ...
+
+    async def tallies(self) -> Sequence[Tally]: ...
 
     async def queued(self, pool: str) -> int:
         """Jobs that wait in one pool; cheap however many have ended."""

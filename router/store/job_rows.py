@@ -43,7 +43,7 @@ from router.jobs import (
     Requeue,
     after,
 )
-from router.store import Renewal, key_rows, webhook_rows, worker_rows
+from router.store import Renewal, key_rows, sum_rows, webhook_rows, worker_rows
 from router.store.tables import attempts, jobs
 from worker.contract import GenerationRequest, Timings
 
@@ -167,6 +167,7 @@ def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings
         timings=timings.model_dump_json(),
     )
     key_rows.use(connection, row.api_key_id, row.finished_at, row.pixels, timings)
+    sum_rows.job_ended(connection, row, lease.worker, timings)
     return _changed(connection, row)
 
 
@@ -191,6 +192,7 @@ def end_attempt(connection: Connection, now: Now, lease: Lease, end: AttemptEnd,
     _close(connection, lease.job_id, lease.attempt, end, row.ended_at, detail=detail)
     if end in FAULTS:
         worker_rows.judge(connection, lease.worker)
+    sum_rows.job_ended(connection, row)
     return _changed(connection, row)
 
 
@@ -206,10 +208,11 @@ def blame(connection: Connection, now: Now, lease: Lease, detail: str) -> Job | 
             attempts.c.end.in_((AttemptEnd.LOST, AttemptEnd.EXPIRED)),
         )
         .values(end=AttemptEnd.DIED, detail=detail)
-        .returning(attempts.c.job_id)
+        .returning(attempts.c.pool)
     ).one_or_none()
     if row is None:
         return None
+    sum_rows.attempt_ended(connection, row.pool, AttemptEnd.DIED)
     worker_rows.judge(connection, lease.worker)
     match after(AttemptEnd.DIED, detail, _crashed_on(connection, lease.job_id)):
         case Fail(error):
@@ -315,11 +318,14 @@ def _close(
     detail: str | None = None,
     timings: str | None = None,
 ) -> None:
-    connection.execute(
+    pools = connection.scalars(
         update(attempts)
         .where(attempts.c.job_id == of_job, attempts.c.attempt == attempt)
         .values(end=end, ended_at=at, detail=detail, timings=timings)
-    )
+        .returning(attempts.c.pool)
+    ).all()
+    for pool in pools:
+        sum_rows.attempt_ended(connection, pool, end)
 
 
 def _changed(connection: Connection, row: Row[Any]) -> Job:

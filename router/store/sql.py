@@ -24,6 +24,7 @@ from router.store import (
     RegisteredWorker,
     Renewal,
     Repeatable,
+    Tally,
     UsedInADay,
     admission_rows,
     belief_rows,
@@ -32,6 +33,7 @@ from router.store import (
     job_rows,
     key_rows,
     retention_rows,
+    sum_rows,
     tally_rows,
     worker_rows,
 )
@@ -164,6 +166,12 @@ class SqlStore:
 
     async def attempt_counts(self) -> Mapping[str, Mapping[AttemptEnd, int]]:
         return await self._database.read(tally_rows.attempt_counts)
+
+    async def oldest_waiting_ms(self) -> Mapping[str, int]:
+        return await self._database.read(tally_rows.oldest_waiting_ms, self._clock())
+
+    async def tallies(self) -> Sequence[Tally]:
+        return await self._database.read(sum_rows.every)
 
     async def queued(self, pool: str) -> int:
         return await self._database.read(tally_rows.queued, pool)

@@ -283,3 +283,14 @@ webhook_secrets = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("good_until", BigInteger),  # NULL: the one in use
 )
+
+# Sums that only ever grow, for the metrics (router.store.sum_rows). `of` is a pool's, a worker's name, or pool/end.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("of", String(63), primary_key=True),
+    Column("measure", String(16), primary_key=True),
+    Column("bucket", Integer, primary_key=True, autoincrement=False),
+    Column("count", BigInteger, nullable=False),
+    Column("total_ms", BigInteger, nullable=False),
+)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, func, select
 
 from router.contract import JobState
+from router.ids import made_at
 from router.jobs import AttemptEnd
 from router.pace import Service
 from router.store.job_rows import NOT_WAITING, WAITING
@@ -44,6 +45,13 @@ def recent_services(connection: Connection, pool: str, limit: int) -> Sequence[S
     )
     found = [(work, Timings.model_validate_json(timings)) for work, timings in connection.execute(newest) if work]
     return [Service(work, timings.total - timings.queued) for work, timings in found]
+
+
+def oldest_waiting_ms(connection: Connection, now: ColumnElement[int]) -> Mapping[str, int]:
+    # By the id, which begins with the time: the index of what waits holds it, and not when it was made.
+    oldest = select(jobs.c.pool, func.min(jobs.c.id)).where(WAITING).group_by(jobs.c.pool)
+    at = connection.execute(select(now)).scalar_one()
+    return {pool: max(0, at - made_at(first)) for pool, first in connection.execute(oldest)}
 
 
 def queued(connection: Connection, pool: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -138,6 +140,35 @@ def test_logs_hold_lines_of_every_process(stack: UserStack) -> None:
         assert re.search(rf'^{worker} +\| .*"event": "loaded"', shown, re.MULTILINE)
     assert re.search(r'^router +\| .*"event": "request"', shown, re.MULTILINE)
     assert re.search(r"^edge +\| ", shown, re.MULTILINE)
+
+
+def test_one_request_is_followed_through_the_logs_of_edge_router_and_worker(stack: UserStack) -> None:
+    name = f"follow-{uuid.uuid4().hex}"
+    with stack.client() as client:
+        answer = client.post(
+            "/generate", json={"prompt": "a", "width": 256, "height": 256, "steps": 2}, headers={"X-Request-Id": name}
+        )
+    job = answer.headers["x-job-id"]
+
+    def written() -> bool:
+        lines = [json.loads(line) for line in _json_lines(stack)]
+        edge = [line for line in lines if line.get("router_seconds") and line["request_id"] == name]
+        router = [line for line in lines if line.get("event") == "request" and line.get("request_id") == name]
+        attempts = [line for line in lines if line.get("event") == "attempt_ended" and line.get("job") == job]
+        made = [line for line in lines if line.get("event") == "generation ended" and line.get("id") == f"{job}.1"]
+        return bool(
+            [line["job"] for line in edge] == [job]
+            and [line["jobs"] for line in router] == [[job]]
+            and attempts
+            and made
+        )
+
+    eventually(written, 20, f"{name} and {job} are not in every log")
+
+
+def _json_lines(stack: UserStack) -> list[str]:
+    files = (stack.root / "logs").glob("**/*log*")
+    return [line for file in files for line in file.read_text(errors="replace").splitlines() if line.startswith("{")]
 
 
 def test_admin_prints_an_address_that_answers(stack: UserStack) -> None:

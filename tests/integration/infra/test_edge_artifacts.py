@@ -71,7 +71,7 @@ async def front(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Front
         async with httpx.AsyncClient(base_url=base, headers=headers, trust_env=False, timeout=20) as client:
             async with router.client() as jobs:
                 job = await jobs.wait((await jobs.submit(ASKED)).id)
-            request = GenerationRequest.model_validate({**ASKED.model_dump(exclude={"pool"}), "seed": 7})
+            request = GenerationRequest(prompt="a press", width=256, height=256, seed=7)
             yield Front(router, client, job, png(request))
         await host.remove("edge", silent)
 

@@ -11,6 +11,7 @@ from router.api.jobs import stream
 from router.api.links import Links
 from router.contract import WorkerRegistration
 from router.core import CoreConfig, open_core
+from router.readiness import Examiner
 from tests.ports import free_ports
 from worker.contract import GenerationRequest
 
@@ -22,7 +23,15 @@ async def test_a_quiet_stream_beats_until_the_router_stops(tmp_path: Path) -> No
         await core.fleet.register("w-1", nobody)
         key = await core.store.put_api_key("default", "0" * 64)
         job = await core.service.submit(key, "batch", GenerationRequest(prompt="a", seed=1))
-        context = Context(core, Links("http://x", b"k", 60), asyncio.Event(), lambda: 1, lambda: 0.0, "1")
+        context = Context(
+            core,
+            Links("http://x", b"k", 60),
+            asyncio.Event(),
+            lambda: 1,
+            lambda: 0.0,
+            "1",
+            Examiner(core, "1", lambda: False),
+        )
         async with asyncio.timeout(20), aclosing(stream(context, job, heartbeat_s=0.02)) as said:
             assert await anext(said) == "retry: 1000\n\n"
             assert (await anext(said)).startswith("event: queued\ndata: {")

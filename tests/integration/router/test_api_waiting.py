@@ -17,6 +17,7 @@ from router.contract import JobState, WorkerRegistration
 from router.core import CoreConfig, open_core
 from router.errors import StoreUnavailableError
 from router.jobs import Job
+from router.readiness import Examiner
 from router.store import ApiKey
 from tests.ports import free_ports
 
@@ -41,7 +42,15 @@ async def test_one_job_that_cannot_be_cancelled_hides_neither_the_others_nor_the
             return {"type": "http.disconnect"}
 
         monkeypatch.setattr(core.service, "cancel", cancel_but_the_first)
-        context = Context(core, Links("http://x", b"k", 60), asyncio.Event(), lambda: 1, lambda: 0.0, "1")
+        context = Context(
+            core,
+            Links("http://x", b"k", 60),
+            asyncio.Event(),
+            lambda: 1,
+            lambda: 0.0,
+            "1",
+            Examiner(core, "1", lambda: False),
+        )
         wanted = [{"prompt": "a", "seed": seed} for seed in range(3)]
         with pytest.raises(RefusedError, match="the client closed the connection"):
             await make(context, Request({"type": "http"}, gone), key, "batch", wanted)

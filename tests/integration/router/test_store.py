@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from router.contract import JobState
 from router.jobs import AttemptEnd, Lease
-from router.store import ApiKey, Renewal
+from router.store import ApiKey, Measure, Renewal
 from router.store.clock import database_clock
 from router.store.database import Database
 from router.store.sql import SqlStore
@@ -270,3 +270,31 @@ async def test_the_first_fact_stands_whoever_says_it(database_url: str, clock: S
         assert await one.fact("mark") is None
         said = await asyncio.gather(*(store.fact("mark", f"{number}") for number, store in enumerate((one, other) * 8)))
         assert set(said) == {await one.fact("mark")}
+
+
+async def test_what_jobs_waited_and_workers_did_is_added_up_and_outlives_the_rows(
+    store: SqlStore, key: ApiKey, clock: SteeredClock
+) -> None:
+    await store.put_worker("w", "http://127.0.0.1:1", "t" * 16, POOL)
+    for waited_ms, took_ms in ((100, 2000), (3000, 2000)):
+        await store.add_job(key.id, POOL, request())
+        clock.advance(waited_ms)
+        lease = await store.lease_next("w", 10_000)
+        assert lease
+        clock.advance(took_ms)
+        assert await store.finish(lease, IMAGE, NO_TIME.model_copy(update={"denoise": 1.5, "encode": 9}))
+    await store.add_job(key.id, POOL, request())
+    clock.advance(500)
+    assert await store.oldest_waiting_ms() == {POOL: 500}
+    lease = await store.lease_next("w", 1000)
+    clock.advance(1001)
+    await store.sweep()
+    found = {(tally.of, tally.measure, tally.bucket): (tally.count, tally.total_ms) for tally in await store.tallies()}
+    assert found == {
+        (POOL, Measure.WAIT, 0): (1, 100),
+        (POOL, Measure.WAIT, 4): (1, 3000),
+        (POOL, Measure.SERVICE, 3): (2, 4000),
+        ("w", Measure.BUSY, 0): (2, 3000),
+        (f"{POOL}/finished", Measure.ENDED, 0): (2, 0),
+        (f"{POOL}/expired", Measure.ENDED, 0): (1, 0),
+    }

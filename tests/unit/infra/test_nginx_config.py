@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from infra import edge
 from infra.edge import (
     ARTIFACTS,
     PATHS,
@@ -22,6 +23,7 @@ from infra.edge import (
     refusals,
 )
 from infra.nginx import edge_unit, find_nginx
+from router import contract
 from router.api.errors import dialect_of
 from router.api.refusals import MAX_BODY_BYTES, Kind
 from router.contract import EDGE_ARTIFACTS
@@ -88,6 +90,7 @@ def test_the_edge_chooses_the_dialect_that_the_router_would() -> None:
 
 def test_the_edge_and_the_router_bound_a_body_alike() -> None:
     assert SETTINGS.max_body_bytes == MAX_BODY_BYTES
+    assert edge.MAX_BATCH_BYTES == contract.MAX_BATCH_BYTES
 
 
 def test_the_edge_and_the_router_mean_the_same_folder_of_images() -> None:

@@ -1,0 +1,64 @@
+"""How long jobs waited and took, and how long workers worked, added up in the transaction that ends a job.
+
+So the sums are true whichever process drove the job, and over restarts: a router of several can tell all of it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, select, text
+
+from router.jobs import AttemptEnd
+from router.store import Measure, Tally
+from router.store.tables import tallies
+from worker.contract import Timings
+
+BOUNDS_S = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800, 3600, 14_400, 43_200)
+"""Upper ends of the histogram's buckets; a last one, without end, has the number len(BOUNDS_S)."""
+
+
+def job_ended(connection: Connection, row: Row[Any], worker: str = "", timings: Timings | None = None) -> None:
+    """`row` is a job's as it is now. One that never met a worker counts nowhere. `worker` made the image, if any."""
+    if row.started_at is None or row.finished_at is None:
+        return
+    add = [
+        _line(row.pool, Measure.WAIT, row.started_at - row.created_at),
+        _line(row.pool, Measure.SERVICE, row.finished_at - row.started_at),
+    ]
+    if timings is not None:
+        # What a GPU does; the rest is waiting, and the file's compression.
+        add.append(_line(worker, Measure.BUSY, round((timings.text + timings.denoise + timings.decode) * 1000)))
+    # In one order everywhere: of two transactions that add to the same rows, neither waits for the other in a ring.
+    add.sort(key=lambda line: (line["of"], line["measure"], line["bucket"]))
+    _add(connection, add)
+
+
+def attempt_ended(connection: Connection, pool: str, end: AttemptEnd) -> None:
+    """Counted here, too, because a row of `attempts` goes with its job when that is old."""
+    _add(connection, [{"of": f"{pool}/{end}", "measure": Measure.ENDED.value, "bucket": 0, "ms": 0}])
+
+
+def _add(connection: Connection, lines: Sequence[dict[str, Any]]) -> None:
+    connection.execute(
+        text(
+            'INSERT INTO tallies ("of", measure, bucket, count, total_ms) VALUES (:of, :measure, :bucket, 1, :ms) '
+            'ON CONFLICT ("of", measure, bucket) DO UPDATE SET count = tallies.count + 1, '
+            "total_ms = tallies.total_ms + excluded.total_ms"
+        ),
+        lines,
+    )
+
+
+def _line(of: str, measure: Measure, ms: int) -> dict[str, Any]:
+    ms = max(0, ms)
+    bucket = 0 if measure is Measure.BUSY else bisect_left(BOUNDS_S, ms / 1000)
+    return {"of": of, "measure": measure.value, "bucket": bucket, "ms": ms}
+
+
+def every(connection: Connection) -> Sequence[Tally]:
+    found = connection.execute(select(tallies).order_by(tallies.c.of, tallies.c.measure, tallies.c.bucket))
+    # By place: `count` is a method of a row's.
+    return [Tally(of, Measure(measure), bucket, count, total_ms) for of, measure, bucket, count, total_ms in found]

@@ -1,0 +1,73 @@
+"""/readyz is yes while jobs can be taken on, kept and answered, and says what is wrong when they cannot."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import httpx
+
+from router.contract import INTERACTIVE, Readiness
+from router.core import open_core
+from router.readiness import ARTIFACTS_EVERY_S, Examiner
+from tests.emulators.paced_process import paced_worker
+from tests.integration.router.core_rig import brisk
+from tests.integration.router.served import ServedRouter, served_router
+
+
+async def ask(router: ServedRouter, pool: str = "") -> tuple[int, Readiness]:
+    async with router.http("") as http:
+        answer = await http.get("/readyz", params={"pool": pool} if pool else {})
+    return answer.status_code, Readiness.model_validate_json(answer.content)
+
+
+async def test_a_router_without_workers_takes_traffic_and_tells_who_asks_for_a_pool() -> None:
+    async with paced_worker() as worker, served_router() as router:
+        status, found = await ask(router)
+        assert (status, found.ready, found.store, found.artifacts, found.pools) == (200, True, "ok", "ok", {})
+        assert (await ask(router, INTERACTIVE))[0] == 503
+        await router.use("w-1", worker)
+        status, found = await ask(router, INTERACTIVE)
+        assert (status, found.pools) == (200, {INTERACTIVE: 1})
+        async with httpx.AsyncClient(base_url=router.admin_url, trust_env=False) as admin:
+            assert Readiness.model_validate_json((await admin.get("/readyz")).content) == found
+
+
+async def test_a_store_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    async with open_core(brisk(tmp_path)) as core:
+        await core.store.close()
+        os.rename(tmp_path / "router.sqlite", tmp_path / "away")  # noqa: PTH104
+        (tmp_path / "router.sqlite").mkdir()
+        found = await Examiner(core, "1", lambda: False).examine()
+        (tmp_path / "router.sqlite").rmdir()
+        os.rename(tmp_path / "away", tmp_path / "router.sqlite")  # noqa: PTH104
+    assert not found.ready
+    assert "did not do as asked" in found.store
+
+
+async def test_an_artifact_store_that_takes_nothing_is_named_and_looked_at_now_and_then(tmp_path: Path) -> None:
+    now = 0.0
+    async with open_core(brisk(tmp_path)) as core:
+        examiner = Examiner(core, "1", lambda: False, lambda: now)
+        assert (await examiner.examine()).ready
+        away = (tmp_path / "artifacts").rename(tmp_path / "away")
+        (tmp_path / "artifacts").touch()
+        assert (await examiner.examine()).ready, "what was found is kept for a while"
+        now += ARTIFACTS_EVERY_S
+        found = await examiner.examine()
+        assert (found.ready, found.store) == (False, "ok")
+        assert f"no image can be stored under {tmp_path}/artifacts" in found.artifacts
+        (tmp_path / "artifacts").unlink()
+        away.rename(tmp_path / "artifacts")
+        now += ARTIFACTS_EVERY_S
+        assert (await examiner.examine()).ready
+
+
+async def test_a_router_that_leaves_is_not_ready_though_all_is_well(tmp_path: Path) -> None:
+    leaving = False
+    async with open_core(brisk(tmp_path)) as core:
+        examiner = Examiner(core, "1", lambda: leaving)
+        assert (await examiner.examine()).ready
+        leaving = True
+        found = await examiner.examine()
+    assert (found.ready, found.draining, found.store, found.artifacts) == (False, True, "ok", "ok")
