@@ -31,7 +31,7 @@ from worker.runner import Limits, Observer, Runner
 from worker.settings import PREFIX, TINY, EngineName, EngineSettings, Settings, SettingsError, is_folder
 from worker.stages import LOOKS, Patience
 from worker.weights import licences
-from worker.weights.catalogue import licence_of
+from worker.weights.catalogue import KNOWN
 
 EXIT_BROKEN = 70  # sysexits.h: EX_SOFTWARE
 EXIT_CONFIG = 78  # sysexits.h: EX_CONFIG
@@ -178,7 +178,9 @@ def _listen(settings: Settings) -> socket.socket:
 def accept_license(settings: EngineSettings) -> None:
     """Write down the yes that the settings give, if they do."""
     if settings.accept_license and settings.model != TINY and not is_folder(settings.model):
-        licences.accept(settings.cache_dir, settings.model, licence_of(settings.model).name, licences.Way.SETTING)
+        # Before the hub was asked only a licence that is known has a name.
+        name = next((known.licence.name for known in KNOWN if known.repository == settings.model), "")
+        licences.accept(settings.cache_dir, settings.model, name, licences.Way.SETTING)
 
 
 def main() -> int:

@@ -26,6 +26,7 @@ from worker.settings import PREFIX, default_cache_dir
 if TYPE_CHECKING:
     from worker.weights.cache import Found
     from worker.weights.hub import Listing
+    from worker.weights.licences import Acceptance
 
 weights = typer.Typer(no_args_is_help=True, help="Weights on this machine.")
 
@@ -49,16 +50,14 @@ def pull(
 ) -> None:
     """Download a repository, or the rest of it, and check its bytes."""
     with _told():
-        from worker.weights import cache, licences
-        from worker.weights.catalogue import DEFAULT, licence_of
+        from worker.weights import cache
+        from worker.weights.catalogue import DEFAULT
+        from worker.weights.licences import Way
         from worker.weights.pull import pull as run
 
         wanted = _named(repository or DEFAULT)
-        if accept_license:
-            yes = licences.accept(_records(), wanted, licence_of(wanted).name, licences.Way.COMMAND)
-            OUT.print(f"licence  {yes.licence}, accepted by {yes.user} on {yes.at:%Y-%m-%d}")
         with _Drawn() as drawn:
-            pulled = run(wanted, _records(), drawn, verify=verify)
+            pulled = run(wanted, _records(), drawn, accept=Way.COMMAND if accept_license else None, verify=verify)
         fetched = f"{pulled.fetched / 1e9:.2f} GB fetched" if pulled.fetched else "everything was here"
         OUT.print(f"{wanted} is whole: {pulled.listing.bytes / 1e9:.2f} GB, {fetched}", markup=False)
         OUT.print(str(cache.storage(cache.caches()[0], wanted) / "snapshots" / pulled.listing.commit), markup=False)
@@ -186,6 +185,9 @@ class _Drawn:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+    def accepted(self, yes: Acceptance) -> None:
+        OUT.print(f"licence  {yes.licence or 'its own'}, accepted by {yes.user} on {yes.at:%Y-%m-%d}", markup=False)
 
     def begins(self, listing: Listing, there: int) -> None:
         self.total(f"downloading {listing.repository}", listing.bytes, there)

@@ -17,6 +17,7 @@ from worker.engine import LoadError, OnStage
 from worker.settings import TINY, is_folder
 from worker.weights import cache
 from worker.weights.hub import Listing
+from worker.weights.licences import Acceptance
 from worker.weights.pull import pull
 
 PIPELINE = "Ideogram4Pipeline"
@@ -72,6 +73,9 @@ class _Stages:
         self._on_stage = on_stage
         self._done = self._total = 0
         self._said_at = 0.0
+
+    def accepted(self, yes: Acceptance) -> None:
+        self._on_stage(f"downloading {self._model}: {yes.licence or 'its licence'} was accepted by {yes.user}")
 
     def begins(self, listing: Listing, there: int) -> None:
         self._done, self._total = there, listing.bytes

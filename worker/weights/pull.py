@@ -26,6 +26,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 from worker.weights import cache, hub, licences
 from worker.weights.catalogue import licence_of
 from worker.weights.hub import File, Listing, WeightsError
+from worker.weights.licences import Acceptance, Way
 
 AT_ONCE = 4
 """Files that are fetched side by side; one connection of the hub's rarely fills a data centre's line."""
@@ -39,6 +40,9 @@ PARTIAL = ".partial"
 
 class Progress(Protocol):
     """Whoever watches a download."""
+
+    def accepted(self, yes: Acceptance) -> None:
+        """A yes to the licence was written down, now or earlier."""
 
     def begins(self, listing: Listing, there: int) -> None:
         """`there` of the listing's bytes need not be fetched any more."""
@@ -64,18 +68,20 @@ def pull(
     records: Path,
     progress: Progress,
     *,
+    accept: Way | None = None,
     verify: bool = False,
     pause: Callable[[float], None] = time.sleep,
 ) -> Pulled:
     """The snapshot of `repository` as the hub has it now, downloaded as far as it is not here.
 
-    `records` is the folder in which a yes to its licence is looked up. `verify` reads what is here already, too,
+    `records` is the folder in which a yes to its licence is looked up, and written down if it is given now, by the
+    way `accept`. `verify` reads what is here already, too,
     and downloads what is damaged. Raises WeightsError.
     """
     if hub.offline():
         raise WeightsError(hub.explain(repository, errors.OfflineModeIsEnabled()))
     listing = hub.listing(repository, progress.waits)
-    _require_yes(listing, records)
+    _require_yes(listing, records, accept, progress)
     if not listing.files:
         raise WeightsError(f"{repository} holds no weights; see {hub.page(repository)}")
     hub.may_download(listing, progress.waits)
@@ -96,16 +102,21 @@ def pull(
     return Pulled(Path(folder), listing, needed - begun)
 
 
-def _require_yes(listing: Listing, records: Path) -> None:
+def _require_yes(listing: Listing, records: Path, accept: Way | None, progress: Progress) -> None:
     """A gated repository's licence has to be accepted here as well as on its page: whoever runs it says so."""
-    if not listing.gated or licences.accepted(records, listing.repository):
+    if not listing.gated:
         return
     licence = licence_of(listing.repository, listing.licence)
-    raise WeightsError(
-        f"{listing.repository} comes under the {licence.name}: {licence.meaning}. Read it on "
-        f"{hub.page(listing.repository)}; if you accept it, say so: `letterpress weights pull {listing.repository} "
-        "--accept-license`, or `accept_license: true` in the stack file"
-    )
+    yes = licences.accepted(records, listing.repository)
+    if yes is None and accept is not None:
+        yes = licences.accept(records, listing.repository, licence.name, accept)
+    if yes is None:
+        raise WeightsError(
+            f"{listing.repository} comes under the {licence.name}: {licence.meaning}. Read it on "
+            f"{hub.page(listing.repository)}; if you accept it, say so: `letterpress weights pull "
+            f"{listing.repository} --accept-license`, or `accept_license: true` in the stack file"
+        )
+    progress.accepted(yes)
 
 
 def _require_room(repository: str, home: Path, needed: int) -> None:

@@ -19,7 +19,6 @@ UID = 10001
 START_S = 300.0
 TOKEN = "a-token-for-these-tests"
 CANARY = "canary-5f1c7e0d"
-LARGE = 50_000_000
 WEIGHTS = (".safetensors", ".ckpt", ".gguf")
 
 
@@ -73,7 +72,6 @@ def test_the_delivered_image_serves_by_itself_and_holds_no_secret(
         for name, contents in members(layer):
             assert CANARY.encode() not in contents, name
             assert not name.endswith(WEIGHTS), name
-            assert len(contents) < LARGE or name.endswith((".so", ".a")) or ".so." in name or "/bin/" in name, name
             largest = max(largest, f"{len(contents):012d} {name}")
         sizes.append(f"{layer.stat().st_size / 1e6:8.1f} MB  largest: {largest[13:]}")
         layer.unlink()

@@ -142,9 +142,10 @@ def test_without_a_yes_nothing_is_fetched_and_the_licence_is_named_with_its_page
     assert repository.sent() == []
 
 
-def test_weights_that_nobody_gates_need_no_yes(shell: Shell) -> None:
-    status, said = shell.run("pull", OPEN, HF_TOKEN="")
+def test_weights_that_nobody_gates_need_no_yes_and_none_is_written_down(shell: Shell, tmp_path: Path) -> None:
+    status, said = shell.run("pull", OPEN, YES, HF_TOKEN="")
     assert (status, "is whole" in said) == (0, True), said
+    assert not (tmp_path / "worker" / "licences").exists()
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_a_connection_that_never_brings_anything_is_given_up_with_a_way_on(shell
         "from worker.weights.hub import WeightsError\n"
         "from worker.weights.pull import pull\n"
         "class Quiet:\n"
-        "    begins = advanced = waits = lambda *_: None\n"
+        "    accepted = begins = advanced = waits = lambda *_: None\n"
         "try:\n"
         f"    pull({OPEN!r}, pathlib.Path(), Quiet(), pause=lambda _: None)\n"
         "except WeightsError as error:\n"
@@ -282,7 +283,7 @@ def test_offline_looks_at_what_is_here_and_asks_nobody(shell: Shell, repository:
     status, said = shell.run("pull", NAME, YES, HF_HUB_OFFLINE="1")
     assert (status, "HF_HUB_OFFLINE forbids" in said) == (1, True), said
     assert repository.asked == []
-    shell.run("pull", NAME)
+    shell.run("pull", NAME, YES)
     asked = len(repository.asked)
     status, said = shell.run("check", NAME, HF_HUB_OFFLINE="1")
     assert (status, "has its digest" in said) == (0, True), said
