@@ -59,9 +59,10 @@ test: setup-test ## set up what is missing, run every test that needs no GPU (PY
 	  .venv/bin/pytest --basetemp="$$data/t" -n $(TEST_PROCESSES) --no-loadscope-reorder --cov --cov-report= \
 	    -m "not soak and not gpu" $(PYTEST_ARGS) && .venv/bin/coverage report
 
-bench: setup-test ## figures and ratios of the router and its store, on the CPU (docs/benchmarks.md)
+bench: setup-test ## figures and ratios of the router, its store and the worker, on the CPU (docs/benchmarks.md)
 	@.venv/bin/python -m tests.load.router_bench
 	@.venv/bin/python -m tests.load.store_bench
+	@.venv/bin/python -m tests.load.worker_bench
 
 soak: setup-test ## the long runs of the reliability suite (SOAK_RUNS=10 seeds)
 	@SOAK_RUNS=$(SOAK_RUNS) .venv/bin/pytest -m soak $(PYTEST_ARGS)
