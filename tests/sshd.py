@@ -23,7 +23,7 @@ from tests.ports import free_ports
 
 START_S = 30
 CONFIG = """\
-ListenAddress 127.0.0.1:{port}
+ListenAddress {address}:{port}
 HostKey {folder}/{host_key}
 AuthorizedKeysFile {folder}/authorized_keys
 PidFile none
@@ -50,6 +50,9 @@ class Sshd:
     port: int
     host_key: str
     client_key: Path
+    address: str = "127.0.0.1"
+    within: tuple[str, ...] = ()
+    """A command that it is started by: `ip netns exec NAME`."""
     process: Process | None = None
 
     @property
@@ -66,10 +69,10 @@ class Sshd:
 
     async def start(self, host_key: str = "host") -> None:
         config = self.folder / "config"
-        config.write_text(CONFIG.format(port=self.port, folder=self.folder, host_key=host_key))
+        config.write_text(CONFIG.format(address=self.address, port=self.port, folder=self.folder, host_key=host_key))
         with (self.folder / "log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *(str(find_sshd()), "-D", "-e", "-f", str(config)), stdin=DEVNULL, stdout=log, stderr=log
+                *(*self.within, str(find_sshd()), "-D", "-e", "-f", str(config)), stdin=DEVNULL, stdout=log, stderr=log
             )
         async with asyncio.timeout(START_S):
             while not await self._listens():
@@ -120,7 +123,7 @@ class Sshd:
 
     async def _listens(self) -> bool:
         try:
-            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            _, writer = await asyncio.open_connection(self.address, self.port)
         except ConnectionRefusedError:
             return False
         writer.close()
@@ -133,7 +136,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 @asynccontextmanager
-async def sshd(folder: Path) -> AsyncIterator[Sshd]:
+async def sshd(folder: Path, address: str = "127.0.0.1", within: tuple[str, ...] = ()) -> AsyncIterator[Sshd]:
     """Listening; gone when the block ends. Skips the test where it is not installed."""
     if find_sshd() is None:
         pytest.skip("sshd is not installed (make setup-test installs it where it may)")
@@ -143,7 +146,7 @@ async def sshd(folder: Path) -> AsyncIterator[Sshd]:
     host_key = generate(folder / "host")
     generate(folder / "client")
     (port,) = free_ports(1)
-    server = Sshd(folder, port, host_key, folder / "client")
+    server = Sshd(folder, port, host_key, folder / "client", address, within)
     server.allow(())
     try:
         await server.start()

@@ -36,6 +36,7 @@ from router.contract import (
 from tests.emulators.paced_process import PacedProcess
 from tests.emulators.paced_worker import Pace
 from tests.integration.router.served import ROOT, served_router, until
+from tests.namespace import namespace
 from tests.sshd import Sshd, generate, sshd
 
 PREFIX = "LETTERPRESS_TUNNELS_"
@@ -439,3 +440,47 @@ async def test_a_job_whose_tunnel_is_cut_is_joined_and_made_once(
         await until(begun, "the job runs")
         machine.cut()
         assert (await client.wait(job.id)).state is JobState.SUCCEEDED
+
+
+async def test_a_worker_on_a_loopback_elsewhere_is_reached_and_a_pulled_cable_is_noticed_in_under_ten_seconds(
+    folder: Path,
+) -> None:
+    with namespace() as elsewhere:
+        async with sshd(folder / "m", elsewhere.address, elsewhere.within) as server:
+            serve = (*elsewhere.within, sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "8000")
+            there = await asyncio.create_subprocess_exec(*serve, cwd=folder, stderr=subprocess.DEVNULL)
+            try:
+                async with serving(folder, server.client_key) as tunnels:
+                    server.allow([8000])
+                    machine = TunnelMachine(
+                        id="m-1",
+                        host=elsewhere.address,
+                        port=server.port,
+                        user=server.user,
+                        host_key=server.host_key,
+                        workers={"w-1": 8000},
+                    )
+                    tunnels.describe(machine)
+                    tunnel = await tunnels.becomes("m-1", TunnelState.UP)
+                    transport = httpx.AsyncHTTPTransport(uds=socket_of(tunnel, "w-1"))
+                    async with httpx.AsyncClient(base_url="http://w", transport=transport, trust_env=False) as http:
+
+                        async def serves() -> bool:
+                            try:
+                                return (await http.get("/")).status_code == 200
+                            except httpx.TransportError:
+                                return False
+
+                        await until(serves, "what listens on the other loopback answers")
+                    with pytest.raises(OSError, match=r"refused|Connect call failed"):
+                        await asyncio.open_connection(elsewhere.address, 8000)
+                    elsewhere.pull_the_cable()
+                    began = monotonic()
+                    lost = await tunnels.becomes("m-1", TunnelState.WAITING, within_s=20)
+                    assert monotonic() - began < 10
+                    assert "m-1" in lost.reason
+                    elsewhere.put_it_back()
+                    await tunnels.becomes("m-1", TunnelState.UP, within_s=60)
+            finally:
+                there.kill()
+                await there.wait()
