@@ -14,10 +14,16 @@ from router.serve import serve
 from router.settings import SettingsError, read_settings
 
 
+SWITCH_S = 0.0005
+
+
 def main() -> int:
     """The exit status: 0 after a stop that was asked for, 78 (EX_CONFIG) when the settings must change,
     69 (EX_UNAVAILABLE) when something that it stands on is not there."""
     os.umask(0o077)
+    # The loop shares the interpreter with the threads that do SQLite's transactions, hash images and write them. By
+    # default it may wait 5 ms for each of them to let go, several times a request.
+    sys.setswitchinterval(SWITCH_S)
     try:
         settings = read_settings()
         configure(settings.log_format)

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 import asyncpg
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from router.errors import StoreUnavailableError
 
@@ -65,7 +66,7 @@ class Database:
     a state to leave a database in, and SQLite has but one writer to block.
     """
 
-    def __init__(self, readers: AsyncEngine, writers: AsyncEngine) -> None:
+    def __init__(self, readers: _Side, writers: _Side) -> None:
         self._readers = readers
         self._writers = writers
         self._running: set[asyncio.Task[object]] = set()
@@ -84,8 +85,8 @@ class Database:
             case "sqlite+aiosqlite":
                 database = cls(*_sqlite(parsed))
             case "postgresql+asyncpg":
-                engine = _postgres(parsed)
-                database = cls(engine, engine)
+                side = _OnLoop(_postgres(parsed))
+                database = cls(side, side)
             case other:
                 raise StoreUnavailableError(
                     f"the router does not keep its promises in {other}; "
@@ -112,8 +113,8 @@ class Database:
         await self._readers.dispose()
         await self._writers.dispose()
 
-    async def _run(self, engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
-        task = asyncio.create_task(_transact(engine, work))
+    async def _run(self, side: _Side, work: Callable[[Connection], T]) -> T:
+        task = asyncio.create_task(_transact(side, work))
         self._running.add(task)
         task.add_done_callback(self._forget)
         return await asyncio.shield(task)
@@ -124,16 +125,62 @@ class Database:
             task.exception()  # seen, also when whoever asked is gone
 
 
-async def _transact(engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
-    try:
-        async with engine.begin() as connection:
+class _Side(Protocol):
+    """Connections, and how one transaction is run on one of them."""
+
+    @property
+    def url(self) -> URL: ...
+
+    async def run(self, work: Callable[[Connection], T]) -> T: ...
+
+    async def dispose(self) -> None: ...
+
+
+class _OnLoop:
+    """A server's answers are waited for on the event loop, statement by statement."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self.url = engine.url
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        async with self._engine.begin() as connection:
             return await connection.run_sync(work)
+
+    async def dispose(self) -> None:
+        await self._engine.dispose()
+
+
+class _InThreads:
+    """SQLite answers in microseconds, and in our own process: a whole transaction goes to a thread and comes back
+    once. Statement by statement, as an async driver does it, the way there and back is most of what it takes."""
+
+    def __init__(self, engine: Engine, threads: int) -> None:
+        self._engine = engine
+        self.url = engine.url
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sqlite")
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._transact, work)
+
+    def _transact(self, work: Callable[[Connection], T]) -> T:
+        with self._engine.begin() as connection:
+            return work(connection)
+
+    async def dispose(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._engine.dispose)
+        self._threads.shutdown()
+
+
+async def _transact(side: _Side, work: Callable[[Connection], T]) -> T:
+    try:
+        return await side.run(work)
     except (DataError, IntegrityError, ProgrammingError):
         raise  # the database is well; what it was asked was wrong
     except (DBAPIError, PoolTimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         # The last two come as they are from a Postgres that refuses the connection (it starts, it stops, it is full).
         raise StoreUnavailableError(
-            f"the database {_named(engine.url)} did not do as asked: {_cause(error)}; "
+            f"the database {_named(side.url)} did not do as asked: {_cause(error)}; "
             "look at its disk, its locks and its log"
         ) from error
 
@@ -176,7 +223,7 @@ def _postgres(url: URL) -> AsyncEngine:
     )
 
 
-def _sqlite(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
+def _sqlite(url: URL) -> tuple[_Side, _Side]:
     """Readers, and a pool of one writer: SQLite has one anyway, and a queue in our process is fair and quick
     where its own waiting polls."""
     if not url.database or url.database == ":memory:":
@@ -186,12 +233,16 @@ def _sqlite(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
         Path(url.database).touch(mode=0o600, exist_ok=True)
     except OSError as error:
         raise StoreUnavailableError(f"the database {url.database} cannot be made: {error.strerror}") from error
-    readers = create_async_engine(url, pool_size=READERS, max_overflow=0, hide_parameters=HIDE_PARAMETERS)
-    writers = create_async_engine(url, pool_size=1, max_overflow=0, hide_parameters=HIDE_PARAMETERS)
-    for engine, begin in ((readers, "BEGIN"), (writers, "BEGIN IMMEDIATE")):
-        event.listen(engine.sync_engine, "connect", _configure)
-        event.listen(engine.sync_engine, "begin", _beginner(begin))
-    return readers, writers
+    sides = []
+    for threads, begin in ((READERS, "BEGIN"), (1, "BEGIN IMMEDIATE")):
+        ours = url.set(drivername="sqlite+pysqlite")
+        engine = create_engine(
+            ours, poolclass=QueuePool, pool_size=threads, max_overflow=0, hide_parameters=HIDE_PARAMETERS
+        )
+        event.listen(engine, "connect", _configure)
+        event.listen(engine, "begin", _beginner(begin))
+        sides.append(_InThreads(engine, threads))
+    return sides[0], sides[1]
 
 
 def _configure(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
