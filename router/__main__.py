@@ -13,7 +13,6 @@ from router.logs import configure
 from router.serve import serve
 from router.settings import SettingsError, read_settings
 
-
 SWITCH_S = 0.0005
 
 

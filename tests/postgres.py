@@ -78,14 +78,20 @@ class Postgres:
         """SIGTERM waits for clients, SIGINT ends them, SIGQUIT recovers at the next start, SIGKILL kills it all."""
         if self.process is None:
             return
+        others: list[int] = []
         if by is signal.SIGKILL:
-            # Its processes would outlive the first one until they notice; a power cut takes them all.
+            # Its processes would outlive the first one until they notice; a power cut takes them all. Stopped, the
+            # first one begins no more of them meanwhile.
+            self.process.send_signal(signal.SIGSTOP)
             asked = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
-            for pid in asked.stdout.split():
+            others = [int(pid) for pid in asked.stdout.split()]
+            for pid in others:
                 with suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
         self.process.send_signal(by)
         self.process.wait(START_S)
+        # A new server refuses to start while one of them still holds the old one's memory.
+        eventually(lambda: not any(map(_lives, others)), START_S, "PostgreSQL's processes are gone")
         self.process = None
 
     @property
@@ -122,6 +128,13 @@ class Postgres:
     @property
     def _groups(self) -> list[int] | None:
         return [] if os.geteuid() == 0 else None
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 @contextmanager
