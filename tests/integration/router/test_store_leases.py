@@ -24,8 +24,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from router.choice import Terms
 from router.contract import JobState
-from router.jobs import CRASHES, FAULTS, MAX_CRASHES, TELLING, AttemptEnd, Lease
+from router.jobs import CRASHES, FAULTS, MAX_CRASHES, PATIENCE_MS, TELLING, AttemptEnd, Lease
 from router.store import ApiKey, Renewal
 from router.store.sql import SqlStore
 from tests.conftest import NewDatabase
@@ -53,6 +54,13 @@ class Expected:
     cancel: bool = False
     finishes: int = 0
     crashed_on: list[str] = field(default_factory=list)
+    priority: int = 0
+    deadline: int | None = None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """In the queue of its key; a job without a deadline is due a day after it came."""
+        return -self.priority, self.created + PATIENCE_MS if self.deadline is None else self.deadline
 
     @property
     def suspect(self) -> bool:
@@ -93,10 +101,11 @@ class Leases(RuleBasedStateMachine):
             self.run(self.store.put_worker(name, "http://127.0.0.1:1", "t" * 16, POOL))
         return multiple(self.submit_one(), self.submit_one())
 
-    def submit_one(self) -> str:
+    def submit_one(self, priority: int = 0, within_ms: int | None = None) -> str:
         self.clock.advance(1)
-        job = self.run(self.store.add_job(self.key.id, POOL, request()))
-        self.expected[job.id] = Expected(created=job.created_at)
+        deadline = None if within_ms is None else self.clock.ms + within_ms
+        job = self.run(self.store.add_job(self.key.id, POOL, request(), Terms(priority, deadline)))
+        self.expected[job.id] = Expected(created=job.created_at, priority=priority, deadline=deadline)
         return job.id
 
     def teardown(self) -> None:
@@ -116,9 +125,25 @@ class Leases(RuleBasedStateMachine):
         job.worker = None
 
     @precondition(lambda self: len(self.expected) < 5)
-    @rule(target=jobs)
-    def submit(self) -> str:
-        return self.submit_one()
+    @rule(
+        target=jobs,
+        priority=st.sampled_from([0, 0, 0, -1, 5]),
+        within_ms=st.sampled_from([None, None, None, 1, TTL_MS, 3 * TTL_MS]),
+    )
+    def submit(self, priority: int, within_ms: int | None) -> str:
+        return self.submit_one(priority, within_ms)
+
+    def overdue(self, job: Expected) -> bool:
+        return job.state is JobState.QUEUED and job.deadline is not None and job.deadline <= self.clock.ms
+
+    @rule(ms=later)
+    def expire(self, ms: int) -> None:
+        """What waits at its deadline ends; what runs by then does not."""
+        self.clock.advance(ms)
+        overdue = {name for name, job in self.expected.items() if self.overdue(job)}
+        assert {job.id for job in self.run(self.store.expire(100))} == overdue
+        for name in overdue:
+            self.expected[name].state = JobState.EXPIRED
 
     @rule(target=leases, worker=st.sampled_from(WORKERS))
     def lease(self, worker: str) -> Lease | MultipleResults[Lease]:
@@ -126,12 +151,16 @@ class Leases(RuleBasedStateMachine):
 
     def lease_one(self, worker: str) -> Lease | None:
         lease = self.run(self.store.lease_next(worker, TTL_MS))
-        waiting = [(job.created, name) for name, job in self.expected.items() if job.state is JobState.QUEUED]
+        waiting = [
+            (job.place, name)
+            for name, job in self.expected.items()
+            if job.state is JobState.QUEUED and not self.overdue(job)
+        ]
         if not waiting or worker in self.quarantined:
             assert lease is None
             return None
         assert lease is not None
-        assert lease.job_id == min(waiting)[1], "not the oldest"
+        assert lease.job_id == min(waiting)[1], "not the first"
         job = self.expected[lease.job_id]
         assert lease.attempt == job.attempt + 1, "attempts count up"
         assert lease.expires_at == self.clock.ms + TTL_MS
@@ -283,7 +312,7 @@ class Leases(RuleBasedStateMachine):
             assert job is not None
             assert (job.state, job.attempt, job.created_at) == (known.state, known.attempt, known.created)
             assert job.state.ended == (job.finished_at is not None)
-            assert (job.error is not None) == (job.state is JobState.FAILED)
+            assert (job.error is not None) == (job.state in (JobState.FAILED, JobState.EXPIRED))
             assert (job.image is not None) == (job.state is JobState.SUCCEEDED) == (known.finishes == 1)
             assert known.finishes <= 1, "committed twice"
 
