@@ -47,12 +47,12 @@ def suspicion(image: Image, share: float = SHARE) -> str:
 
 
 def _most_of_one_tone(histogram: list[int]) -> tuple[int, int]:
-    """The tone with the most pixels within the tolerance of it, and how many they are."""
+    """The tone that most pixels are within the tolerance of, by its peak, and how many they are."""
     below = [0, *accumulate(histogram)]
 
     def around(tone: int) -> int:
         return below[min(tone + TONE_TOLERANCE + 1, 256)] - below[max(tone - TONE_TOLERANCE, 0)]
 
-    # Of equals the one that itself is the most frequent: the middle, not an edge of the window.
-    tone = max(range(256), key=lambda tone: (around(tone), histogram[tone]))
-    return tone, around(tone)
+    middle = max(range(256), key=around)
+    window = range(max(middle - TONE_TOLERANCE, 0), min(middle + TONE_TOLERANCE, 255) + 1)
+    return max(window, key=histogram.__getitem__), around(middle)
