@@ -43,9 +43,7 @@ def test_a_grey_picture_with_the_words_is_suspected(
     image = decoded(described(sides[0] * 16, sides[1] * 16, grey, ink, min(size, sides[0])), noise)
     said = blocked.suspicion(image)
     assert "one grey" in said
-    assert (
-        abs(int(said.split("luminance ")[1].split(" ")[0]) - grey) <= blocked.TONE_TOLERANCE + 1
-    )
+    assert abs(int(said.split("luminance ")[1].split(" ")[0]) - grey) <= blocked.TONE_TOLERANCE + 1
 
 
 def fox(size: int = 256) -> Image.Image:
