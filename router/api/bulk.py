@@ -82,7 +82,7 @@ async def submit(
     repeated = repeatable(idempotency_key, request, batch.digest.digest(), waits=False)
     admitted = await context.core.service.submit_all(key, batch.pool, batch.wanted, repeated)
     remember_rate(request, admitted.rate)
-    structlog.contextvars.bind_contextvars(jobs=len(admitted.job_ids))
+    structlog.contextvars.bind_contextvars(batch=len(admitted.job_ids))
     return JobsAccepted(ids=list(admitted.job_ids))
 
 
