@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ from router.readiness import ARTIFACTS_EVERY_S, Examiner
 from tests.emulators.paced_process import paced_worker
 from tests.integration.router.core_rig import brisk
 from tests.integration.router.served import ServedRouter, served_router
+from tests.postgres import FAST, postgres
 
 
 async def ask(router: ServedRouter, pool: str = "") -> tuple[int, Readiness]:
@@ -34,15 +36,16 @@ async def test_a_router_without_workers_takes_traffic_and_tells_who_asks_for_a_p
 
 
 async def test_a_store_that_does_not_answer_is_named(tmp_path: Path) -> None:
-    async with open_core(brisk(tmp_path)) as core:
-        await core.store.close()
-        os.rename(tmp_path / "router.sqlite", tmp_path / "away")  # noqa: PTH104
-        (tmp_path / "router.sqlite").mkdir()
-        found = await Examiner(core, "1", lambda: False).examine()
-        (tmp_path / "router.sqlite").rmdir()
-        os.rename(tmp_path / "away", tmp_path / "router.sqlite")  # noqa: PTH104
-    assert not found.ready
-    assert "did not do as asked" in found.store
+    with postgres(**FAST) as server:
+        async with open_core(replace(brisk(tmp_path), database_url=server.create())) as core:
+            examiner = Examiner(core, "1", lambda: False)
+            assert (await examiner.examine()).store == "ok"
+            await asyncio.to_thread(server.stop)
+            found = await examiner.examine()
+            assert not found.ready
+            assert "did not do as asked" in found.store
+            await asyncio.to_thread(server.start)
+            assert (await examiner.examine()).ready
 
 
 async def test_an_artifact_store_that_takes_nothing_is_named_and_looked_at_now_and_then(tmp_path: Path) -> None:
