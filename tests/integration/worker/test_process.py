@@ -121,6 +121,7 @@ def test_gated_weights_are_fetched_by_their_name_after_a_yes_and_served(
 def test_weights_that_may_not_be_had_are_explained_with_their_page_and_without_the_token(
     start: Callable[..., Running],
     tiny_repository: Path,
+    tmp_path: Path,
     model: str,
     token: str,
     settings: dict[str, str],
@@ -128,7 +129,9 @@ def test_weights_that_may_not_be_had_are_explained_with_their_page_and_without_t
 ) -> None:
     with hub({GATED: Repository(tiny_repository)}) as served:
         environment = {"HF_ENDPOINT": served.url, "HF_TOKEN": token}
-        worker = start(model=model, device="cpu", environment=environment, **settings)
+        # A folder of its own: a yes that another test gave is written down in the shared one.
+        cache = str(tmp_path / "cache")
+        worker = start(model=model, device="cpu", environment=environment, cache_dir=cache, **settings)
         assert worker.end(START_S) == 78
     text = worker.log.read_text()
     said = json.loads(text.splitlines()[-1])["reason"]
