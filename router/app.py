@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, FastAPI, Query, Response
 
 from router.api import artifacts, bulk, errors, generate, jobs, openai, webhooks
+from router.api.artifacts import PROBLEM
 from router.api.context import Context, InContext
 from router.api.refusals import MAX_BODY_BYTES
 from router.api.requests import BodyBound, Rim, Served
@@ -34,7 +35,7 @@ async def healthz(context: InContext, response: Response) -> Health:
     return found
 
 
-@_health.get("/readyz", summary="Whether to send traffic here", responses={503: {"model": Readiness}})
+@_health.get("/readyz", summary="Whether to send traffic here", responses={503: {"model": Readiness}, "4XX": PROBLEM})
 async def readyz(
     context: InContext,
     response: Response,
