@@ -94,6 +94,7 @@ class Tier(StrEnum):
 
     EXACT = "exact"  # the weights' own values in bf16 (float32 on a CPU)
     FP8 = "fp8"  # e4m3 products, one scale a row and one a column; Ada, Hopper and later
+    FP8_ATTENTION = "fp8-attention"  # fp8, and attention in e4m3 too; Hopper
     INT8 = "int8"  # W8A8 products, likewise; Ampere's own 8-bit format
     NF4 = "nf4"  # 4-bit weights resident, expanded for each product: the values of `exact`, slower, small
 

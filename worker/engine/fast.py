@@ -98,6 +98,8 @@ class FastEngine:
         gpu = _gpu(device)
         if refusal := why_not(self._tier, gpu):
             raise LoadError(f"tier {self._tier}: {refusal}")
+        if gpu is not None and self._tier is Tier.FP8_ATTENTION and find_spec("cudnn") is None:
+            raise LoadError(f"tier {self._tier} wants nvidia-cudnn-frontend: install it, or take {Tier.FP8}")
         with spent.stage("weights", f"finding {self._model}"):
             folder = weights.locate(self._model, self._cache, on_stage)
         plan = self._plan(folder, device)

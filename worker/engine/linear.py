@@ -14,7 +14,13 @@ from worker.engine.checkpoint import Packed, Stored, expanded
 from worker.engine.kernels import Format, Operand, Product, Rows, Sums
 from worker.engine.kernels.plain import quantised
 
-TAKES = {Tier.EXACT: Format.SAME, Tier.NF4: Format.SAME, Tier.FP8: Format.FP8, Tier.INT8: Format.INT8}
+TAKES = {
+    Tier.EXACT: Format.SAME,
+    Tier.NF4: Format.SAME,
+    Tier.FP8: Format.FP8,
+    Tier.FP8_ATTENTION: Format.FP8,
+    Tier.INT8: Format.INT8,
+}
 """The format in which a tier's products want their activations."""
 
 
@@ -37,9 +43,9 @@ def linear(stored: Stored, tier: Tier, dtype: torch.dtype) -> Linear:
     match tier, stored:
         case Tier.EXACT, _:
             return Dense(expanded(stored, dtype))
-        case Tier.FP8, Rows():
+        case Tier.FP8 | Tier.FP8_ATTENTION, Rows():
             return Fp8(stored, dtype)  # the maker's own FP8 values
-        case Tier.FP8, _:
+        case Tier.FP8 | Tier.FP8_ATTENTION, _:
             return Fp8(quantised(expanded(stored, dtype).float(), Format.FP8), dtype)
         case Tier.INT8, _:
             return Int8(quantised(expanded(stored, dtype).float(), Format.INT8))

@@ -22,7 +22,7 @@ BF16 = 2
 FLOAT32 = 4
 PACKED = 0.5 + FLOAT32 / 64
 """Bytes of one nf4 value: half a byte, and a float32 scale for every 64."""
-PER_VALUE = {Tier.EXACT: BF16, Tier.FP8: 1, Tier.INT8: 1, Tier.NF4: PACKED}
+PER_VALUE = {Tier.EXACT: BF16, Tier.FP8: 1, Tier.FP8_ATTENTION: 1, Tier.INT8: 1, Tier.NF4: PACKED}
 """Bytes that one weight of a block's products takes; the row scales of 8-bit ones are a ten-thousandth."""
 DECODE_PER_PIXEL = 1537
 """Bytes that decoding takes for each pixel of the image: 1.5 GiB at 1024x1024, 6.0 at 2048x2048 (measured)."""
@@ -171,7 +171,7 @@ def _denoising(shape: Shape, tier: Tier, pixels: int) -> float:
     of the SwiGLU and what becomes of them; and what is worked out beforehand for each step."""
     tokens = pixels // TOKEN_PIXELS + MAX_PROMPT_TOKENS
     product = FLOAT32 if tier is Tier.INT8 else BF16
-    operand = 1 if tier in {Tier.FP8, Tier.INT8} else BF16
+    operand = BF16 if tier in {Tier.EXACT, Tier.NF4} else 1
     a_token = shape.width * (3 * BF16 + operand) + shape.intermediate_size * (2 * product + operand)
     tables = 2 * STEPS * shape.num_layers * 4 * shape.width * BF16
     expanded = BF16 * 2 * shape.width * shape.intermediate_size if tier is Tier.NF4 else 0

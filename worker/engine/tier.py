@@ -23,6 +23,7 @@ class Gpu:
 
 FP8_FROM = (8, 9)
 """Ada. Before it there are no FP8 tensor cores, and an A100 asked for FP8 would be slower than in bf16."""
+HOPPER = (9, 0)
 INT8_FROM = (8, 0)
 BF16_FROM = (8, 0)
 """fp16 gives NaN in these weights, so a GPU without bf16 cannot serve them at all."""
@@ -35,8 +36,10 @@ def why_not(tier: Tier, gpu: Gpu | None) -> str | None:
         return None
     if gpu.capability < BF16_FROM:
         return f"{gpu.name} has no bfloat16, which these weights need; take an Ampere GPU or newer"
-    if tier is Tier.FP8 and gpu.capability < FP8_FROM:
+    if tier in {Tier.FP8, Tier.FP8_ATTENTION} and gpu.capability < FP8_FROM:
         return f"{gpu.name} has no FP8 tensor cores; take tier {Tier.INT8} or {Tier.EXACT}, or an Ada or Hopper GPU"
+    if tier is Tier.FP8_ATTENTION and gpu.capability != HOPPER:
+        return f"{gpu.name} is no Hopper GPU, and 8-bit attention was written for those; take tier {Tier.FP8}"
     if tier is Tier.INT8 and gpu.capability < INT8_FROM:
         return f"{gpu.name} has no INT8 path here; take tier {Tier.EXACT}"
     return None

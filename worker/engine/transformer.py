@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from worker.contract import Tier
 from worker.engine import LoadError
-from worker.engine.attention import attend
-from worker.engine.checkpoint import Checkpoint
-from worker.engine.kernels import Format, Kernels, Product, Rope, Sums
+from worker.engine.attention import Gains, SmallAttention, attend, bound_of_values, gains
+from worker.engine.checkpoint import Checkpoint, expanded
+from worker.engine.kernels import Format, Kernels, Operand, Product, Rope, Sums
 from worker.engine.linear import TAKES, Linear, linear
 
 IMAGE_POSITION = 65_536
@@ -75,6 +75,7 @@ class Layer:
     down: Linear
     query_norm: Tensor
     key_norm: Tensor
+    value_bound: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,8 @@ class Conditioning:
     rope: Rope
     blocks: Tensor
     final: Tensor
+    gains: tuple[Gains, ...] = ()
+    """One a block, for 8-bit attention."""
 
 
 class Transformer:
@@ -99,6 +102,7 @@ class Transformer:
         self.dtype = dtype
         self._kernels = kernels
         self._takes: Format = TAKES[tier]
+        self._small = SmallAttention() if tier is Tier.FP8_ATTENTION else None
 
         def whole(name: str) -> Tensor:
             return checkpoint.tensor(name, dtype)
@@ -112,6 +116,15 @@ class Transformer:
         def product(*names: str) -> Linear:
             return linear(checkpoint.matrix(*names), tier, dtype)
 
+        def heads(name: str) -> tuple[str, ...]:
+            return tuple(f"{name}.attention.{part}" for part in ("to_q", "to_k", "to_v"))
+
+        def value_bound(name: str) -> float:
+            if self._small is None:
+                return 0.0
+            weights = expanded(checkpoint.matrix(*heads(name)), torch.bfloat16)
+            return bound_of_values(weights[2 * shape.width :])
+
         self._input = affine("input_proj")
         self._text_norm = exact("llm_cond_norm.weight")
         self._text = affine("llm_cond_proj")
@@ -123,12 +136,13 @@ class Transformer:
         names = [f"layers.{number}" for number in range(shape.num_layers)]
         self._layers = [
             Layer(
-                qkv=product(*(f"{name}.attention.{part}" for part in ("to_q", "to_k", "to_v"))),
+                qkv=product(*heads(name)),
                 out=product(f"{name}.attention.to_out.0"),
                 up=product(f"{name}.feed_forward.w1", f"{name}.feed_forward.w3"),
                 down=product(f"{name}.feed_forward.w2"),
                 query_norm=exact(f"{name}.attention.norm_q.weight"),
                 key_norm=exact(f"{name}.attention.norm_k.weight"),
+                value_bound=value_bound(name),
             )
             for name in names
         ]
@@ -149,10 +163,13 @@ class Transformer:
         step's, in [0, 1].
         """
         tokens = 0 if features is None else features.shape[0]
+        blocks, final = self._modulation(times)
         return Conditioning(
             None if features is None else self._projected(features),
             rope(self.shape, tokens, grid, self._indicator.device),
-            *self._modulation(times),
+            blocks,
+            final,
+            self._gains(blocks, tokens + grid[0] * grid[1]) if self._small else (),
         )
 
     def velocity(self, latents: Tensor, given: Conditioning, step: int) -> Tensor:
@@ -168,9 +185,7 @@ class Transformer:
         operand = kernels.norm(x, before[0, 0], eps, to)
         last = len(self._layers) - 1
         for number, layer in enumerate(self._layers):
-            heads = kernels.heads(layer.qkv(operand), layer.query_norm, layer.key_norm, given.rope, HEAD_NORM_EPS)
-            attended = attend(heads)
-            seen = layer.out(attended if to is Format.SAME else kernels.quantise(attended, to))
+            seen = layer.out(self._attended(layer.qkv(operand), layer, given, number))
             x, operand = kernels.join(x, seen, after[number, 0], before[number, 1], eps, to)
             made = layer.down(kernels.swiglu(layer.up(operand), to))
             if number < last:
@@ -180,6 +195,22 @@ class Transformer:
                 x = kernels.add(x[tokens:], _from(made, tokens), after[number, 1], eps)
         normed = functional.layer_norm(x, (self.shape.width,), eps=FINAL_NORM_EPS) * (1 + given.final[step].float())
         return functional.linear(normed.to(self.dtype), *self._final)
+
+    def _attended(self, qkv: Product, layer: Layer, given: Conditioning, number: int) -> Operand:
+        norms = (layer.query_norm, layer.key_norm, given.rope, HEAD_NORM_EPS)
+        if self._small is not None and isinstance(qkv, Tensor):
+            small = self._kernels.small_heads(qkv, *norms, given.gains[number].into)
+            return self._small(small, given.gains[number], qkv.shape[0])
+        attended = attend(self._kernels.heads(qkv, *norms))
+        return attended if self._takes is Format.SAME else self._kernels.quantise(attended, self._takes)
+
+    def _gains(self, blocks: Tensor, rows: int) -> tuple[Gains, ...]:
+        # The most that any step makes of the norm before each block's attention.
+        scales = (1 + blocks[:, :, 0, 0].float()).abs().amax(dim=1) * self._before[:, 0].abs()
+        return tuple(
+            gains(layer.query_norm, layer.key_norm, layer.value_bound * most, rows)
+            for layer, most in zip(self._layers, scales.amax(dim=1), strict=True)
+        )
 
     def _projected(self, features: Tensor) -> Tensor:
         """A few rows at a time: at 53,248 values a token, float32 copies of a long prompt would take gigabytes."""

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from worker.engine.kernels import Format, Heads, Kernels, Operand, Product, Rope, Rows, Sums
+from worker.engine.kernels import ROW_TILE, Format, Heads, Kernels, Operand, Product, Rope, Rows, Sums
 from worker.engine.kernels.pixels import group_norm, plain_group_norm
 from worker.engine.kernels.plain import PlainKernels, quantised
 from worker.engine.kernels.triton import TritonKernels
@@ -43,6 +43,9 @@ class Uncast(TritonKernels):
     def _new(self, like: Tensor, rows: int, width: int, to: Format) -> tuple[Tensor, Tensor]:
         values, scale = super()._new(like, rows, width, to)
         return (values.float() if to is Format.FP8 else values), scale
+
+    def _small(self, like: Tensor, rows: int) -> Tensor:
+        return super()._small(like, rows).float()
 
 
 def twins(dtype: torch.dtype) -> Twins:
@@ -131,6 +134,23 @@ def test_heads(rows: int, heads: tuple[int, int], dtype: torch.dtype, seed: int,
         ours, theirs = (getattr(one, part) for one in made)
         assert ours.shape == (1, count, rows, size)
         agree(ours, theirs, Format.SAME, dtype)
+
+
+@few
+@given(st.integers(1, 4), st.sampled_from([(1, 16), (3, 16)]), dtypes, seeds)
+def test_small_heads(rows: int, heads: tuple[int, int], dtype: torch.dtype, seed: int) -> None:
+    count, size = heads
+    pair = twins(dtype)
+    query, key = normal(seed + 1, size), normal(seed + 2, size)
+    angles, gain = normal(seed + 3, rows, size // 2), torch.tensor([1.0, 2.0, 4.0])
+    qkv = normal(seed, rows, 3 * count * size).to(dtype)
+    rope = Rope(angles.cos(), angles.sin())
+    ours, theirs = (each.small_heads(qkv, query, key, rope, EPS, gain) for each in (pair.triton, pair.plain))
+    for part in ("query", "key", "value"):
+        mine, plain = (getattr(one, part).to(torch.float8_e4m3fn).float() for one in (ours, theirs))
+        assert mine.shape == (1, count, ROW_TILE, size)
+        torch.testing.assert_close(mine, plain, rtol=FP8_STEP + 2**-6, atol=2**-9)
+        assert not mine[:, :, rows:].any()
 
 
 @few

@@ -36,6 +36,8 @@ class Format(Enum):
         return {Format.FP8: 448.0, Format.INT8: 127.0}[self]
 
 
+ROW_TILE = 128
+"""Rows of 8-bit attention come in these: cuDNN's own tile, so it costs no time and few plans are made."""
 TINIEST = 1e-12
 """A row of zeros gets this over `largest` as its scale, so that nobody divides by zero."""
 
@@ -80,7 +82,10 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Query, key and value of one image, each 1 x heads x rows x head size."""
+    """Query, key and value of one image, each 1 x heads x rows x head size.
+
+    For 8-bit attention they are e4m3 and rows are filled up to a multiple of ROW_TILE with zeros.
+    """
 
     query: Tensor
     key: Tensor
@@ -116,4 +121,8 @@ class Kernels(Protocol):
 
     def heads(self, qkv: Product, query: Tensor, key: Tensor, rope: Rope, eps: float) -> Heads:
         """Parts query, key and value (side by side in `qkv`), norms each head of the first two, turns them."""
+        ...
+
+    def small_heads(self, qkv: Tensor, query: Tensor, key: Tensor, rope: Rope, eps: float, gain: Tensor) -> Heads:
+        """The same in e4m3, each of the three times its `gain` (float32, three of them) before it is cast."""
         ...

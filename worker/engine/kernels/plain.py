@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.engine.kernels import TINIEST, Format, Heads, Operand, Product, Rope, Rows, Sums
+from worker.engine.kernels import ROW_TILE, TINIEST, Format, Heads, Operand, Product, Rope, Rows, Sums
 
 
 class PlainKernels:
@@ -45,6 +45,17 @@ class PlainKernels:
         q = _turned(_normed(parts[:, 0], eps) * query, rope)
         k = _turned(_normed(parts[:, 1], eps) * key, rope)
         return Heads(*(part.to(self._dtype).transpose(0, 1)[None] for part in (q, k, parts[:, 2])))
+
+    def small_heads(self, qkv: Tensor, query: Tensor, key: Tensor, rope: Rope, eps: float, gain: Tensor) -> Heads:
+        heads = self.heads(qkv.float(), query, key, rope, eps)
+        short = -qkv.shape[0] % ROW_TILE
+        return Heads(
+            *(
+                functional.pad((part.float() * times).clamp(-largest, largest), (0, 0, 0, short)).to(Format.FP8.dtype)
+                for part, times in zip((heads.query, heads.key, heads.value), gain, strict=True)
+                for largest in (Format.FP8.largest,)
+            )
+        )
 
     def _written(self, x: Tensor, to: Format) -> Operand:
         return x.to(self._dtype) if to is Format.SAME else quantised(x, to)

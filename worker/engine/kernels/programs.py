@@ -165,9 +165,10 @@ def swiglu(
 @_kernel
 def heads(
     product, by_row, by_column, into, query, key, cos, sin, eps,
-    COUNT: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, SUMS: tl.constexpr,
+    COUNT: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, SUMS: tl.constexpr, SMALL: tl.constexpr,
 ):  # fmt: skip
-    # One row: the heads of its query and its key, and, where they have to be scaled, those of its value.
+    # One row: the heads of its query and its key, and, where they have to be scaled, those of its value. SMALL
+    # writes FP8, and `by_row` is then what query, key and value are multiplied by.
     row = tl.program_id(0).to(tl.int64)
     half = tl.arange(0, HALF)
     c = tl.load(cos + row * HALF + half)[None, :]
@@ -175,7 +176,7 @@ def heads(
     query_a, query_b = tl.load(query + half)[None, :], tl.load(query + HALF + half)[None, :]
     key_a, key_b = tl.load(key + half)[None, :], tl.load(key + HALF + half)[None, :]
     base = row * (6 * HALF * COUNT)
-    turned: tl.constexpr = (3 if SUMS else 2) * COUNT
+    turned: tl.constexpr = (3 if SUMS or SMALL else 2) * COUNT
     for begin in range(0, turned, HEADS):
         head = begin + tl.arange(0, HEADS)
         mask = (head < turned)[:, None]
@@ -192,10 +193,14 @@ def heads(
         normed_b = b * norm * tl.where(is_query, query_b, key_b)
         turned_a = normed_a * c - normed_b * s
         turned_b = normed_b * c + normed_a * s
-        if SUMS:
+        if SUMS or SMALL:
             is_value = (head >= 2 * COUNT)[:, None]
             turned_a = tl.where(is_value, a, turned_a)
             turned_b = tl.where(is_value, b, turned_b)
+        if SMALL:
+            gain = tl.load(by_row + head // COUNT, mask=head < turned, other=0.0)[:, None]
+            turned_a = turned_a * gain
+            turned_b = turned_b * gain
         tl.store(into + base + column, turned_a.to(into.dtype.element_ty), mask=mask)
         tl.store(into + base + HALF + column, turned_b.to(into.dtype.element_ty), mask=mask)
 

@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from worker.engine.kernels import TINIEST, Format, Heads, Operand, Product, Rope, Rows, Sums, programs
+from worker.engine.kernels import ROW_TILE, TINIEST, Format, Heads, Operand, Product, Rope, Rows, Sums, programs
 
 HEADS = 4
 """Heads that a program of `heads` turns at once, of its one row: 4 x 256 values."""
@@ -90,10 +90,27 @@ class TritonKernels:
         into = torch.empty_like(product[0], dtype=self._dtype) if isinstance(qkv, Sums) else product[0]
         programs.heads[(rows,)](
             *product, into, query, key, rope.cos, rope.sin, eps,
-            COUNT=count, HALF=size // 2, HEADS=HEADS, SUMS=isinstance(qkv, Sums), num_warps=HEADS_WARPS,
+            COUNT=count, HALF=size // 2, HEADS=HEADS, SUMS=isinstance(qkv, Sums), SMALL=False, num_warps=HEADS_WARPS,
         )  # fmt: skip
         parts = into.view(1, rows, 3, count, size).permute(2, 0, 3, 1, 4)
         return Heads(parts[0], parts[1], parts[2])
+
+    def small_heads(self, qkv: Tensor, query: Tensor, key: Tensor, rope: Rope, eps: float, gain: Tensor) -> Heads:
+        rows, size = qkv.shape[0], query.shape[0]
+        count = qkv.shape[1] // (3 * size)
+        padded = rows + -rows % ROW_TILE
+        into = self._small(qkv, padded)
+        # What fills up is masked, and still multiplied by nought: it must not hold a NaN.
+        into[rows:].zero_()
+        programs.heads[(rows,)](
+            qkv, gain, qkv, into, query, key, rope.cos, rope.sin, eps,
+            COUNT=count, HALF=size // 2, HEADS=HEADS, SUMS=False, SMALL=True, num_warps=HEADS_WARPS,
+        )  # fmt: skip
+        parts = into.view(1, padded, 3, count, size).permute(2, 0, 3, 1, 4)
+        return Heads(parts[0], parts[1], parts[2])
+
+    def _small(self, like: Tensor, rows: int) -> Tensor:
+        return torch.empty((rows, like.shape[1]), dtype=Format.FP8.dtype, device=like.device)
 
     def _new(self, like: Tensor, rows: int, width: int, to: Format) -> tuple[Tensor, Tensor]:
         dtype = self._dtype if to is Format.SAME else to.dtype
