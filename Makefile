@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 2
 export TORCH_BACKEND PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup installed setup-test deploy preview status logs admin destroy endpoint test bench soak lint format pins schema
+.PHONY: help setup installed setup-test deploy preview status logs admin destroy endpoint test bench bench-gpu soak lint format pins schema
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,11 @@ test: setup-test ## set up what is missing, run every test that needs no GPU (PY
 	@data=$$(mktemp -d /tmp/lp.XXXXXX) && trap 'rm -rf "$$data"' EXIT && export COVERAGE_FILE="$$data/coverage" && \
 	  .venv/bin/pytest --basetemp="$$data/t" -n $(TEST_PROCESSES) --no-loadscope-reorder --cov --cov-report= \
 	    -m "not soak and not gpu" $(PYTEST_ARGS) && .venv/bin/coverage report
+
+bench-gpu: ## the engine beside the pipeline on this machine's GPU; writes docs/benchmarks.md (PART=rows|batching|served|compiled)
+	@$(SETUP) $(TEST),bench
+	@.venv/bin/python -m tests.gpu.bench --part $(or $(PART),all) --json docs/bench-gpu.json
+	@.venv/bin/python -m tests.gpu.report docs/bench-gpu.json docs/benchmarks.md
 
 bench: setup-test ## figures and ratios of the router, its store and the worker, on the CPU (docs/benchmarks.md)
 	@.venv/bin/python -m tests.load.router_bench

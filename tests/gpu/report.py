@@ -1,0 +1,109 @@
+"""Puts what `tests.gpu.bench` measured into docs/benchmarks.md, between its two markers, and prints it.
+
+python -m tests.gpu.report docs/bench-gpu.json docs/benchmarks.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- bench-gpu: written by `make bench-gpu` -->", "<!-- /bench-gpu -->"
+RIVAL, SCRIPT = "tuned stock pipeline", "published script"
+STEPS = ("12", "20", "25", "48")
+Row = Mapping[str, Any]
+
+
+def table(found: Row) -> str:
+    rows: Mapping[str, Row] = found["rows"]
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    return "\n".join(
+        [
+            f"One {found['card']}, {versions}; 1024x1024 unless said otherwise, 25 steps where steps are not said.",
+            "",
+            *_speeds(rows),
+            "",
+            *_exactness(rows),
+            "",
+            *_groups(rows),
+            "",
+            *_others(found),
+        ]
+    )
+
+
+def _speeds(rows: Mapping[str, Row]) -> Iterator[str]:
+    heads = ("", "step, s", "image at 12 / 20 / 25 / 48 steps, s", "images a minute", "peak GiB")
+    yield f"| {' | '.join((*heads, 'step: tuned stock over this', 'image: script over this'))} |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, row in rows.items():
+        images = " / ".join(f"{row['image'][steps]:.2f}{'*' if int(steps) in row['fitted'] else ''}" for steps in STEPS)
+        rival = rows[RIVAL]["step"] / row["step"] if RIVAL in rows else 0
+        script = rows[SCRIPT]["image"]["25"] / row["image"]["25"] if SCRIPT in rows else 0
+        yield (
+            f"| {name} | {row['step']:.3f} | {images} | {row['images a minute at 25']:.1f} "
+            f"| {row['peak GiB']:.1f} | {rival:.2f} | {script:.2f} |"
+        )
+    yield ""
+    yield "\\* from the step and what is around the steps, not measured."
+
+
+def _exactness(rows: Mapping[str, Row]) -> Iterator[str]:
+    heads = ("", "PSNR against the script's images, dB", "error of the velocity, first / middle / last step")
+    yield f"| {' | '.join((*heads, 'load and warm-up, s'))} |"
+    yield "|---|---|---|---|"
+    for name, row in rows.items():
+        if "psnr" not in row:
+            continue
+        errors = row.get("error per step") or []
+        told = " / ".join(f"{100 * errors[at]:.1f} %" for at in (0, len(errors) // 2, -1)) if errors else ""
+        loading = row.get("load and warm-up", row.get("first image, compilation included", 0.0))
+        yield f"| {name} | {', '.join(f'{one:.1f}' for one in row['psnr'])} | {told} | {loading:.1f} |"
+
+
+def _groups(rows: Mapping[str, Row]) -> Iterator[str]:
+    timed = {name: row["step by kernel group, ms"] for name, row in rows.items() if "step by kernel group, ms" in row}
+    if not timed:
+        return
+    yield f"| ms of a step | {' | '.join(timed)} |"
+    yield f"|---|{'---|' * len(timed)}"
+    for group in next(iter(timed.values())):
+        yield f"| {group} | {' | '.join(f'{one[group]:.1f}' for one in timed.values())} |"
+    reached = " | ".join(f"{rows[name]['TFLOP/s']:.0f}" for name in timed)
+    yield f"| TFLOP/s over the whole step | {reached} |"
+    for side in (512, 2048):
+        sized = " | ".join(f"{1000 * rows[name][f'step at {side}']:.0f}" for name in timed)
+        yield f"| a step at {side}x{side} | {sized} |"
+
+
+def _others(found: Row) -> Iterator[str]:
+    if batching := found.get("batching"):
+        yield (
+            f"Batching at 512x512: a step of four images alone {batching['four alone, s a step']:.3f} s, "
+            f"of a batch of four {batching['a batch of four']:.3f} s: {100 * batching['gain']:.0f} % gained."
+        )
+    for name, row in found.items():
+        if name.startswith("served, "):
+            spent = {key.removeprefix("seconds an image, "): value for key, value in row.items() if "seconds" in key}
+            told = ", ".join(f"{key} {value:.2f} s" for key, value in spent.items())
+            yield f"Served back to back over HTTP, tier {row['tier']}, {row['requests']} requests: {told} an image."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("json", type=Path)
+    parser.add_argument("document", type=Path)
+    asked = parser.parse_args()
+    made = table(json.loads(asked.json.read_text()))
+    print(made)
+    text = asked.document.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    asked.document.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
