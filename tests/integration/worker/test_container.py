@@ -244,7 +244,7 @@ def test_as_a_serverless_worker_it_answers_a_job(
 def test_as_a_pod_it_is_reached_by_ssh_alone_and_only_sshd_is_root(
     images: Images, tree: Path, start: Callable[..., tuple[Running, httpx.Client]], volume: Volume, tmp_path: Path
 ) -> None:
-    key, known, (ssh_port, near) = tmp_path / "key", tmp_path / "known_hosts", free_ports(2)
+    key, known = tmp_path / "key", tmp_path / "known_hosts"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     public = (tmp_path / "key.pub").read_text().strip()
 
@@ -258,7 +258,7 @@ def test_as_a_pod_it_is_reached_by_ssh_alone_and_only_sshd_is_root(
             *command,
         ]
 
-    def pinned() -> str | None:
+    def pinned(ssh_port: int) -> str | None:
         scan = subprocess.run(
             ["ssh-keyscan", "-t", "ed25519", "-p", str(ssh_port), "127.0.0.1"],
             capture_output=True,
@@ -270,6 +270,8 @@ def test_as_a_pod_it_is_reached_by_ssh_alone_and_only_sshd_is_root(
     seen: list[str] = []
     with images.container(build(images, tree, "pod")) as container:
         for _ in range(2):  # the second one is the container after a restart, on the same volume
+            # Ports of its own: the first one's may be another's by now, with another's host key.
+            ssh_port, near = free_ports(2)
             running, http = start(
                 container,
                 PUBLIC_KEY=public,
@@ -277,8 +279,8 @@ def test_as_a_pod_it_is_reached_by_ssh_alone_and_only_sshd_is_root(
                 LETTERPRESS_VOLUME="/cache/kept",
                 LETTERPRESS_WORKER_TOKEN_FILE="",
             )
-            known.write_text(eventually(pinned, START_S, "sshd answers"))
-            seen.append(known.read_text())
+            known.write_text(eventually(lambda: pinned(ssh_port), START_S, "sshd answers"))  # noqa: B023
+            seen.append(known.read_text().split()[-1])
             port = str(http.base_url.port)
             eventually(lambda: ready(running, http, "/livez"), START_S, "the worker answers")  # noqa: B023
             sshd, worker = running.find("sshd"), running.find("-m worker")
