@@ -75,7 +75,7 @@ def _lease_from(connection: Connection, now: Now, asking: _Asking) -> Lease | Ov
                     continue
                 found = _lease_head(connection, now, asking, lanes[key])
                 if isinstance(found, Lease):
-                    _use_turn(connection, asking.pool, key, max(last.values()) + 1)
+                    _use_turn(connection, asking.pool, key)
                 if found is not None:
                     return found
         if len(taken) == len(order):
@@ -158,8 +158,11 @@ def _take_turn(connection: Connection, pool: str, key: str, seen: int) -> bool:
     return connection.execute(mine.with_for_update(skip_locked=True)).one_or_none() is not None
 
 
-def _use_turn(connection: Connection, pool: str, key: str, number: int) -> None:
-    connection.execute(update(turns).where(turns.c.pool == pool, turns.c.api_key_id == key).values(turn=number))
+def _use_turn(connection: Connection, pool: str, key: str) -> None:
+    """Behind every key of the pool, those too for which nothing waits just now: they come back before this one."""
+    of_pool = turns.alias()
+    behind = select(func.coalesce(func.max(of_pool.c.turn), 0) + 1).where(of_pool.c.pool == pool).scalar_subquery()
+    connection.execute(update(turns).where(turns.c.pool == pool, turns.c.api_key_id == key).values(turn=behind))
 
 
 def _wait_for_turn(connection: Connection, pool: str, key: str) -> None:

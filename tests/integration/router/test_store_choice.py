@@ -108,6 +108,21 @@ def test_turns_go_round_and_within_a_key_priority_then_age(
     asyncio.run(check())
 
 
+async def test_a_key_that_was_alone_for_a_while_is_behind_who_comes_back(store: SqlStore) -> None:
+    """Whatever the order of their ids, which is what decides between equals."""
+    one, other = await keyed(store, "one", "other")
+    for alone, back in ((one, other), (other, one)):
+        wanted = [NewJob(request(seed=seed)) for seed in range(3)]
+        await store.add_jobs(back.id, POOL, wanted[:1])
+        await given_to(store)
+        await store.add_jobs(alone.id, POOL, wanted)
+        await given_to(store)
+        (expected,) = await store.add_jobs(back.id, POOL, wanted[:1])
+        assert await given_to(store) == expected.id
+        while await given_to(store):
+            pass
+
+
 async def test_two_routers_that_choose_at_once_share_fairly_and_never_the_same_job(new_database: NewDatabase) -> None:
     shared = new_database()
     async with opened_at(shared, database_clock) as one, opened_at(shared, database_clock) as two:
