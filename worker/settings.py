@@ -17,7 +17,7 @@ from typing import Annotated, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from worker.contract import MAX_SIDE, MIN_SIDE, SIDE_STEP, Tier
+from worker.contract import MAX_ASPECT, MAX_SIDE, MIN_SIDE, SIDE_STEP, Tier
 
 PREFIX = "LETTERPRESS_WORKER_"
 TINY = "tiny"
@@ -60,7 +60,7 @@ class EngineSettings(BaseSettings):
     """`tiny`, a hub repository (`owner/name`), or a folder in diffusers' layout."""
     engine: EngineName = EngineName.FAST
     tier: Tier = Tier.EXACT
-    """The number format of the fast engine's products: `exact`, `fp8`, `int8` or `nf4` (`worker.engine.tier`)."""
+    """The number format of the fast engine's products: `exact`, `nf4`, `fp8`, `fp8-attention` or `int8`."""
     warm_sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = ((1024, 1024),)
     """`1024x1024,512x512`: made once on a GPU before the worker is ready. The largest has to fit into its memory."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")] = "auto"
@@ -109,6 +109,8 @@ class EngineSettings(BaseSettings):
         for width, height in value:
             if any(not MIN_SIDE <= side <= MAX_SIDE or side % SIDE_STEP for side in (width, height)):
                 raise ValueError(f"{width}x{height}: sides are multiples of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}")
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise ValueError(f"{width}x{height}: is longer than {MAX_ASPECT:g}:1")
         return value
 
     @classmethod

@@ -149,9 +149,15 @@ class Stages:
         future = thread.call(work)
         future.add_done_callback(_heard)
         patience_s = self._patience.load_s if stage is Stage.LOAD else self._patience.work_s
-        seen, quiet = thread.moves, 0
+
+        def moves() -> int:
+            # Where memory is short, a prompt is encoded only when the picture before it is drawn.
+            return thread.moves + (self._rendering.moves if stage is Stage.PREPARE else 0)
+
+        seen, quiet = moves(), 0
         while not (await asyncio.wait({future}, timeout=patience_s / LOOKS))[0]:
-            seen, quiet = thread.moves, (quiet + 1 if seen == thread.moves else 0)
+            before, seen = seen, moves()
+            quiet = quiet + 1 if seen == before else 0
             if quiet == LOOKS:
                 log.error("hangs", stage=stage.value, seconds=patience_s, where=thread.where())
                 hangs = f"the {stage} stage gave no sign of life for {patience_s:g} s; only a new process helps"

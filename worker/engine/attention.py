@@ -1,18 +1,21 @@
 """Attention of one image's tokens over one another: no mask, no causality, one sample.
 
-On a GPU this is cuDNN's, named rather than left to torch's choice: with heads of 256, flash attention is 2.3
-times slower there and the memory-efficient kernel 4 times (one H200, 1024x1024). Elsewhere torch chooses.
+On Hopper this is cuDNN's, named rather than left to torch's choice: with heads of 256, flash attention is 2.3
+times slower there and the memory-efficient kernel 4 times (one H200, 1024x1024). Elsewhere torch chooses: cuDNN
+takes heads that wide on no other generation that torch lets it.
 
 In 8 bits it takes two thirds of the time on Hopper (346 us a block against 505 to 590), at an error of 3.6 %
 on random input: a tier of its own. cuDNN offers it through its own front end only, one plan a shape, and takes
-one scale for each of its five tensors. None of them is measured: each is a bound that holds for any picture
-(`Gains`), which costs e4m3 little, because it is a floating point format.
+one scale for each of its five tensors. None of them is measured. What goes in is under a bound that holds for any
+picture (`Gains`), which costs e4m3 little, because it is a floating point format; what comes out is expected to
+be an eighth of that at most, and saturates where it is not.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -21,11 +24,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.engine.kernels import Format, Heads, Rows
+from worker.engine.tier import HOPPER
 
 PROBABILITY_GAIN = 256.0
 """Of the softmax, whose values are at most one."""
 OUTPUT_GAIN = 8.0
-"""Of what comes out over what goes in as value: a mean of thousands of rows is smaller than the largest."""
+"""Of what comes out over what goes in as value: the bound is some tens of times what a value usually is, and a mean
+of many rows is smaller still. An expectation, no bound: a row that sees one extreme value alone is cut off."""
 MARGIN = 1.1
 """Over the bounds: the products before are rounded themselves."""
 
@@ -33,11 +38,16 @@ MARGIN = 1.1
 def attend(heads: Heads) -> Tensor:
     """Rows x (heads x head size)."""
     query, key, value = heads.query, heads.key, heads.value
-    if query.device.type == "cuda":
+    if _is_hopper(query.device):
         attended: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, False)[0]  # noqa: SLF001
     else:
         attended = functional.scaled_dot_product_attention(query, key, value)
     return attended[0].transpose(0, 1).flatten(1)
+
+
+@cache
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == HOPPER
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,7 @@ class Gains:
 
 
 def gains(query_norm: Tensor, key_norm: Tensor, value_bound: Tensor, rows: int) -> Gains:
-    """Gains under which nothing overflows, whatever the picture.
+    """Gains under which query, key and value do not overflow, whatever the picture.
 
     A normed head is at most the square root of its size times the norm's largest weight, turned at most the
     square root of two times that; `value_bound` is the most that any value can be.

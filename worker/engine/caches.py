@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from worker.engine import LoadError
+
 VARIABLE = "TRITON_CACHE_DIR"
 
 
@@ -35,7 +37,10 @@ class KernelCache:
 def use(folder: Path) -> KernelCache:
     """Have Triton keep its kernels in `folder`; to be called before any is built. A choice of the user's own wins."""
     folder = Path(os.environ.setdefault(VARIABLE, str(folder)))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LoadError(f"{folder}: kernels cannot be kept there ({error.strerror}); name another cache_dir") from error
     return KernelCache(folder, _count(folder))
 
 

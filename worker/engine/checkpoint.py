@@ -120,11 +120,15 @@ class Checkpoint:
         if value.dtype is torch.float8_e4m3fn:
             if scale not in self:
                 raise LoadError(f"{self._folder}: {name} is FP8 and {scale} is missing; fetch the repository again")
-            return Rows(value, self._read(scale).float().reshape(-1, 1))
+            return Rows(value, self._read(scale).float().reshape(-1, 1).expand(value.shape[0], 1).contiguous())
         state = next(
             (f"{name}{PACKED_STATE}{kind}" for kind in ("nf4", "fp4") if f"{name}{PACKED_STATE}{kind}" in self), None
         )
-        return value if state is None else self._unpacked(name, state, value)
+        if state is not None:
+            return self._unpacked(name, state, value)
+        if not value.is_floating_point():
+            raise LoadError(f"{self._folder}: {name} is {value.dtype} in a packing that this worker does not read")
+        return value
 
     def _unpacked(self, name: str, state: str, values: Tensor) -> Packed:
         described = json.loads(bytes(self._read(state).cpu().numpy()))
@@ -167,10 +171,11 @@ def expanded(stored: Stored, dtype: torch.dtype) -> Tensor:
 def _stacked(parts: Sequence[Stored]) -> Stored:
     if len(parts) == 1:
         return parts[0]
+    if len({type(part) for part in parts}) > 1:
+        dtype = next((part.dtype for part in parts if isinstance(part, Tensor)), torch.bfloat16)
+        return torch.cat([expanded(part, dtype) for part in parts])
     if tensors := [part for part in parts if isinstance(part, Tensor)]:
-        return torch.cat(
-            [*tensors, *(expanded(part, tensors[0].dtype) for part in parts if not isinstance(part, Tensor))]
-        )
+        return torch.cat(tensors)
     if rows := [part for part in parts if isinstance(part, Rows)]:
         return Rows(torch.cat([part.values for part in rows]), torch.cat([part.scale for part in rows]))
     packed = [part for part in parts if isinstance(part, Packed)]

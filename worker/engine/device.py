@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
+from traceback import clear_frames
 
 import torch
 
@@ -40,7 +41,7 @@ def named(device: torch.device) -> str:
 def settle(device: torch.device) -> None:
     """Wait for the GPU: kernels are only queued when a call returns, and progress must not run ahead of them."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
 
 
 @contextmanager
@@ -51,13 +52,17 @@ def torch_errors() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         match _meaning(error):
             case _Meaning.OUT_OF_MEMORY:
-                # Give the cache back: what failed may have left it in pieces that fit nobody. (Without a GPU: nothing.)
+                # What failed holds its tensors by its frames still, and its cache may be in pieces that fit nobody.
+                clear_frames(error.__traceback__)
                 torch.cuda.empty_cache()
                 raise OutOfMemoryError(f"the memory did not suffice: {error}") from error
             case _Meaning.BROKEN:
                 raise EngineBrokenError(f"the GPU failed, and every later call with it: {error}") from error
             case _Meaning.OTHER:
                 raise
+
+
+NO_MEMORY = ("DefaultCPUAllocator: ", "Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class _Meaning(Enum):
@@ -69,7 +74,7 @@ class _Meaning(Enum):
 def _meaning(error: RuntimeError | MemoryError) -> _Meaning:
     # Some of torch's errors have classes; those of cuBLAS, cuDNN and the CPU's allocator have only their words.
     words = str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in words:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in words for sign in NO_MEMORY):
         return _Meaning.OUT_OF_MEMORY
     if isinstance(error, torch.AcceleratorError) or words.startswith(
         ("CUDA error", "cuDNN error", "CUDA driver error")

@@ -19,7 +19,7 @@ import structlog
 import torch
 
 from worker import tiny, weights
-from worker.contract import MAX_PIXELS, GenerationRequest, Tier
+from worker.contract import MAX_PIXELS, MIN_SIDE, GenerationRequest, Tier
 from worker.engine import (
     Description,
     EngineBrokenError,
@@ -103,7 +103,10 @@ class FastEngine:
         with spent.stage("weights", f"finding {self._model}"):
             folder = weights.locate(self._model, self._cache, on_stage)
         plan = self._plan(folder, device)
-        kernels = caches.use(caches.kernels(self._cache, device)) if gpu is not None else None
+        if device.type == "cuda":
+            # Triton launches, and events are recorded, on the thread's current device, whatever their tensors are on.
+            torch.cuda.set_device(device)
+        kernels = caches.use(caches.kernels(self._cache, device)) if gpu is not None and find_spec("triton") else None
         if gpu is not None:
             self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
         with torch_errors():
@@ -177,13 +180,12 @@ class FastEngine:
 
     def _plan(self, folder: Path, device: torch.device) -> memory.Plan:
         """What fits, before anything is loaded. A CPU's memory is the system's business."""
-        wanted = max((width * height for width, height in self._warm), default=0)
-        with Checkpoint(folder / "transformer", torch.device("cpu")) as checkpoint:
-            nf4 = checkpoint.packed
+        wanted = max((width * height for width, height in self._warm), default=MIN_SIDE * MIN_SIDE)
+        nf4, text_nf4 = (_packed(folder / part) for part in ("transformer", "text_encoder"))
         shape, text = Shape.read(folder / "transformer"), memory.TextShape.read(folder / "text_encoder")
-        model = memory.Model(shape, text, nf4)
+        model = memory.Model(shape, text, nf4=nf4, text_nf4=text_nf4)
         if device.type != "cuda":
-            packed = memory.Text(packed=self._tier is Tier.NF4 and nf4, parked=False)
+            packed = memory.Text(packed=self._tier is Tier.NF4 and text_nf4, parked=False)
             return memory.Plan(self._tier, packed, MAX_PIXELS, {})
         free, _ = torch.cuda.mem_get_info(device)
         plan = memory.plan(model, self._tier, free, wanted)
@@ -201,6 +203,11 @@ class FastEngine:
         for prompt in WARM_PROMPTS:
             request = GenerationRequest(prompt=prompt, width=width, height=height, steps=1, seed=0)
             self.render(self.prepare(request), lambda _: None, lambda: False)
+
+
+def _packed(folder: Path) -> bool:
+    with Checkpoint(folder, torch.device("cpu")) as checkpoint:
+        return checkpoint.packed
 
 
 class _Stages:

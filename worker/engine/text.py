@@ -78,6 +78,9 @@ class TextEncoder:
         finally:
             if self._parked:
                 self._model.to("cpu")
+                if self._device.type == "cuda":
+                    # Kept for this stream alone otherwise, and the picture is drawn on another.
+                    torch.cuda.empty_cache()
 
     def _features(self, ids: Tensor) -> Tensor:
         model = self._model

@@ -76,3 +76,4 @@ class StageThread:
     def _work(self) -> None:
         while (work := self._calls.get()) is not None:
             work()
+            del work  # and with it what the call still refers to

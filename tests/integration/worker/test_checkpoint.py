@@ -138,6 +138,22 @@ def test_the_makers_fp8_layout_is_read_for_what_it_holds(tiny_repository: Path, 
     assert pixels(official, tmp_path, Tier.FP8) != pixels(official, tmp_path)
 
 
+def test_matrices_stored_in_different_ways_are_joined_in_their_order(tmp_path: Path) -> None:
+    names = [f"layers.0.attention.to_{part}" for part in "qkv"]
+    plain = {f"{name}.weight": torch.randn(64, 128) for name in names}
+    save_file(nf4(plain, f"{names[0]}.weight", nested=True), tmp_path / FILE)
+    with Checkpoint(tmp_path, CPU) as checkpoint:
+        joined = expanded(checkpoint.matrix(*names), torch.float32)
+        apart = [expanded(checkpoint.matrix(name), torch.float32) for name in names]
+    assert torch.equal(joined, torch.cat(apart))
+
+
+def packed_as_int8(path: Path) -> None:
+    tensors = load_file(path)
+    name = "layers.0.feed_forward.w2.weight"
+    save_file({**tensors, name: torch.zeros(tensors[name].shape, dtype=torch.int8)}, path)
+
+
 def test_shards_are_one_checkpoint(tiny_repository: Path, tmp_path: Path) -> None:
     def split(folder: Path) -> None:
         tensors = load_file(folder / FILE)
@@ -184,6 +200,7 @@ def packed_otherwise(path: Path) -> None:
         (without_scale, "is FP8 and input_proj.weight_scale is missing"),
         (without_a_layer, r"has no tensor layers\.0\.feed_forward\.w2\.weight: its layout"),
         (packed_otherwise, "packed as fp4; this worker reads nf4"),
+        (packed_as_int8, "is torch.int8 in a packing that this worker does not read"),
     ],
 )
 def test_damage_is_told_with_the_file_and_what_to_do(

@@ -12,8 +12,8 @@ from worker.engine.memory import GIB, Model, Text, TextShape, largest, parts, pl
 from worker.engine.tier import Gpu, why_not
 from worker.engine.transformer import Shape
 
-NF4 = Model(Shape(), TextShape(), nf4=True)
-BF16 = Model(Shape(), TextShape(), nf4=False)
+NF4 = Model(Shape(), TextShape(), nf4=True, text_nf4=True)
+BF16 = Model(Shape(), TextShape(), nf4=False, text_nf4=False)
 SQUARE = 1024 * 1024
 RESIDENT = Text(packed=False, parked=False)
 
@@ -64,6 +64,18 @@ def test_a_refusal_names_the_images_that_the_tier_could_make() -> None:
     free = sum(parts(NF4, Tier.NF4, Text(packed=True, parked=True), SQUARE).values())
     with pytest.raises(LoadError, match=r"with nf4 it can make images of up to \d+x\d+ in area"):
         plan(NF4, Tier.NF4, free, MAX_PIXELS)
+
+
+def test_nf4_transformers_with_a_whole_text_encoder_are_planned_as_they_are() -> None:
+    mixed = Model(Shape(), TextShape(), nf4=True, text_nf4=False)
+    assert plan(mixed, Tier.NF4, 78 * GIB, SQUARE).text == Text(packed=False, parked=False)
+    with pytest.raises(LoadError, match="tier nf4 does not fit"):
+        plan(mixed, Tier.NF4, 20 * GIB, SQUARE)
+
+
+def test_packed_tiers_want_packed_weights_before_anything_is_loaded() -> None:
+    with pytest.raises(LoadError, match="these are not nf4; take one of exact"):
+        plan(BF16, Tier.NF4, 78 * GIB, SQUARE)
 
 
 def test_where_nothing_fits_it_says_so() -> None:

@@ -93,6 +93,7 @@ def test_another_model_is_refused_with_the_three_that_there_are(token_file: Path
         ("tier", "fp16"),
         ("warm_sizes", "1024"),
         ("warm_sizes", "1000x1024"),
+        ("warm_sizes", "2048x256"),
         ("keep_finished_s", "0"),
     ],
 )
