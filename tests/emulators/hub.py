@@ -39,6 +39,8 @@ class Faults:
     """This many downloads of large files have a byte wrong."""
     busy: deque[str] = field(default_factory=deque)
     """`Retry-After` of each 429 to come."""
+    limits: deque[int] = field(default_factory=deque)
+    """Seconds that `RateLimit` names in each 429 to come, beside another's `Retry-After` of an hour."""
     down: int = 0
     """This many answers are 503."""
     ignores_ranges: bool = False
@@ -143,6 +145,11 @@ class _Handler(BaseHTTPRequestHandler):
     def troubled(self, faults: Faults) -> bool:
         if faults.busy:
             self.refuse(429, "", "Rate limited", Retry_After=faults.busy.popleft())
+            return True
+        if faults.limits:
+            limit = f'"api";r=0;t={faults.limits.popleft()}'
+            policy = '"fixed window";"api";q=500;w=300'
+            self.refuse(429, "", "Rate limited", RateLimit=limit, RateLimit_Policy=policy, Retry_After="3600")
             return True
         if faults.down > 0:
             faults.down -= 1

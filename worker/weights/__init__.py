@@ -42,7 +42,7 @@ def locate(model: str, cache_dir: Path, on_stage: OnStage) -> Path:
     on_stage(f"looking for {model} in the hub's cache")
     if (found := cache.find(model)) and found.whole:
         return _checked(found.folder, model)
-    return _checked(pull(model, cache_dir, _Stages(model, on_stage)).folder, model)
+    return _checked(pull(model, cache_dir, _Stages(model, on_stage), served=True).folder, model)
 
 
 def _checked(folder: Path, model: str) -> Path:

@@ -16,6 +16,7 @@ from typing import TypeVar
 import httpx2  # what huggingface_hub speaks with
 from huggingface_hub import HfApi, constants, errors, get_token, hf_hub_url
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._http import parse_ratelimit_headers
 
 from worker.engine import LoadError
 
@@ -149,6 +150,9 @@ def worth_waiting(error: Exception, tried: int) -> float | None:
 
 
 def _asked_to_wait(error: errors.HfHubHTTPError) -> float:
+    """Seconds. The hub says when its window ends in `RateLimit`; what stands before it may say `Retry-After`."""
+    if limit := parse_ratelimit_headers(error.response.headers):
+        return float(limit.reset_in_seconds)
     try:
         return max(0.0, float(error.response.headers.get("Retry-After", "10")))
     except ValueError:  # a date

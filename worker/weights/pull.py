@@ -24,7 +24,7 @@ from huggingface_hub import errors, get_session, hf_hub_url, hf_raise_for_status
 from huggingface_hub.utils._headers import build_hf_headers
 
 from worker.weights import cache, hub, licences
-from worker.weights.catalogue import licence_of
+from worker.weights.catalogue import DEFAULT, licence_of
 from worker.weights.hub import File, Listing, WeightsError
 from worker.weights.licences import Acceptance, Way
 
@@ -70,17 +70,20 @@ def pull(
     *,
     accept: Way | None = None,
     verify: bool = False,
+    served: bool = False,
     pause: Callable[[float], None] = time.sleep,
 ) -> Pulled:
     """The snapshot of `repository` as the hub has it now, downloaded as far as it is not here.
 
     `records` is the folder in which a yes to its licence is looked up, and written down if it is given now, by the
     way `accept`. `verify` reads what is here already, too,
-    and downloads what is damaged. Raises WeightsError.
+    and downloads what is damaged. `served`: only what a worker can load is worth downloading. Raises WeightsError.
     """
     if hub.offline():
         raise WeightsError(hub.explain(repository, errors.OfflineModeIsEnabled()))
     listing = hub.listing(repository, progress.waits)
+    if served:
+        _require_layout(listing)
     _require_yes(listing, records, accept, progress)
     if not listing.files:
         raise WeightsError(f"{repository} holds no weights; see {hub.page(repository)}")
@@ -100,6 +103,15 @@ def pull(
         # All the contents are there: this makes the links, the branch and the client's own index of files.
         folder = snapshot_download(repository, allow_patterns=[file.path for file in listing.files])
     return Pulled(Path(folder), listing, needed - begun)
+
+
+def _require_layout(listing: Listing) -> None:
+    """Said before gigabytes are fetched that no worker could load."""
+    if not any(file.path == cache.INDEX for file in listing.files):
+        raise WeightsError(
+            f"{listing.repository} has no {cache.INDEX}, and a worker loads repositories in diffusers' layout only: "
+            f"take {DEFAULT}, or another one that {hub.page(listing.repository)} names for diffusers"
+        )
 
 
 def _require_yes(listing: Listing, records: Path, accept: Way | None, progress: Progress) -> None:
@@ -194,25 +206,34 @@ class _Download:
     def _one(self, file: File) -> None:
         partial = self._blobs / f"{file.digest}{PARTIAL}"
         try:
-            self._whole(file, partial)
-        except _DamagedError:
-            # Once, it may be an older partial file or a cache on the way; twice, it is what the hub has.
-            self._progress.waits(f"{file.path} arrived damaged; fetching it anew")
-            try:
-                self._whole(file, partial)
-            except _DamagedError:
-                raise WeightsError(
-                    f"{self._listing.repository} cannot be trusted as it comes: {file.path} arrived damaged twice (its "
-                    "digest is not the one that the hub names), and nothing of it is kept. Look for a proxy or a cache "
-                    f"on the way, and see {hub.page(self._listing.repository)}"
-                ) from None
+            if self._trusted(file, partial):
+                partial.replace(self._blobs / file.digest)
         except BaseException:
             self._given_up.set()  # the others need not go on
             raise
-        partial.replace(self._blobs / file.digest)
 
-    def _whole(self, file: File, partial: Path) -> None:
-        """Fetch until it is whole, going on where it stopped; given up after TRIES that brought nothing."""
+    def _trusted(self, file: File, partial: Path) -> bool:
+        """As `_whole`; what arrives damaged is fetched anew, once."""
+        try:
+            return self._whole(file, partial)
+        except _DamagedError:
+            # Once, it may be an older partial file or a cache on the way; twice, it is what the hub has.
+            self._progress.waits(f"{file.path} arrived damaged; fetching it anew")
+        try:
+            return self._whole(file, partial)
+        except _DamagedError:
+            raise WeightsError(
+                f"{self._listing.repository} cannot be trusted as it comes: {file.path} arrived damaged twice (its "
+                "digest is not the one that the hub names), and nothing of it is kept. Look for a proxy or a cache "
+                f"on the way, and see {hub.page(self._listing.repository)}"
+            ) from None
+
+    def _whole(self, file: File, partial: Path) -> bool:
+        """Fetch until it is whole, going on where it stopped; an error after TRIES that brought nothing.
+
+        True: every byte is on the disk and has its digest. False: the download was given up meanwhile, and the
+        partial file stays for the next one.
+        """
         fruitless = 0
         hashed = cache.hasher(file.digest, file.size)
         with partial.open("ab+") as contents:
@@ -233,10 +254,15 @@ class _Download:
                         raise
                     self._progress.waits(f"{file.path}: {hub.briefly(error)}; going on in {wait:g} s")
                     self._pause(wait)
-        if not self._given_up.is_set() and (have != file.size or hashed.hexdigest() != file.digest):
-            self._progress.advanced(-have)
-            partial.unlink()
-            raise _DamagedError
+            if have < file.size:
+                return False
+            if have == file.size and hashed.hexdigest() == file.digest:
+                contents.flush()
+                os.fsync(contents.fileno())  # or a power cut leaves the final name on bytes that never came
+                return True
+        self._progress.advanced(-have)
+        partial.unlink()
+        raise _DamagedError
 
     def _known(self, descriptor: int, file: File, hashed: cache.Hash) -> int:
         """How much of the partial file is there, hashed; what is longer than the file begins anew."""

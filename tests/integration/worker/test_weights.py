@@ -229,6 +229,68 @@ def test_a_killed_pull_is_taken_up_by_the_next_one(shell: Shell, repository: Rep
     require_whole(tmp_path / "cache", repository)
 
 
+def interrupt(process: subprocess.Popen[str], repository: Repository) -> None:
+    """Ctrl-C while every download that goes on is held in its middle; then its connections break."""
+    repository.faults.cuts = 10_000
+    process.send_signal(signal.SIGINT)
+    assert repository.faults.hold
+    repository.faults.hold.set()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    repository.faults.cuts, repository.faults.hold = 0, None
+
+
+def test_an_interrupted_pull_keeps_its_parts_as_parts_and_the_next_one_goes_on(
+    shell: Shell, repository: Repository, tmp_path: Path
+) -> None:
+    repository.faults.hold = threading.Event()
+    first = shell.start("pull", NAME, YES)
+    eventually(lambda: len(repository.sent()) == 3, 60, "all three large files are on their way")
+    interrupt(first, repository)
+    before = len(repository.sent())
+    status, said = shell.run("pull", NAME)
+    assert status == 0, said
+    assert len(repository.sent()) == before + 3
+    assert all(ranged for _, ranged in repository.sent()[before:]), repository.sent()
+    require_whole(tmp_path / "cache", repository)
+
+
+def test_a_repair_that_is_interrupted_leaves_no_file_that_seems_whole(
+    shell: Shell, repository: Repository, tmp_path: Path
+) -> None:
+    shell.run("pull", NAME, YES)
+    damaged = (snapshot(tmp_path / "cache", repository) / "vae" / "diffusion_pytorch_model.safetensors").resolve()
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    repository.faults.hold = threading.Event()
+    before = len(repository.sent())
+    repairing = shell.start("pull", NAME, "--verify")
+    eventually(lambda: len(repository.sent()) > before, 60, "the damaged file is on its way")
+    interrupt(repairing, repository)
+    status, said = shell.run("check", NAME, "--quick")
+    assert (status, "vae/diffusion_pytorch_model.safetensors is missing" in said) == (1, True), said
+
+
+def test_a_worker_refuses_what_it_could_not_load_before_it_is_fetched(
+    shell: Shell, served: Hub, repository: Repository, tmp_path: Path
+) -> None:
+    (repository.folder / "model_index.json").unlink()
+    locating = (
+        "import pathlib\n"
+        "from worker.engine import LoadError\n"
+        "from worker.weights import locate\n"
+        "try:\n"
+        f"    locate({OPEN!r}, pathlib.Path({str(tmp_path)!r}), lambda _: None)\n"
+        "except LoadError as error:\n"
+        "    print(error)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", locating], env=shell.environment, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert said.startswith(f"{OPEN} has no model_index.json")
+    assert NAME in said
+    assert served.repositories[OPEN].sent() == []
+
+
 def test_two_pulls_at_once_download_once(shell: Shell, repository: Repository) -> None:
     repository.faults.hold = threading.Event()
     first = shell.start("pull", NAME, YES)
@@ -258,11 +320,11 @@ def test_a_damaged_file_is_fetched_anew_and_never_kept(shell: Shell, repository:
 
 
 def test_a_busy_hub_is_waited_for_as_it_asks(shell: Shell, repository: Repository) -> None:
-    repository.faults.busy.append("0")
+    repository.faults.limits.append(1)
     repository.faults.down = 1
     status, said = shell.run("pull", NAME, YES)
     assert status == 0, said
-    assert "the hub answers 429; asking again in 0 s" in said
+    assert "the hub answers 429; asking again in 1 s" in said
     assert "the hub answers 503" in said
 
 
