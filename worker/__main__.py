@@ -190,7 +190,7 @@ def main() -> int:
         accept_license(settings)
         logs.configure(settings.log_level, settings.log_format)
         listener = _listen(settings)
-    except SettingsError as error:
+    except (SettingsError, LoadError) as error:
         print(f"worker: {error}", file=sys.stderr)
         return EXIT_CONFIG
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -149,11 +149,11 @@ def _told() -> Iterator[None]:
     # The client's own bars and warnings would stand between ours; it reads this when it is imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    from worker.weights.hub import WeightsError
+    from worker.engine import LoadError
 
     try:
         yield
-    except WeightsError as error:
+    except LoadError as error:
         ERR.print(f"[bold red]error:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ variables that RunPod's own tools read (`BUCKET_*`).
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -20,6 +21,7 @@ from worker.settings import SettingsError
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
+    from pydantic_core import ErrorDetails
 
 UPLOAD_S = 60
 """All tries of one upload together."""
@@ -40,7 +42,7 @@ class Delivery(StrEnum):
 class Bucket(BaseSettings):
     """Where images are uploaded to, and for how many seconds their URLs are good."""
 
-    model_config = SettingsConfigDict(env_prefix="BUCKET_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="BUCKET_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     endpoint_url: str | None = None
     access_key_id: str | None = None
@@ -60,12 +62,14 @@ class Bucket(BaseSettings):
         absent = [f"BUCKET_{name}" for name, value in needed.items() if not value]
         if absent and len(absent) < len(needed):
             raise ValueError(f"{', '.join(absent)}: missing, while the other BUCKET_ variables are set")
+        if self.endpoint_url and not _is_address(self.endpoint_url):
+            raise ValueError("BUCKET_ENDPOINT_URL: must be the storage's address, as in https://s3.example.com")
         return self
 
     @property
     def described(self) -> bool:
         """Whether there is one."""
-        return self.name is not None
+        return bool(self.name)
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -73,8 +77,22 @@ class Bucket(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            said = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors(include_input=False))
+            said = "; ".join(map(_said, error.errors(include_input=False)))
             raise SettingsError(said) from None
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname)
+
+
+def _said(error: ErrorDetails) -> str:
+    variable = "".join(f"BUCKET_{name}: ".upper() for name in error["loc"] if isinstance(name, str))
+    return variable + error["msg"].removeprefix("Value error, ")
 
 
 class Deliverer:
@@ -104,7 +122,6 @@ class Deliverer:
 
     async def _uploaded(self, name: str, data: bytes, form: ImageFormat) -> dict[str, str]:
         import obstore  # noqa: PLC0415
-        from obstore.exceptions import BaseError  # noqa: PLC0415
 
         if self._store is None:
             raise DeliveryError("delivery: url needs a bucket; set the BUCKET_ variables on the endpoint")
@@ -114,11 +131,14 @@ class Deliverer:
                 self._store, name, data, attributes={"Content-Type": form.media_type}, use_multipart=False
             )
             url = await obstore.sign_async(self._store, "GET", name, lifetime)
-        except (BaseError, OSError) as error:
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the library's is no Exception
             # Its long message quotes the request; the first words say what happened.
-            said = str(error).strip().splitlines()[0][:200]
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise DeliveryError(
-                f"the image is made and could not be uploaded to the bucket {self._bucket.name}: {said}"
+                f"the image is made and could not be uploaded to the bucket {self._bucket.name}: {said}. Check the "
+                "BUCKET_ variables and that the key may write there, or ask for a smaller image with delivery inline"
             ) from error
         return {"image_url": url, "expires_at": (datetime.now(UTC) + lifetime).isoformat(timespec="seconds")}
 

@@ -22,8 +22,9 @@ from worker.__main__ import make_runner
 from worker.contract import MAX_SEED, Failed, GenerationRequest, Step
 from worker.delivery import Deliverer, Delivery, DeliveryError
 from worker.engine import MakeEngine
-from worker.failures import NotReadyError
+from worker.failures import RunnerError
 from worker.faults import faults
+from worker.generation import Generation
 from worker.metrics import Metrics
 from worker.runner import Runner
 from worker.settings import EngineSettings
@@ -73,6 +74,7 @@ class Service:
         self._make = make
         self._loop = asyncio.new_event_loop()
         self._numbers = itertools.count(1)
+        self._holding: set[asyncio.Task[None]] = set()
         self.jobs = 0
         """How many are being worked on."""
         self.stopping = threading.Event()
@@ -110,7 +112,7 @@ class Service:
         self.jobs += 1
         try:
             return await self._made(str(job.get("id", "")), request, delivery, report)
-        except NotReadyError as error:
+        except RunnerError as error:
             return self._failed(str(error))
         except DeliveryError as error:
             return {"error": str(error)}
@@ -120,27 +122,46 @@ class Service:
     async def _made(self, job_id: str, request: GenerationRequest, delivery: Delivery, report: Report) -> Answer:
         if error := await asyncio.shield(self._loaded):
             return self._failed(str(error))
-        async with self._places:
-            if self.stopping.is_set():
-                await asyncio.Event().wait()  # left to another worker: this process ends in a moment
-            generation_id = f"{slug(job_id)}.{next(self._numbers)}"
-            generation = self._runner.put(generation_id, request)
-            try:
-                reported_at = -PROGRESS_S
-                async for event in generation.follow(heartbeat_s=60.0):
-                    if isinstance(event, Step) and time.monotonic() - reported_at >= PROGRESS_S:
-                        reported_at = time.monotonic()
-                        report({"step": event.step, "steps": event.steps})
-            except asyncio.CancelledError:
-                self._runner.cancel(generation_id)
-                raise
+        generation = await self._begun(f"{slug(job_id)}.{next(self._numbers)}", request)
+        try:
+            reported_at = -PROGRESS_S
+            async for event in generation.follow(heartbeat_s=60.0):
+                if isinstance(event, Step) and time.monotonic() - reported_at >= PROGRESS_S:
+                    reported_at = time.monotonic()
+                    report({"step": event.step, "steps": event.steps})
+        except asyncio.CancelledError:
+            self._runner.cancel(generation.id)
+            raise
         end = generation.end
         if end is None or isinstance(end, Failed):
             return self._failed(end.detail if end else "the generation was left without an end")
-        data = self._runner.image(generation_id)
-        handed_over = await self._deliverer.deliver(generation_id, data, request.format, delivery)
+        data = self._runner.image(generation.id)
+        handed_over = await self._deliverer.deliver(generation.id, data, request.format, delivery)
         answer: Answer = end.model_dump(mode="json", exclude={"event", "id"})
         return answer | handed_over
+
+    async def _begun(self, generation_id: str, request: GenerationRequest) -> Generation:
+        """Wait for a place and begin in it."""
+        await self._places.acquire()
+        try:
+            if self.stopping.is_set():
+                await asyncio.Event().wait()  # left to another worker: this process ends in a moment
+            generation = self._runner.put(generation_id, request)
+        except BaseException:
+            self._places.release()
+            raise
+        holding = asyncio.create_task(self._hold(generation))
+        self._holding.add(holding)
+        holding.add_done_callback(self._holding.discard)
+        return generation
+
+    async def _hold(self, generation: Generation) -> None:
+        """Keep the place until the runner's is free, which for a job that is cancelled is a step later than its end."""
+        try:
+            async for _ in generation.follow(heartbeat_s=60.0):
+                pass
+        finally:
+            self._places.release()
 
     def _failed(self, why: str) -> Answer:
         refresh = {"refresh_worker": True} if self.broken else {}

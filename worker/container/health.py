@@ -18,7 +18,7 @@ def main() -> int:
     """0 is healthy, 1 is not."""
     if _serverless():
         return 0
-    port = int(os.environ.get("LETTERPRESS_WORKER_PORT", DEFAULT_PORT))
+    port = _port()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/livez")
@@ -28,6 +28,11 @@ def main() -> int:
         return 1
     finally:
         connection.close()
+
+
+def _port() -> int:
+    """As the entry point has it: RunPod's load balancer says PORT."""
+    return int(os.environ.get("LETTERPRESS_WORKER_PORT") or os.environ.get("PORT") or DEFAULT_PORT)
 
 
 def _serverless() -> bool:

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import SecretStr, TypeAdapter
 
 from infra.paths import repository_root
+from tests.unit.worker.scripted import ScriptedEngine, until
 from worker.contract import GenerationId, ImageFormat
 from worker.delivery import Bucket, Deliverer, Delivery, DeliveryError
 from worker.fitness import GIB, Gpu, Needs, unfit
-from worker.service import parsed, slug
+from worker.service import Service, parsed, slug
 from worker.settings import PREFIX, ServerlessSettings, SettingsError
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", driver=(13, 0), memory=79 * GIB, free=78 * GIB, capability=(9, 0))
@@ -88,6 +89,67 @@ def test_a_bucket_is_whole_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID: missing") as caught:
         Bucket.from_environment()
     assert "a secret" not in str(caught.value)
+
+
+def test_what_the_hubs_form_leaves_empty_is_no_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = json.loads((repository_root() / ".runpod" / "hub.json").read_text())["config"]["env"]
+    for variable in form:
+        if variable["key"].startswith("BUCKET_"):
+            monkeypatch.setenv(variable["key"], variable["input"]["default"])
+    bucket = Bucket.from_environment()
+    assert not bucket.described
+    Deliverer(bucket, max_inline=2000)  # opens none
+
+
+@pytest.mark.parametrize("endpoint", ["s3.example.com", "https://", "ftp://s3.example.com", "http://host:port"])
+def test_an_endpoint_that_is_no_address_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    for name in ("NAME", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(f"BUCKET_{name}", "something")
+    monkeypatch.setenv("BUCKET_ENDPOINT_URL", endpoint)
+    with pytest.raises(SettingsError, match="BUCKET_ENDPOINT_URL: must be the storage's address"):
+        Bucket.from_environment()
+
+
+async def test_whatever_the_storages_library_raises_is_the_jobs_error_with_a_next_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class PanicError(BaseException):
+        """As pyo3 raises a panic of Rust's: no Exception, so nobody catches it by accident."""
+
+    async def panics(*_: object, **__: object) -> None:
+        raise PanicError
+
+    monkeypatch.setattr("obstore.put_async", panics)
+    bucket = Bucket(
+        endpoint_url="http://127.0.0.1:9", name="images", access_key_id="key", secret_access_key=SecretStr("secret")
+    )
+    with pytest.raises(DeliveryError, match=r"PanicError\. Check the BUCKET_ variables"):
+        await Deliverer(bucket, max_inline=2000).deliver("job.1", b"image", ImageFormat.PNG, Delivery.URL)
+
+
+async def test_a_cancelled_job_keeps_its_place_until_the_engine_has_let_go_of_it(tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    settings = ServerlessSettings(cache_dir=tmp_path, concurrency=2)
+    service = Service(lambda: engine, settings, Deliverer(Bucket(), settings.max_inline_bytes))
+    assert await service.loaded() is None
+
+    def job(name: str) -> asyncio.Task[dict[str, object]]:
+        given = {"prompt": name, "width": 256, "height": 256, "steps": 2, "seed": 1}
+        return asyncio.create_task(service.handle({"id": name, "input": given}, lambda _: None))
+
+    cancelled = job("first")
+    await until(lambda: len(engine.asked) == 1, "the first is drawn")
+    second = job("second")
+    await until(lambda: len(engine.prepared) == 2, "the second is accepted")
+    cancelled.cancel()
+    await until(lambda: service.jobs == 1, "the first is cancelled")
+    third = job("third")
+    await until(lambda: service.jobs == 2, "the third has come")
+    engine.step()  # the first one's: it stops after it
+    engine.finish()
+    engine.finish()
+    assert ["error" in answer for answer in await asyncio.gather(second, third)] == [False, False]
+    assert [request.prompt for request in engine.asked] == ["first", "second", "third"]
 
 
 def test_runpods_hub_is_offered_settings_that_there_are_and_inputs_that_work() -> None:
