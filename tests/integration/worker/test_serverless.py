@@ -32,7 +32,9 @@ NOISE_IS_LARGE = SMALL | {"width": 512}
 Answer = dict[str, Any]
 
 
-def serve(port: int, log: Path, tiny_cache: Path, **environment: str) -> subprocess.Popen[bytes]:
+def serve(
+    port: int, log: Path, tiny_cache: Path, *, module: str = "worker.serverless", **environment: str
+) -> subprocess.Popen[bytes]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "RUNPOD_", "BUCKET_"))}
     settings = {
         "CACHE_DIR": str(tiny_cache),
@@ -42,12 +44,20 @@ def serve(port: int, log: Path, tiny_cache: Path, **environment: str) -> subproc
     }
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "worker.serverless", *LOCALLY, str(port)],
+            [sys.executable, "-W", "error", "-m", module, *LOCALLY, str(port)],
             cwd=ROOT,
             env=kept | {PREFIX + name: value for name, value in settings.items()} | environment,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+
+
+def answers(process: subprocess.Popen[bytes], port: int, log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +82,8 @@ def url(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path, bucket_port:
         BUCKET_REGION="eu-central-1",
     )
 
-    def answers() -> bool:
-        assert process.poll() is None, log.read_text()
-        try:
-            return httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).status_code == 200
-        except httpx.TransportError:
-            return False
-
     try:
-        eventually(answers, START_S, "the package's server listens")
+        eventually(lambda: answers(process, port, log), START_S, "the package's server listens")
         yield f"http://127.0.0.1:{port}"
         said = log.read_text()
         assert "three foxes" not in said
@@ -158,6 +161,23 @@ async def test_two_jobs_at_once_are_both_made(http: httpx.AsyncClient) -> None:
     answers = await asyncio.gather(*(ask(http, given) for given in wanted))
     assert [answer["status"] for answer in answers] == ["COMPLETED"] * 5
     assert [answer["output"]["seed"] for answer in answers] == list(range(5))
+
+
+async def test_a_crash_inside_a_job_is_its_error_and_the_next_one_is_made(tmp_path: Path) -> None:
+    """With an engine that crashes where the prompt says so; the package's server and all between are the real ones."""
+    (port,), log = free_ports(1), tmp_path / "log"
+    process = serve(port, log, tmp_path, module="tests.integration.worker.scripted_serverless")
+    try:
+        eventually(lambda: answers(process, port, log), START_S, "the package's server listens")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=START_S, trust_env=False) as client:
+            crashed = await ask(client, SMALL | {"prompt": "crash"})
+            assert crashed["status"] == "FAILED"
+            assert "ZeroDivisionError" in crashed["error"]
+            assert "secret" not in crashed["error"]
+            assert (await ask(client, SMALL))["status"] == "COMPLETED"
+    finally:
+        process.kill()
+        process.wait()
 
 
 async def test_an_image_that_is_too_large_to_carry_says_what_would_be_small_enough(http: httpx.AsyncClient) -> None:
