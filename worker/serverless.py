@@ -28,7 +28,7 @@ from worker.__main__ import EXIT_BROKEN, EXIT_CONFIG, accept_license, make_engin
 from worker.delivery import Bucket, Deliverer
 from worker.engine import LoadError, MakeEngine
 from worker.service import Answer, Job, Service
-from worker.settings import TINY, ServerlessSettings, SettingsError
+from worker.settings import TINY, EngineName, ServerlessSettings, SettingsError
 
 Untyped = Any
 """Something of the package's, which is published without types."""
@@ -36,6 +36,9 @@ Untyped = Any
 DRAIN_S = 4.0
 """RunPod kills 5 s after its SIGTERM; some of the last second is the last answer's."""
 POLL_S = 0.05
+REFERENCE_GIB = 18
+"""What diffusers' own pipeline takes of a GPU's memory with the nf4 weights at 1024x1024."""
+SQUARE = 1024 * 1024
 
 log = structlog.get_logger(__name__)
 
@@ -155,7 +158,18 @@ def why_unfit(settings: ServerlessSettings) -> str | None:
     if settings.device == "cpu" or settings.model == TINY:
         return None
     device = settings.device if settings.device != "auto" else "cuda:0"
-    return fitness.unfit(fitness.look(device), fitness.needs(int(settings.gpu_memory_gib * fitness.GIB)))
+    return fitness.unfit(fitness.look(device), fitness.needs(memory_wanted(settings)))
+
+
+def memory_wanted(settings: ServerlessSettings) -> int:
+    """Bytes that a GPU has to have, as it is set or as the engine and its tier want at least."""
+    if settings.gpu_memory_gib is not None:
+        return int(settings.gpu_memory_gib * fitness.GIB)
+    if settings.engine is EngineName.REFERENCE:
+        return REFERENCE_GIB * fitness.GIB
+    from worker.engine.memory import least  # noqa: PLC0415 - imports torch
+
+    return int(least(settings.tier, SQUARE))
 
 
 def main() -> int:

@@ -180,8 +180,8 @@ class ServerlessSettings(EngineSettings):
     queue that an idle worker could have begun."""
     max_inline_bytes: Annotated[int, Field(ge=1_000, le=20_000_000)] = 9_500_000
     """Of an image in an answer, as base64. RunPod carries 10 MB (`/runsync`: 20 MB), other fields included."""
-    gpu_memory_gib: Annotated[float, Field(ge=0)] = 26.0
-    """A GPU with less is refused before anything is downloaded; 26 is what the nf4 weights want at 1024x1024."""
+    gpu_memory_gib: Annotated[float, Field(ge=0)] | None = None
+    """A GPU with less is refused before anything is downloaded. Unset: what the tier wants at 1024x1024."""
 
 
 def is_folder(model: str) -> bool:

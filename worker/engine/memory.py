@@ -123,6 +123,12 @@ def plan(model: Model, tier: Tier, free: float, wanted_pixels: int) -> Plan:
     raise LoadError(_refusal(model, tier, smallest, free, wanted_pixels))
 
 
+def least(tier: Tier, pixels: int) -> float:
+    """Bytes without which no repository of Ideogram 4 makes an image of `pixels` in `tier`, packed or not."""
+    model = Model(Shape(), TextShape(), nf4=True, text_nf4=True)
+    return min(sum(parts(model, tier, text, pixels).values()) for text in _ways(model, tier))
+
+
 def parts(model: Model, tier: Tier, text: Text, pixels: int) -> dict[str, float]:
     """Bytes by part, for the moment that needs most, while an image of `pixels` is made."""
     shape = model.transformer

@@ -14,9 +14,10 @@ from pydantic import SecretStr, TypeAdapter
 
 from infra.paths import repository_root
 from tests.unit.worker.scripted import ScriptedEngine, until
-from worker.contract import GenerationId, ImageFormat
+from worker.contract import GenerationId, ImageFormat, Tier
 from worker.delivery import Bucket, Deliverer, Delivery, DeliveryError
 from worker.fitness import GIB, Gpu, Needs, unfit
+from worker.serverless import memory_wanted
 from worker.service import Service, parsed, slug
 from worker.settings import PREFIX, ServerlessSettings, SettingsError
 
@@ -52,6 +53,15 @@ def test_a_gpu_that_will_do_is_taken(gpu: Gpu, needs: Needs) -> None:
 )
 def test_a_gpu_that_will_not_do_is_refused_with_the_reason(gpu: Gpu, needs: Needs, words: str) -> None:
     assert words in (unfit(gpu, needs) or "")
+
+
+def test_a_gpu_is_asked_for_what_the_tier_wants_unless_it_is_set(tmp_path: Path) -> None:
+    def gib(**said: object) -> float:
+        return memory_wanted(ServerlessSettings.model_validate({"cache_dir": tmp_path, **said})) / GIB
+
+    assert gib(tier=Tier.NF4) < 23 < gib(tier=Tier.FP8) < 30 < gib(tier=Tier.EXACT) < 78
+    assert gib(engine="reference") == 18
+    assert gib(tier=Tier.NF4, gpu_memory_gib=40) == 40
 
 
 @given(st.text(max_size=200))
