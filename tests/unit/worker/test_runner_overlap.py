@@ -59,7 +59,7 @@ async def test_images_do_not_heap_up_before_a_slow_encoder() -> None:
         await until(lambda: runner.status().encoding == "a.1", "the first is encoded")
         third = runner.put("c.1", request(3))
         engine.finish()
-        await until(lambda: not engine.active, "the second is rendered")
+        await until(lambda: len(engine.asked) == 2 and not engine.active, "the second is rendered")
         assert (runner.status().running, runner.status().accepted) == ("b.1", "c.1")
         assert engine.asked == [request(1), request(2)]
         for _ in range(3):
