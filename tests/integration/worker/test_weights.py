@@ -245,8 +245,12 @@ def test_an_interrupted_pull_keeps_its_parts_as_parts_and_the_next_one_goes_on(
 ) -> None:
     repository.faults.hold = threading.Event()
     first = shell.start("pull", NAME, YES)
-    begun = lambda: [part for part in (tmp_path / "cache").rglob("*.partial") if part.stat().st_size]  # noqa: E731
-    eventually(lambda: len(repository.sent()) == 3 and len(begun()) == 3, 60, "of all three large files a part is here")
+
+    def held() -> bool:
+        begun = [part for part in (tmp_path / "cache").rglob("*.partial") if part.stat().st_size]
+        return len(repository.sent()) == len(begun) == 3
+
+    eventually(held, 60, "of all three large files a part is here")
     interrupt(first, repository)
     before = len(repository.sent())
     status, said = shell.run("pull", NAME)
