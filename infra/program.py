@@ -213,6 +213,7 @@ def _machine(
         engine=description.engine,
         tier=pool.tier,
         warm_sizes=pool.warm_sizes,
+        metadata=description.metadata,
         cache=description.cache,
         accept_license=description.accept_license,
         workers=workers,

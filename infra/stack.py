@@ -21,7 +21,7 @@ from infra.clouds import Market
 from infra.description import DescriptionError, read_yaml, say
 from infra.paths import repository_root
 from router.contract import PoolName
-from worker.contract import MAX_SIDE, MIN_SIDE, SIDE_STEP, Tier
+from worker.contract import MAX_SIDE, MIN_SIDE, SIDE_STEP, Metadata, Tier
 
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -193,6 +193,10 @@ class StackDescription(Described):
     )
     engine: Literal["fast", "reference"] = Field(
         "fast", description="How a worker makes images: the fast engine, or diffusers' own pipeline, untouched."
+    )
+    metadata: Metadata = Field(
+        Metadata.ALL,
+        description="What each image file says of how it was made: all, settings (without prompt and caption), none.",
     )
     cache: Text | None = Field(None, description="Folder for weights on each machine; default: the worker's own.")
     router: Router = Router()

@@ -90,6 +90,7 @@ def make_runner(make: MakeEngine, settings: EngineSettings, observer: Observer) 
             keep_finished_s=settings.keep_finished_s,
             drain_grace_s=settings.drain_grace_s,
             blocked_share=settings.blocked_share,
+            metadata=settings.metadata,
             patience=Patience(load_s=settings.load_stall_s, work_s=settings.stall_s),
         ),
         identity=identity(),

@@ -99,6 +99,14 @@ class Tier(StrEnum):
     NF4 = "nf4"  # 4-bit weights resident, expanded for each product: the values of `exact`, slower, small
 
 
+class Metadata(StrEnum):
+    """How much a worker's files say of how they were made (docs/metadata.md)."""
+
+    ALL = "all"  # what was asked, the prompt or caption among it
+    SETTINGS = "settings"  # all but what the picture was to show
+    NONE = "none"  # nothing but that it is noise, if it is
+
+
 GENERATION_ID = r"^[A-Za-z0-9_-]{1,64}\.[0-9]{1,9}$"
 """`{job}.{attempt}`: a second try at a job is another generation."""
 

@@ -26,6 +26,7 @@ from worker.contract import (
     GenerationRequest,
     ImageFormat,
     MediaType,
+    Metadata,
     Started,
     Step,
     Timings,
@@ -77,6 +78,7 @@ class Limits:
     keep_finished_s: float = 600.0
     drain_grace_s: float = 30.0
     blocked_share: float = blocked.SHARE
+    metadata: Metadata = Metadata.ALL
     patience: Patience = field(default_factory=Patience)
 
 
@@ -103,7 +105,7 @@ class Runner:
         self._clock = clock
         self._observer = observer
         self._limits = limits
-        self._stages = Stages(make_engine, clock, limits.blocked_share, limits.patience)
+        self._stages = Stages(make_engine, clock, limits.blocked_share, limits.metadata, limits.patience)
         self._identity = identity
         self._running: Generation | None = None
         self._accepted: Generation | None = None

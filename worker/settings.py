@@ -17,7 +17,7 @@ from typing import Annotated, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from worker.contract import MAX_ASPECT, MAX_SIDE, MIN_SIDE, SIDE_STEP, Tier
+from worker.contract import MAX_ASPECT, MAX_SIDE, MIN_SIDE, SIDE_STEP, Metadata, Tier
 
 PREFIX = "LETTERPRESS_WORKER_"
 TINY = "tiny"
@@ -83,6 +83,8 @@ class EngineSettings(BaseSettings):
     blocked_share: Annotated[float, Field(ge=0, le=1)] = 0.8
     """How much of a picture must be one grey for the worker to suspect that the weights refused to draw it (see
     `worker.blocked`); 0 suspects nothing."""
+    metadata: Metadata = Metadata.ALL
+    """What each file says of how it was made: `all`, `settings` (without prompt and caption) or `none`."""
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.JSON
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 import structlog
 
 from worker import picture
-from worker.contract import MIN_SIDE, GenerationRequest
+from worker.contract import MIN_SIDE, GenerationRequest, Metadata
 from worker.engine import (
     Description,
     Engine,
@@ -68,11 +68,16 @@ class Stages:
     """One engine at work. All methods belong to one event loop; those that wait raise StageFailedError."""
 
     def __init__(
-        self, make_engine: MakeEngine, clock: Callable[[], float], blocked_share: float, patience: Patience
+        self,
+        make_engine: MakeEngine,
+        clock: Callable[[], float],
+        blocked_share: float,
+        metadata: Metadata,
+        patience: Patience,
     ) -> None:
         self._make_engine = make_engine
         self._patience = patience
-        self._blocked_share = blocked_share
+        self._blocked_share, self._metadata = blocked_share, metadata
         self._engine: Engine | None = None
         self._description: Description | None = None
         self._turns = asyncio.Lock()
@@ -123,9 +128,9 @@ class Stages:
         return await self._done(Stage.RENDER, self._rendering, work)
 
     async def encode(self, rendered: Rendered, request: GenerationRequest) -> Done[Picture]:
-        description, share = self._loaded()[1], self._blocked_share
+        description, share, metadata = self._loaded()[1], self._blocked_share, self._metadata
         return await self._done(
-            Stage.ENCODE, self._encoding, lambda: picture.encode(rendered.image, request, description, share)
+            Stage.ENCODE, self._encoding, lambda: picture.encode(rendered.image, request, description, share, metadata)
         )
 
     def close(self, timeout_s: float) -> bool:

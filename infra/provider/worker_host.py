@@ -23,7 +23,7 @@ from infra.provider.resource import Condition, Found, IncompleteError, Inputs, P
 from infra.provider.site import Site
 from infra.secrets import worker_token
 from infra.stack import TINY, CloudName, resolve
-from worker.contract import Tier
+from worker.contract import Metadata, Tier
 
 LOOPBACK = "127.0.0.1"
 """Workers listen nowhere else: no inference port is ever public."""
@@ -54,6 +54,7 @@ class WorkerHostInputs(Inputs):
     engine: str
     tier: Tier = Tier.EXACT
     warm_sizes: tuple[str, ...] = ()
+    metadata: Metadata = Metadata.ALL
     cache: str | None = None
     accept_license: bool = False
     workers: tuple[WorkerInputs, ...]
@@ -84,6 +85,8 @@ def worker_unit(inputs: WorkerHostInputs, worker: WorkerInputs, root: PurePath, 
         settings["CPU_THREADS"] = "1"
     if inputs.warm_sizes:
         settings["WARM_SIZES"] = ",".join(inputs.warm_sizes)
+    if inputs.metadata is not Metadata.ALL:
+        settings["METADATA"] = inputs.metadata
     if inputs.accept_license:
         settings["ACCEPT_LICENSE"] = "true"
     if inputs.cache:

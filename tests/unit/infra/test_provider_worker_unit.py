@@ -10,12 +10,19 @@ from infra.description import DescriptionError
 from infra.hosts import Unit
 from infra.provider.worker_host import WorkerHostInputs, WorkerInputs, worker_unit
 from infra.stack import TINY, CloudName
+from worker.contract import Metadata
 
 ROOT = PurePath("/machine")
 
 
 def unit(
-    model: str, *, device: str = "cpu", token: str = "fingerprint", code: str = "c1", accept_license: bool = False
+    model: str,
+    *,
+    device: str = "cpu",
+    token: str = "fingerprint",
+    code: str = "c1",
+    accept_license: bool = False,
+    metadata: Metadata = Metadata.ALL,
 ) -> Unit:
     worker = WorkerInputs(name="interactive-1", device=device, port=8101, token=token, setting="first_port")
     inputs = WorkerHostInputs(
@@ -26,6 +33,7 @@ def unit(
         model=model,
         engine="reference",
         accept_license=accept_license,
+        metadata=metadata,
         workers=(worker,),
         ready_within_s=60,
     )
@@ -49,6 +57,11 @@ def test_only_a_worker_that_may_have_to_ask_the_hub_is_handed_its_token() -> Non
 def test_the_stack_files_yes_to_the_licence_reaches_the_worker_and_nothing_else_does() -> None:
     assert unit("owner/weights", accept_license=True).env["LETTERPRESS_WORKER_ACCEPT_LICENSE"] == "true"
     assert "LETTERPRESS_WORKER_ACCEPT_LICENSE" not in unit("owner/weights").env
+
+
+def test_what_files_say_of_themselves_is_the_stack_files_choice() -> None:
+    assert unit(TINY, metadata=Metadata.SETTINGS).env["LETTERPRESS_WORKER_METADATA"] == "settings"
+    assert "LETTERPRESS_WORKER_METADATA" not in unit(TINY).env
 
 
 def test_a_reference_in_the_model_is_resolved_at_the_moment_of_use() -> None:
