@@ -52,7 +52,7 @@ async def plan(description: StackDescription, paths: StackPaths, programs: Progr
     """Every resource of the stack, placed. Raises PlacementError or CloudError if a machine goes without."""
     paths.create()
     before, identity = placed(paths)
-    cloud = Site(paths, {}).cloud(description.cloud)
+    cloud = Site(paths, os.environ).cloud(description.cloud)
     placement = place(description, await cloud.offers(), before)
     secrets = SecretStore(paths.secrets)
     keep_given(description, secrets, os.environ)

@@ -35,6 +35,7 @@ class CloudName(StrEnum):
     """Clouds that a stack can be on. Each has a module in `infra.clouds` and a line in `infra.provider.site`."""
 
     LOCAL = "local"
+    SPHERON = "spheron"
 
 
 class Device(StrEnum):

@@ -6,10 +6,11 @@ its own folder, and are its own by that alone. Only for a stack whose state is e
 
 from __future__ import annotations
 
+import os
+
 from infra.identity import ensure_identity
 from infra.paths import StackPaths
 from infra.provider.site import Site
-from infra.stack import CloudName
 
 
 async def end_strays(paths: StackPaths) -> tuple[str, ...]:
@@ -17,14 +18,14 @@ async def end_strays(paths: StackPaths) -> tuple[str, ...]:
 
     Raises HostError or CloudError for what cannot be ended; to try again is safe.
     """
-    site = Site(paths, {})
+    site = Site(paths, os.environ)
     ended = []
     router = site.router_host()
     for unit in await router.units():
         await router.remove(unit, lambda _: None)
         ended.append(unit)
     identity = ensure_identity(paths.root / "stack-id")
-    for name in CloudName:
+    for name in site.accounts():
         cloud = site.cloud(name)
         for machine in await cloud.list(identity.id):
             await cloud.delete(machine.id)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.clouds import CloudError, Machine, MachineSpec, Market, Observed, Offer, Presence
+from infra.clouds import Ability, CloudError, HostKind, Machine, MachineSpec, Market, Observed, Offer, Presence
 from infra.hosts.local import LocalHost
 from infra.paths import StackPaths
 
@@ -49,6 +49,10 @@ class LocalCloud:
     @property
     def name(self) -> str:
         return "local"
+
+    @property
+    def ability(self) -> Ability:
+        return Ability(rents=False, markets=frozenset(Market), host=HostKind.LOCAL)
 
     def host(self, machine: Machine) -> LocalHost:
         """The host that runs units for the machine; the machine need not exist any more."""

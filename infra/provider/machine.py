@@ -6,57 +6,102 @@ before anything is rented and after every doubt.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from infra.clouds import Cloud, CloudError, Machine, MachineSpec, Offer, OutcomeUnknownError, Presence
+from infra.clouds import (
+    Cloud,
+    CloudError,
+    LimitedError,
+    Machine,
+    MachineSpec,
+    Offer,
+    OutcomeUnknownError,
+    Phase,
+    Presence,
+    TooEarlyError,
+)
 from infra.hosts import Progress
 from infra.provider.resource import Condition, Found, Inputs, ProviderError
 from infra.stack import CloudName
 
+LOOKS = 3
+"""After an order without an answer: what was rented may show up late in the provider's own list."""
+LOOK_PAUSE_S = 5.0
+TELL_EVERY_S = 30.0
+
 
 class MachineInputs(Inputs):
-    """`name` holds the stack's id, the machine and its generation."""
+    """`name` holds the stack's id, the machine and its generation; `image` is what a pod runs, else empty."""
 
     name: str
     cloud: CloudName
     offer: Offer
+    image: str = ""
 
 
 class MachineState(MachineInputs, Found):
-    """`machine_id` is the cloud's; `address` is empty until the cloud knows it."""
+    """`machine_id` is the cloud's; `address` is empty until the cloud knows it, `phase` says how far it is."""
 
     machine_id: str = ""
     address: str = ""
+    phase: Phase = Phase.RUNNING
 
 
 @dataclass(frozen=True, slots=True)
 class MachineResource:
-    """`cloud` gives the cloud that a name means."""
+    """`cloud` gives the cloud that a name means, `public_key` the stack's own SSH key.
+
+    `waits` says whether a delete waits for the end of a minimum run time, or fails with the hour.
+    """
 
     cloud: Callable[[CloudName], Cloud]
+    public_key: Callable[[], str] = lambda: ""
+    waits: bool = True
+    look_pause_s: float = LOOK_PAUSE_S
     inputs: type[MachineInputs] = MachineInputs
     state: type[MachineState] = MachineState
-    replaced_by: frozenset[str] = frozenset({"name", "cloud", "offer"})
+    replaced_by: frozenset[str] = frozenset({"name", "cloud", "offer", "image"})
 
     async def ensure(self, inputs: MachineInputs, _before: MachineState | None, progress: Progress) -> MachineState:
         """Nothing of a machine can change but what is known of it, so to repair one is to look, too."""
         cloud = self.cloud(inputs.cloud)
-        progress(f"looking for {inputs.name}")
-        machine = await cloud.find(inputs.name)
-        if machine is None:
-            progress(f"renting {inputs.offer.gpu or 'the CPU'} ({inputs.offer.market}) from {inputs.cloud}")
+        while True:
+            progress(f"looking for {inputs.name}")
             try:
-                machine = await cloud.create(MachineSpec(inputs.name, inputs.offer))
-            except OutcomeUnknownError as error:
-                progress("the answer never came; looking whether it was rented")
-                machine = await cloud.find(inputs.name)
-                if machine is None:
-                    raise ProviderError(
-                        f"{inputs.name}: {error}. A look finds no machine of this name yet; run the same command "
-                        "again, which looks once more before it rents"
-                    ) from error
-        return _state(inputs, machine)
+                machine = await cloud.find(inputs.name) or await self._rent(cloud, inputs, progress)
+            except LimitedError as error:
+                # Then with a look first: an order of a killed run may have been carried out meanwhile.
+                await _wait(error.wait_s, f"{inputs.cloud} takes no more orders for now; going on", progress)
+            else:
+                return _state(inputs, machine)
+
+    async def _rent(self, cloud: Cloud, inputs: MachineInputs, progress: Progress) -> Machine:
+        offer = inputs.offer
+        where = f" in {offer.region}" if offer.price else ""
+        progress(f"renting {offer.gpu or 'the CPU'} ({offer.market}) from {inputs.cloud}{where}")
+        spec = MachineSpec(inputs.name, offer, public_key=self.public_key(), image=inputs.image)
+        try:
+            return await cloud.create(spec)
+        except OutcomeUnknownError as error:
+            progress("the answer never came; looking whether it was rented")
+            machine = await self._looked_for(cloud, inputs.name)
+            if machine is None:
+                raise ProviderError(
+                    f"{inputs.name}: {error}. A look finds no machine of this name yet; run the same command "
+                    "again, which looks once more before it rents"
+                ) from error
+            return machine
+
+    async def _looked_for(self, cloud: Cloud, name: str) -> Machine | None:
+        for number in range(LOOKS):
+            if number:
+                await asyncio.sleep(self.look_pause_s)
+            if found := await cloud.find(name):
+                return found
+        return None
 
     async def read(self, state: MachineState) -> MachineState | None:
         cloud = self.cloud(state.cloud)
@@ -77,9 +122,39 @@ class MachineResource:
         """Needs neither what runs on it nor the router."""
         cloud = self.cloud(state.cloud)
         found = await cloud.find(state.name)
-        for machine_id in {state.machine_id, found.id if found else ""} - {""}:
-            progress("giving it back")
-            await cloud.delete(machine_id)
+        while True:
+            for machine_id in sorted({state.machine_id, found.id if found else ""} - {""}):
+                progress("giving it back")
+                try:
+                    await cloud.delete(machine_id)
+                except TooEarlyError as error:
+                    await self._until(error, state, progress)
+            # Whatever was rented under this name is not left behind: the cloud itself says that it is gone.
+            found = await cloud.find(state.name)
+            if found is None:
+                return
+            await asyncio.sleep(self.look_pause_s)
+
+    async def _until(self, error: TooEarlyError, state: MachineState, progress: Progress) -> None:
+        """Wait for the end of a minimum run time. Raises ProviderError if that is not wanted."""
+        left = max(0.0, (error.until - datetime.now(UTC)).total_seconds())
+        costs = f"${left / 3600 * state.offer.price:.2f}"
+        if not self.waits:
+            raise ProviderError(
+                f"{state.name}: {error}. Until then it costs {costs} more; destroy again after {error.until:%H:%M} "
+                "UTC, or without --no-wait, which waits for that"
+            )
+        kept = f"kept until {error.until:%H:%M:%S} UTC, which costs {costs}; giving it back"
+        await _wait(left + 1.0, kept, progress)
+
+
+async def _wait(seconds: float, what: str, progress: Progress) -> None:
+    """Wait, and say from time to time for how long still."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while (left := until - loop.time()) > 0:
+        progress(f"{what} in {left:.0f} s")
+        await asyncio.sleep(min(left, TELL_EVERY_S))
 
 
 def _state(inputs: MachineInputs, machine: Machine) -> MachineState:
@@ -87,9 +162,11 @@ def _state(inputs: MachineInputs, machine: Machine) -> MachineState:
         name=inputs.name,
         cloud=inputs.cloud,
         offer=inputs.offer,
+        image=inputs.image,
         condition=Condition.RUNNING,
         machine_id=machine.id,
         address=machine.address,
+        phase=machine.phase,
     )
 
 

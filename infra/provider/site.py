@@ -7,10 +7,12 @@ elsewhere must not lead to somebody's folders.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from infra.clouds import Cloud, Machine
+from infra.clouds import Cloud, Machine, spheron
 from infra.clouds.local import LocalCloud
+from infra.clouds.quota import Limit, Quota
+from infra.clouds.spheron import SpheronCloud
 from infra.errors import InfraError
 from infra.hosts import Host
 from infra.hosts.local import LocalHost
@@ -28,6 +30,7 @@ class Site:
 
     paths: StackPaths
     environ: Mapping[str, str]
+    _clouds: dict[CloudName, Cloud] = field(default_factory=dict, compare=False)
 
     @classmethod
     def here(cls, environ: Mapping[str, str]) -> Site:
@@ -40,16 +43,31 @@ class Site:
     def secrets(self) -> SecretStore:
         return SecretStore(self.paths.secrets)
 
+    def accounts(self) -> tuple[CloudName, ...]:
+        """Clouds that can be asked from here: those that the environment has a key for."""
+        keys = {CloudName.LOCAL: "", CloudName.SPHERON: spheron.API_KEY}
+        return tuple(name for name, key in keys.items() if not key or self.environ.get(key))
+
     def cloud(self, name: CloudName) -> Cloud:
         match name:
             case CloudName.LOCAL:
                 return LocalCloud(self.paths)
+            case CloudName.SPHERON:
+                # One a site: what it saw a moment ago is shared by all resources that look.
+                found = self._clouds.get(name) or SpheronCloud.of(self.environ, self._quota(name, spheron.LIMITS))
+                return self._clouds.setdefault(name, found)
+
+    def _quota(self, name: CloudName, limits: Mapping[str, Limit]) -> Quota:
+        """Beside the stacks' folders, for all of them share the account."""
+        return Quota(self.paths.root.parent / ".clouds" / f"{name}.json", limits)
 
     def machine_host(self, cloud: CloudName, machine: Machine) -> Host:
         """The host that runs units on a machine, which need not exist any more."""
         match cloud:
             case CloudName.LOCAL:
                 return LocalCloud(self.paths).host(machine)
+            case CloudName.SPHERON:
+                raise InfraError(f"{machine.name} wants SSH, which this version does not speak yet")
 
     def router_host(self) -> LocalHost:
         """The router and its edge run on this computer."""

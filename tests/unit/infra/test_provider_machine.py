@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from infra.clouds import (
+    Ability,
     CloudError,
+    HostKind,
     Machine,
     MachineSpec,
     Market,
@@ -50,6 +52,10 @@ class ScriptedCloud:
     @property
     def name(self) -> str:
         return "scripted"
+
+    @property
+    def ability(self) -> Ability:
+        return Ability(rents=True, markets=frozenset(Market), host=HostKind.VM)
 
     async def offers(self) -> Sequence[Offer]:
         return [OFFER]
@@ -93,11 +99,11 @@ def ignore(_stage: str) -> None:
 
 
 def ensure(cloud: ScriptedCloud, before: MachineState | None = None) -> MachineState:
-    return asyncio.run(MachineResource(lambda _: cloud).ensure(INPUTS, before, ignore))
+    return asyncio.run(MachineResource(lambda _: cloud, look_pause_s=0.0).ensure(INPUTS, before, ignore))
 
 
 def read(cloud: ScriptedCloud, state: MachineState) -> MachineState | None:
-    return asyncio.run(MachineResource(lambda _: cloud).read(state))
+    return asyncio.run(MachineResource(lambda _: cloud, look_pause_s=0.0).read(state))
 
 
 def test_a_machine_that_is_there_under_its_name_is_adopted() -> None:

@@ -1,0 +1,272 @@
+"""Machines from Spheron: whatever its API does, exactly the described one is rented, and all are given back.
+
+Against the emulator, over HTTP. What an order costs is read off the emulator's bill, not off what we believe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infra.clouds import CloudError, LimitedError, Machine, Market, NoStockError, Offer, Phase, Presence
+from infra.clouds.quota import Limit, Quota
+from infra.clouds.spheron import LIMITS, SpheronCloud
+from infra.clouds.wire import CREATES, REQUESTS
+from infra.emulate.account import Account
+from infra.emulate.server import Emulator, Fault, Trouble, serving
+from infra.emulate.spheron import KEY, SpheronApi, Stock
+from infra.gpus import GpuModel
+from infra.provider.machine import MachineInputs, MachineResource, MachineState
+from infra.provider.resource import Condition, ProviderError
+from infra.stack import CloudName
+
+NAME = "lp-abcdefgh-batch-1-g1"
+PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGtleQ letterpress"
+HOUR = 3600.0
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    api = SpheronApi(stock=[replace(each, minimum_minutes=0) for each in SpheronApi().stock])
+    with serving(api) as emulator:
+        yield emulator
+
+
+def spheron(emulator: Emulator, folder: Path, limits: dict[str, Limit] | None = None) -> SpheronCloud:
+    environ = {"SPHERON_API_KEY": KEY, "SPHERON_API_URL": emulator.url}
+    quota = Quota(folder / "spheron.json", limits or LIMITS)
+    cloud = SpheronCloud.of(environ, quota)
+    return replace(cloud, wire=replace(cloud.wire, answer_s=2.0, pause_s=0.01), fresh_s=0.0)
+
+
+def offer(cloud: SpheronCloud, gpu: GpuModel = GpuModel.A100_SXM_80, market: Market = Market.SPOT) -> Offer:
+    return next(each for each in asyncio.run(cloud.offers()) if each.gpu == gpu and each.market is market)
+
+
+def resource(cloud: SpheronCloud) -> MachineResource:
+    return MachineResource(lambda _: cloud, lambda: PUBLIC_KEY, look_pause_s=0.0)
+
+
+def inputs(cloud: SpheronCloud, name: str = NAME) -> MachineInputs:
+    return MachineInputs(name=name, cloud=CloudName.SPHERON, offer=offer(cloud))
+
+
+def test_offers_come_from_every_page_with_both_markets_and_every_region(emulator: Emulator, tmp_path: Path) -> None:
+    offers = asyncio.run(spheron(emulator, tmp_path).offers())
+    assert {each.gpu for each in offers} == {
+        GpuModel.H100_SXM,
+        GpuModel.H100_PCIE,
+        GpuModel.A100_SXM_80,
+        GpuModel.A100_PCIE_80,
+        GpuModel.A100_SXM_40,
+    }
+    spot = [each for each in offers if each.market is Market.SPOT]
+    assert {(each.gpu, each.price) for each in spot} == {
+        (GpuModel.H100_SXM, 2.91),
+        (GpuModel.A100_SXM_80, 0.82),
+        (GpuModel.A100_PCIE_80, 1.19),
+    }
+    assert {each.region for each in offers} == {"us-central", "eu-north"}
+    assert len({each.id for each in offers}) == len(offers)
+
+
+def test_an_order_names_fields_of_one_offer_and_a_key_that_is_added_beside_those_of_others(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    api = emulator.api
+    assert isinstance(api, SpheronApi)
+    api.keys["theirs"] = {"id": "theirs", "name": "laptop", "publicKey": "ssh-rsa AAAA me@laptop"}
+    cloud = spheron(emulator, tmp_path)
+    names = [f"lp-abcdefgh-batch-{number}-g1" for number in range(1, 5)]
+
+    async def together() -> list[MachineState]:
+        wanted = MachineInputs(name="", cloud=CloudName.SPHERON, offer=chosen)
+        make = resource(cloud).ensure
+        return await asyncio.gather(*(make(wanted.model_copy(update={"name": n}), None, print) for n in names))
+
+    chosen = offer(cloud)
+    states = asyncio.run(together())
+    assert len({state.machine_id for state in states}) == 4
+    assert [key["name"] for key in api.keys.values()] == ["laptop", "lp-abcdefgh"]
+    assert {rental.rate for rental in emulator.account.alive()} == {0.82}
+
+
+def test_machines_of_another_stack_are_never_seen(emulator: Emulator, tmp_path: Path) -> None:
+    """Two people, one account, the same name of a stack: their ids differ."""
+    mine, theirs = (spheron(emulator, tmp_path / who) for who in ("me", "them"))
+    asyncio.run(resource(mine).ensure(inputs(mine), None, print))
+    asyncio.run(resource(theirs).ensure(inputs(theirs, NAME.replace("abcdefgh", "zyxwvuts")), None, print))
+    assert [machine.name for machine in asyncio.run(mine.list("abcdefgh"))] == [NAME]
+    assert asyncio.run(theirs.find(NAME.replace("batch", "interactive"))) is None
+    assert len(emulator.account.alive()) == 2
+
+
+CREATE_STEPS = ("listDeployments", "listKeys", "addKey", "balance", "createDeployment")
+DELETE_STEPS = ("listDeployments", "deleteDeployment")
+WHEREVER = (Trouble.LIMITED, Trouble.BROKEN, Trouble.BROKEN_AFTER, Trouble.LOST_REQUEST, Trouble.LOST_ANSWER)
+
+
+@pytest.mark.parametrize(("trouble", "step"), list(itertools.product(WHEREVER, CREATE_STEPS)))
+def test_whatever_goes_wrong_once_in_a_create_one_machine_is_rented_and_one_is_billed(
+    emulator: Emulator, tmp_path: Path, trouble: Trouble, step: str
+) -> None:
+    cloud = spheron(emulator, tmp_path)
+    wanted = inputs(cloud)
+    emulator.faults.append(Fault(trouble, step, seconds=0.05))
+    if step == "createDeployment" and trouble in (Trouble.BROKEN, Trouble.LOST_REQUEST):
+        # An order that may have been carried out is not repeated by itself, but by the next command.
+        with pytest.raises(ProviderError, match="run the same command again"):
+            asyncio.run(resource(cloud).ensure(wanted, None, print))
+        assert emulator.asked.count("createDeployment") == 1
+    state = asyncio.run(resource(cloud).ensure(wanted, None, print))
+    assert [rental.name for rental in emulator.account.rentals.values()] == [NAME]
+    assert state.condition is Condition.RUNNING
+    assert emulator.faults[0].times == 0, "the fault never happened"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "step"), list(itertools.product(WHEREVER, ("listDeployments", "deleteDeployment")))
+)
+def test_whatever_goes_wrong_once_in_a_delete_the_account_is_empty_after_it(
+    emulator: Emulator, tmp_path: Path, trouble: Trouble, step: str
+) -> None:
+    cloud = spheron(emulator, tmp_path)
+    state = asyncio.run(resource(cloud).ensure(inputs(cloud), None, print))
+    emulator.faults.append(Fault(trouble, step, seconds=0.05))
+    asyncio.run(resource(cloud).delete(state, print))
+    assert emulator.account.alive() == []
+
+
+def test_a_provider_that_does_not_answer_leaves_what_is_known_of_a_machine(emulator: Emulator, tmp_path: Path) -> None:
+    cloud = spheron(emulator, tmp_path)
+    state = asyncio.run(resource(cloud).ensure(inputs(cloud), None, print))
+    emulator.faults.append(Fault(Trouble.BROKEN, times=99))
+    seen = asyncio.run(resource(cloud).read(state))
+    assert seen is not None
+    assert seen.condition is Condition.UNKNOWN
+    assert seen.machine_id == state.machine_id
+
+
+def test_a_machine_that_was_taken_back_is_gone_and_is_said_to_be(emulator: Emulator, tmp_path: Path) -> None:
+    cloud = spheron(emulator, tmp_path)
+    state = asyncio.run(resource(cloud).ensure(inputs(cloud), None, print))
+    assert emulator.account.take_back() == [NAME]
+    observed = asyncio.run(cloud.look(state.machine_id))
+    assert (observed.presence, observed.taken_back) == (Presence.GONE, True)
+    assert asyncio.run(resource(cloud).read(state)) is None
+
+
+def test_phantom_stock_is_a_refusal_and_is_not_offered_for_a_quarter_of_an_hour(tmp_path: Path) -> None:
+    now = [1_000_000.0]
+    with serving(
+        SpheronApi(stock=[Stock("p", "A100_SXM4", "A100", "A100 SXM4 80GB", "SXM4", 80, 1.69, 0.82, phantom=True)])
+    ) as emulator:
+        cloud = spheron(emulator, tmp_path)
+        cloud = replace(cloud, wire=replace(cloud.wire, quota=replace(cloud.wire.quota, clock=lambda: now[0])))
+        wanted = inputs(cloud)
+        with pytest.raises(NoStockError, match="left aside for 15 minutes"):
+            asyncio.run(resource(cloud).ensure(wanted, None, print))
+        left = asyncio.run(cloud.offers())
+        assert wanted.offer.id not in {each.id for each in left}
+        assert left, "other regions and the other market are still offered"
+        now[0] += 901
+        assert wanted.offer.id in {each.id for each in asyncio.run(cloud.offers())}
+        assert emulator.account.rentals == {}
+
+
+def test_a_minimum_run_time_is_waited_out_or_told_with_its_cost(tmp_path: Path) -> None:
+    now = [0.0]
+    account = Account(clock=lambda: time.time() + now[0])
+    with serving(SpheronApi(account)) as emulator:
+        cloud = spheron(emulator, tmp_path)
+        state = asyncio.run(resource(cloud).ensure(inputs(cloud), None, print))
+        now[0] = 20 * 60 - 1.5
+        with pytest.raises(ProviderError, match=r"Until then it costs \$0\.\d\d more; destroy again after"):
+            asyncio.run(replace(resource(cloud), waits=False).delete(state, print))
+        assert account.alive()
+        said: list[str] = []
+        asyncio.run(resource(cloud).delete(state, said.append))
+        assert account.alive() == []
+        assert any("which costs $0.00" in each for each in said)
+        seconds, dollars = account.bill()[NAME]
+        assert dollars == pytest.approx(seconds * 0.82 / HOUR)
+
+
+def test_orders_beyond_the_limit_wait_and_say_so_and_processes_share_the_count(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    limits = {CREATES: Limit(2, 1.0), REQUESTS: Limit(1000, 900.0)}
+    one, other = spheron(emulator, tmp_path, limits), spheron(emulator, tmp_path, limits)
+    assert one.wire.quota == other.wire.quota
+    said: list[str] = []
+    for number, cloud in enumerate((one, other, one), start=1):
+        wanted = inputs(cloud, f"lp-abcdefgh-batch-{number}-g1")
+        asyncio.run(resource(cloud).ensure(wanted, None, said.append))
+    assert len(emulator.account.alive()) == 3
+    assert emulator.asked.count("createDeployment") == 3, "nothing is sent that would be refused"
+    assert any("takes no more orders for now; going on in" in each for each in said)
+
+
+def test_a_wrong_key_and_an_unreachable_provider_are_said_as_what_they_are(emulator: Emulator, tmp_path: Path) -> None:
+    quota = Quota(tmp_path / "q.json", LIMITS)
+    wrong = SpheronCloud.of({"SPHERON_API_KEY": "another", "SPHERON_API_URL": emulator.url}, quota)
+    with pytest.raises(CloudError, match="Spheron does not take SPHERON_API_KEY"):
+        asyncio.run(wrong.find(NAME))
+    with pytest.raises(CloudError, match="SPHERON_API_KEY is not set"):
+        asyncio.run(SpheronCloud.of({"SPHERON_API_URL": emulator.url}, quota).find(NAME))
+    assert "another" not in str(wrong.wire.key)
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_an_address_may_come_before_the_machine_does_and_lists_in_either_form(tmp_path: Path, bare: bool) -> None:
+    now = [0.0]
+    account = Account(clock=lambda: now[0], boot_s=600, address_s=30)
+    stages: list[tuple[bool, Phase]] = []
+    with serving(SpheronApi(account, bare_lists=bare)) as emulator:
+        cloud = spheron(emulator, tmp_path)
+        for number in range(1, 8):  # more than a page
+            asyncio.run(resource(cloud).ensure(inputs(cloud, f"lp-abcdefgh-batch-{number}-g1"), None, print))
+        for at in (0.0, 60.0, 700.0):
+            now[0] = at
+            machine = asyncio.run(cloud.find("lp-abcdefgh-batch-7-g1"))
+            assert machine is not None
+            stages.append((bool(machine.address), machine.phase))
+    assert stages == [(False, Phase.BOOTING), (True, Phase.BOOTING), (True, Phase.RUNNING)]
+
+
+def test_ten_that_look_at_once_ask_once(emulator: Emulator, tmp_path: Path) -> None:
+    cloud = replace(spheron(emulator, tmp_path), fresh_s=10.0)
+
+    async def together() -> list[Machine | None]:
+        return await asyncio.gather(*(cloud.find(f"lp-abcdefgh-batch-{number}-g1") for number in range(10)))
+
+    assert asyncio.run(together()) == [None] * 10
+    assert emulator.asked == ["listDeployments"]
+
+
+def test_a_quota_is_never_exceeded_by_threads_that_ask_at_once(tmp_path: Path) -> None:
+    quota = Quota(tmp_path / "q.json", {REQUESTS: Limit(25, 900.0)})
+    barrier = threading.Barrier(8)
+
+    def ask(_: int) -> int:
+        barrier.wait(10)
+        return sum(asyncio.run(quota.take(REQUESTS)) == 0 for _ in range(6))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(ask, range(8))) == 25
+
+
+def test_a_question_that_would_wait_too_long_is_refused_with_the_seconds(emulator: Emulator, tmp_path: Path) -> None:
+    cloud = spheron(emulator, tmp_path, {REQUESTS: Limit(2, 900.0)})
+    asyncio.run(cloud.offers())  # two pages
+    with pytest.raises(LimitedError, match="takes no more requests for") as refusal:
+        asyncio.run(cloud.find(NAME))
+    assert 800 < refusal.value.wait_s <= 900
