@@ -14,13 +14,13 @@ TEST_PROCESSES ?= 2
 export TORCH_BACKEND PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup installed setup-test deploy preview status logs admin destroy endpoint test bench bench-gpu soak lint format pins schema
+.PHONY: help setup installed setup-test deploy plan preview status logs admin destroy sweep endpoint test bench bench-gpu soak lint format pins schema
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  STACK=name|path.yaml picks a stack (default: local), MODEL=repository|folder its weights,"
-	@echo "  TORCH_BACKEND=cpu|cu126|auto the build of torch, PYTHON=... the interpreter."
+	@echo "  TORCH_BACKEND=cpu|cu126|auto the build of torch, PYTHON=... the interpreter, YES=1 rents unasked."
 
 setup:
 	@$(SETUP) $(RUN)
@@ -34,7 +34,10 @@ setup-test:
 	@$(LETTERPRESS) setup --tests
 
 deploy: setup ## set up what is missing, preview, bring the stack up, wait until it makes an image
-	@$(LETTERPRESS) deploy '$(STACK)' $(if $(MODEL),--model '$(MODEL)')
+	@$(LETTERPRESS) deploy '$(STACK)' $(if $(MODEL),--model '$(MODEL)') $(if $(YES),--yes)
+
+plan: installed ## what it would cost, per image, beside the hosted API (IMAGES=n a month)
+	@$(LETTERPRESS) plan '$(STACK)' $(if $(IMAGES),--images-per-month '$(IMAGES)')
 
 preview: setup ## show what `make deploy` would change
 	@$(LETTERPRESS) preview '$(STACK)' $(if $(MODEL),--model '$(MODEL)')
@@ -53,6 +56,9 @@ endpoint: installed ## the endpoint and its key, as JSON
 
 destroy: installed ## end everything the stack started, and only that
 	@$(LETTERPRESS) destroy '$(STACK)'
+
+sweep: installed ## list what is rented in the stack's name and is in no state (DELETE=name|all deletes it)
+	@$(LETTERPRESS) sweep '$(STACK)' $(if $(filter all,$(DELETE)),--all,$(if $(DELETE),--delete '$(DELETE)'))
 
 test: setup-test ## set up what is missing, run every test that needs no GPU (PYTEST_ARGS=...)
 	@data=$$(mktemp -d /tmp/lp.XXXXXX) && trap 'rm -rf "$$data"' EXIT && export COVERAGE_FILE="$$data/coverage" && \

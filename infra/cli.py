@@ -39,6 +39,9 @@ app.add_typer(keys, name="keys")
 db = typer.Typer(no_args_is_help=True, help="The router's database.")
 app.add_typer(db, name="db")
 
+emulate = typer.Typer(no_args_is_help=True, help="Providers that cost nothing, to try stacks that rent machines.")
+app.add_typer(emulate, name="emulate")
+
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="The key's name.")]
 PerMinute = Annotated[int | None, typer.Option("--per-minute", min=1, help="Requests that create jobs.")]
 Running = Annotated[int | None, typer.Option("--running", min=1, help="Jobs at once; more wait.")]
@@ -62,11 +65,15 @@ def setup(
 
 
 @app.command()
-def deploy(stack: Stack = "local", model: Model = None) -> None:
+def deploy(
+    stack: Stack = "local",
+    model: Model = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Rent what is described without asking.")] = False,
+) -> None:
     """Bring the stack up as described, repair what died, and wait until it makes an image."""
     from infra.lifecycle import deploy as run
 
-    run(stack, model)
+    run(stack, model, yes=yes)
 
 
 @app.command()
@@ -78,11 +85,54 @@ def preview(stack: Stack = "local", model: Model = None) -> None:
 
 
 @app.command()
-def destroy(stack: Stack = "local") -> None:
+def plan(
+    stack: Stack = "local",
+    offers: Annotated[Path | None, typer.Option("--offers", help="A file of offers, instead of asking.")] = None,
+    save_offers: Annotated[Path | None, typer.Option("--save-offers", help="Keep the offers for another day.")] = None,
+    images_per_month: Annotated[int | None, typer.Option("--images-per-month", min=1, help="Of each pool.")] = None,
+    size: Annotated[str, typer.Option("--size", help="Of the image that costs are compared for.")] = "1024x1024",
+    steps: Annotated[int, typer.Option("--steps", min=1, max=100)] = 25,
+    json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """What the stack would cost: offers of now, dollars an image, and the hosted API beside them."""
+    from infra.plan import Question, show
+
+    show(Question(stack, offers, images_per_month, size, steps), as_json=json, save=save_offers)
+
+
+@app.command()
+def destroy(
+    stack: Stack = "local",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Fail where a minimum run time is not over.")] = False,
+) -> None:
     """End everything that the stack started, and only that."""
     from infra.lifecycle import destroy as run
 
-    run(stack)
+    run(stack, waits=not no_wait)
+
+
+@app.command()
+def sweep(
+    stack: Stack = "local",
+    delete: Annotated[list[str] | None, typer.Option("--delete", metavar="NAME", help="May be repeated.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Delete all that are found.")] = False,
+) -> None:
+    """List what is rented in the stack's name and is in no state; delete what it is told to."""
+    from infra.sweep import sweep as run
+
+    run(stack, delete or [], every=every)
+
+
+@emulate.command("spheron")
+def emulate_spheron(
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0: any that is free.")] = 0,
+    boot: Annotated[float, typer.Option("--boot", min=0, help="Seconds that a machine takes to boot.")] = 5.0,
+    minimum: Annotated[int, typer.Option("--minimum", min=0, help="Minutes of minimum run time.")] = 0,
+) -> None:
+    """Spheron without an account: offers, machines and a bill, all of them made up."""
+    from infra.emulate.run import spheron
+
+    spheron(port, boot, minimum)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from rich.progress import Progress as Live
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from infra.costs import Charge
 from infra.deployment import Deployment
 from infra.endpoint import relative_to
 from infra.engine.events import Action, Change, OnProgress, Progress, Stage
@@ -67,6 +68,29 @@ def show_plan(changes: Sequence[Change]) -> None:
     for change in sorted(changes, key=lambda change: (change.kind, change.resource)):
         because = f"  ({', '.join(change.because)})" if change.because else ""
         OUT.print(f"  {MARKS[change.action]} {change.action:<8} {change.kind:<13} {escape(change.resource + because)}")
+
+
+def show_charges(charges: Sequence[Charge]) -> None:
+    """What the machines cost, a line each, and together."""
+    drawn = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("machine", "", "GPU", "market", "region", "$/h", "$/image"):
+        drawn.add_column(column, justify="right" if column.startswith("$") else "left", no_wrap=True)
+    for charge in charges:
+        offer = charge.offer
+        image = "-" if charge.dollars_per_image is None else f"{charge.dollars_per_image:.4f}"
+        gpu = f"{offer.gpus} x {offer.gpu}" if offer.gpus > 1 else offer.gpu
+        state = "[green]new[/]" if charge.fresh else ""
+        cells = (charge.machine, state, escape(gpu), offer.market, escape(offer.region), f"{offer.price:.2f}", image)
+        drawn.add_row(*cells)
+    OUT.print(drawn)
+    total = sum(charge.offer.price for charge in charges)
+    fresh = sum(charge.offer.price for charge in charges if charge.fresh)
+    OUT.print(f"Together [bold]${total:.2f} an hour[/], of which ${fresh:.2f} are new.")
+
+
+def ask(question: str) -> bool:
+    """Yes or no, from a person at a terminal; no is what an empty answer means."""
+    return OUT.input(f"{escape(question)} [dim](y/N)[/] ").strip().lower() in {"y", "yes"}
 
 
 def account(counts: Mapping[Action, int]) -> str:

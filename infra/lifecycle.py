@@ -7,24 +7,39 @@ work is another module's.
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
+from collections.abc import Iterator, Sequence
 
-from infra.console import account, following, say, show_endpoint, show_plan, unheard
+from infra.console import account, ask, following, say, show_charges, show_endpoint, show_plan, unheard
+from infra.costs import Charge
 from infra.deployment import Deployment, forget, stack_name
 from infra.endpoint import Endpoint
-from infra.engine import EngineSettings, operate
+from infra.engine import EngineSettings, OperationFailedError, operate
 from infra.errors import InfraError
 from infra.paths import StackPaths
+from infra.placement import Placement
+from infra.planner import Plan
 from infra.planner import plan as decide
+from infra.provider.site import NO_WAIT
 from infra.setup.engine import ensure_engine
 from infra.setup.nginx import ensure_nginx
-from infra.strays import end_strays
+from infra.strays import StraysError, end_strays, rented
 from router.client import AdminClient, RouterClient, RouterClientError
 from router.contract import JobRequest
 
 FIRST_IMAGE_WITHIN_S = 300.0
 """One step at the smallest size, on workers that said they are ready; other jobs may wait before it."""
 FIRST_IMAGE = JobRequest(prompt="ready", width=256, height=256, steps=1)
+
+
+ROUNDS = 5
+"""So often may offers turn out to be sold out before a deploy gives up."""
+
+
+class SpendingError(InfraError):
+    """Nobody agreed to what it would cost."""
 
 
 class NotServingError(InfraError):
@@ -37,13 +52,33 @@ def ensure_tools() -> EngineSettings:
     return EngineSettings(binary=ensure_engine(say))
 
 
-def deploy(stack: str, model: str | None) -> None:
-    """Make the world as the stack file says, and prove it with an image."""
+def deploy(stack: str, model: str | None, *, yes: bool = False) -> None:
+    """Make the world as the stack file says, and prove it with an image. `yes`: it may spend money unasked."""
     begun = time.monotonic()
     settings = ensure_tools()
     deployment = Deployment.described(stack, model)
-    name = deployment.description.name
     plan = asyncio.run(decide(deployment.description, deployment.paths))
+    agreed, rounds, ended = 0.0, 0, ""
+    while not ended:
+        rounds += 1
+        agreed = _agree(plan.charges, agreed, yes=yes)
+        try:
+            ended = _bring_up(deployment, plan, settings)
+        except OperationFailedError as error:
+            again = asyncio.run(decide(deployment.description, deployment.paths))
+            if again.placement == plan.placement or rounds == ROUNDS:
+                raise
+            say(str(error))
+            for line in moves(plan.placement, again.placement):
+                say(line)
+            plan = again
+    say(f"{ended} ({time.monotonic() - begun:.1f} s).")
+    show_endpoint(deployment)
+
+
+def _bring_up(deployment: Deployment, plan: Plan, settings: EngineSettings) -> str:
+    """Preview, up, first image; what came of it in a sentence."""
+    name = deployment.description.name
     with operate(name, deployment.paths, plan.declared, settings, f"deploy {name}") as engine:
         say(f"Looking at stack {name}")
         wanted = engine.preview(unheard)
@@ -59,8 +94,37 @@ def deploy(stack: str, model: str | None) -> None:
         if not deployment.proved and (pool := deployment.pool_in_use):
             asyncio.run(_first_image(deployment.endpoint, pool))
             deployment.prove()
-    say(f"{ended} ({time.monotonic() - begun:.1f} s).")
-    show_endpoint(deployment)
+    return ended
+
+
+def _agree(charges: Sequence[Charge], agreed: float, *, yes: bool) -> float:
+    """The dollars an hour that are agreed upon. Raises SpendingError unless somebody says yes to what is new."""
+    total = sum(charge.offer.price for charge in charges)
+    if not any(charge.fresh for charge in charges) or total <= agreed:
+        return agreed
+    show_charges(charges)
+    if yes:
+        return total
+    if not sys.stdin.isatty():
+        raise SpendingError(
+            f"this rents machines for ${total:.2f} an hour in all, and nobody is here to be asked; say --yes (YES=1 "
+            "with make) if that is meant. Nothing was rented"
+        )
+    if not ask("Rent them?"):
+        raise SpendingError("nothing was rented")
+    return total
+
+
+def moves(before: Placement, after: Placement) -> Iterator[str]:
+    """What became of machines whose offers turned out to be sold out, a line each."""
+    for placed in after.machines:
+        old = before.of(placed.machine)
+        if old and old.offer.id != placed.offer.id:
+            new = placed.offer
+            yield (
+                f"{placed.machine}: takes {new.gpu} ({new.market}) in {new.region} at ${new.price:.2f}/h instead of "
+                f"{old.offer.gpu} ({old.offer.market}) in {old.offer.region}"
+            )
 
 
 def preview(stack: str, model: str | None) -> None:
@@ -77,12 +141,19 @@ def preview(stack: str, model: str | None) -> None:
         say("Nothing was changed; `make deploy` does it.")
     else:
         say(f"Nothing to change: stack {name} runs as described.")
+    if plan.charges:
+        show_charges(plan.charges)
 
 
-def destroy(stack: str) -> None:
-    """End everything that the state holds, or, if it was lost, what runs in the stack's name. Needs no stack file."""
+def destroy(stack: str, *, waits: bool = True) -> None:
+    """End everything that the state holds, or, if it was lost, what runs in the stack's name. Needs no stack file.
+
+    `waits` for machines that their cloud does not take back yet; otherwise it fails with the hour and the cost.
+    """
     begun = time.monotonic()
     name = stack_name(stack)
+    if not waits:
+        os.environ[NO_WAIT] = "1"  # read by the provider, which the engine starts
     paths = StackPaths.of(name)
     if not paths.root.is_dir():
         say(f"Nothing to destroy: stack {name} was never deployed from this checkout.")
@@ -96,7 +167,14 @@ def destroy(stack: str) -> None:
             return
         with following() as tell:
             done = engine.destroy(tell)
+    left = asyncio.run(rented(paths))
     forget(paths)
+    if left:
+        listed = ", ".join(machine.name for machine in left)
+        raise StraysError(
+            f"stack {name}: its state is empty, and its cloud still has {listed}; `letterpress sweep {name}` shows "
+            "and deletes them"
+        )
     say(f"Stack {name} is gone ({account(done.counts)}; {time.monotonic() - begun:.1f} s).")
     say(f"Its keys, logs and the router's data stay in {paths.root}; remove that folder to forget it.")
 

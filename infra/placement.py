@@ -2,22 +2,27 @@
 
 A pure function of the description, what the clouds sell now, and what was decided before. A machine that
 has to take another offer becomes a new generation of itself: another name, so that its predecessor is
-never mistaken for it. Reading and writing the decision is all the I/O here.
+never mistaken for it. Which offers suit a pool, and at what cost an image, is `infra.choice`'s. Reading and
+writing the decision is all the I/O here.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from infra.clouds import Offer
+from infra.choice import Judge, Wish
+from infra.clouds import Market, Offer
 from infra.clouds.local import gpu_index
 from infra.errors import InfraError
 from infra.files import replace_file
-from infra.stack import TINY, CloudName, Device, Pool, StackDescription
+from infra.stack import TINY, CloudName, Device, Fallback, Pool, StackDescription
+
+SHOWN_REASONS = 6
 
 
 class PlacementError(InfraError):
@@ -35,9 +40,10 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A place for every machine of a stack."""
+    """A place for every machine of a stack. `numbers` are how many machines watch gave to the pools that it scales."""
 
     machines: tuple[Placed, ...] = ()
+    numbers: tuple[tuple[str, int], ...] = ()
 
     def of(self, machine: str) -> Placed | None:
         return next((placed for placed in self.machines if placed.machine == machine), None)
@@ -63,36 +69,67 @@ def devices(offer: Offer) -> tuple[str, ...]:
     return (f"cuda:{here}",) if here is not None else tuple(f"cuda:{index}" for index in range(offer.gpus))
 
 
-def place(description: StackDescription, offers: Sequence[Offer], previous: Placement) -> Placement:
+def wishes(pool: Pool) -> tuple[Wish, ...]:
+    """What a pool asks for, and what it would take instead."""
+    wish = Wish(pool.market, pool.tier, pool.gpus, pool.regions, pool.gpus_per_machine, pool.max_price)
+    if pool.market is Market.SPOT and pool.fallback is Fallback.ON_DEMAND:
+        return (wish, replace(wish, market=Market.ON_DEMAND))
+    return (wish,)
+
+
+def place(
+    description: StackDescription,
+    offers: Sequence[Offer],
+    previous: Placement,
+    alive: frozenset[str] = frozenset(),
+    judge: Judge = Judge(),  # noqa: B008 - a value
+) -> Placement:
     """Choose an offer for every machine. Raises PlacementError if one goes without.
 
-    First every machine keeps what it had, if that is still offered and still suits; then those without
-    take the cheapest that is left.
+    First every machine keeps what it had, if that still suits and is still offered, or if the machine is `alive`:
+    what runs is not given up because nobody else can rent it any more. Then those without take the best that is
+    left, within the stack's budget.
     """
-    offered = {offer.id: offer for offer in offers}
+    offered = {offer.id for offer in offers}
     taken: set[str] = set()
     kept: dict[str, Placed] = {}
-    for machine, pool in _machines(description):
+    wanted = tuple(_machines(description, previous))
+    for machine, pool in wanted:
         before = previous.of(machine)
-        if before is None or before.offer.id not in offered or not _suits(before.offer, description, pool):
+        if before is None or not _suits(before.offer, description, pool):
+            continue
+        if before.offer.id not in offered and machine not in alive:
             continue
         if not taken.isdisjoint(_exclusive(before.offer)):
             continue
         taken.update(_exclusive(before.offer))
         kept[machine] = before
+    spent = sum(placed.offer.price for placed in kept.values())
     placed = []
-    for machine, pool in _machines(description):
+    for machine, pool in wanted:
         if machine in kept:
             placed.append(kept[machine])
             continue
-        free = [o for o in offers if _suits(o, description, pool) and taken.isdisjoint(_exclusive(o))]
-        if not free:
-            raise PlacementError(_no_offer(description, offers))
-        offer = min(free, key=lambda offer: (offer.price, offer.id))
+        ranked = _ranked(description, pool, offers, judge)
+        offer = next((each for each in ranked if taken.isdisjoint(_exclusive(each))), None)
+        if offer is None:
+            raise PlacementError(_no_offer(description, machine, pool, offers, judge))
+        spent += offer.price
+        require_budget(description, spent, machine)
         taken.update(_exclusive(offer))
         before = previous.of(machine)
         placed.append(Placed(machine, offer, before.generation + 1 if before else 1))
-    return Placement(tuple(placed))
+    return Placement(tuple(placed), previous.numbers)
+
+
+def require_budget(description: StackDescription, spent: float, machine: str) -> None:
+    """Raise PlacementError if the machines together cost more an hour than the stack may."""
+    budget = description.budget_per_hour
+    if budget is not None and spent > budget + 1e-9:
+        raise PlacementError(
+            f"stack {description.name}: with {machine} its machines would cost ${spent:.2f} an hour, and "
+            f"`budget_per_hour` is ${budget:.2f}; raise it, or describe fewer or cheaper machines"
+        )
 
 
 def read_placement(file: Path) -> Placement:
@@ -110,18 +147,37 @@ def write_placement(file: Path, placement: Placement) -> None:
     replace_file(file, _JSON.dump_json(placement, indent=2) + b"\n")
 
 
-def _machines(description: StackDescription) -> Iterator[tuple[str, Pool]]:
+def count(pool: str, described: Pool, previous: Placement) -> int:
+    """How many machines a pool has: as many as were decided last, where its number is watch's, within its bounds."""
+    if described.scale is None:
+        return described.machines
+    decided = dict(previous.numbers).get(pool, described.machines)
+    return min(max(decided, described.scale.least), described.scale.most)
+
+
+def _machines(description: StackDescription, previous: Placement) -> Iterator[tuple[str, Pool]]:
     for name, pool in description.pools.items():
-        for machine in machine_names(name, pool.machines):
+        for machine in machine_names(name, count(name, pool, previous)):
             yield machine, pool
 
 
 def _suits(offer: Offer, description: StackDescription, pool: Pool) -> bool:
-    return (
-        offer.cloud == description.cloud
-        and offer.market == pool.market
-        and bool(offer.gpus) == wants_gpu(description, pool)
-    )
+    """Whether it is what the pool asks for, whatever it costs by now."""
+    if offer.cloud != description.cloud:
+        return False
+    if offer.cloud == CloudName.LOCAL:
+        return offer.market == pool.market and bool(offer.gpus) == wants_gpu(description, pool)
+    unpriced = (replace(wish, max_price=None) for wish in wishes(pool))
+    return any(not Judge().judge(offer, wish).refused for wish in unpriced)
+
+
+def _ranked(description: StackDescription, pool: Pool, offers: Sequence[Offer], judge: Judge) -> list[Offer]:
+    """Offers that suit the pool, the best first; what it would take instead comes after all that it wants."""
+    if description.cloud == CloudName.LOCAL:
+        return sorted((o for o in offers if _suits(o, description, pool)), key=lambda offer: (offer.price, offer.id))
+    own = [offer for offer in offers if offer.cloud == description.cloud]
+    considered = [judge.consider(own, wish) for wish in wishes(pool)]
+    return [one.offer for each in considered for one in each if not one.refused]
 
 
 def _exclusive(offer: Offer) -> tuple[str, ...]:
@@ -130,7 +186,15 @@ def _exclusive(offer: Offer) -> tuple[str, ...]:
     return () if index is None else (f"gpu-{index}",)
 
 
-def _no_offer(description: StackDescription, offers: Sequence[Offer]) -> str:
+def _no_offer(description: StackDescription, machine: str, pool: Pool, offers: Sequence[Offer], judge: Judge) -> str:
+    if description.cloud != CloudName.LOCAL:
+        reasons = Counter(one.why for one in judge.consider(offers, wishes(pool)[0]))
+        said = "; ".join(f"{number} x {why}" for why, number in reasons.most_common(SHOWN_REASONS))
+        return (
+            f"stack {description.name}: no offer of {description.cloud} suits {machine}, of {len(offers)} looked at"
+            f"{': ' if said else ''}{said}. `make plan STACK={description.name}` shows each; widen the pool's `gpus`, "
+            "`regions` or `max_price`, or try again later"
+        )
     wanting = [(name, pool) for name, pool in description.pools.items() if wants_gpu(description, pool)]
     wanted = sum(pool.machines for _, pool in wanting)
     there = len({key for offer in offers for key in _exclusive(offer)})

@@ -11,8 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.choice import Judge
+from infra.clouds import Cloud
 from infra.code import code_fingerprint
+from infra.costs import Charge, charges
 from infra.description import DescriptionError
+from infra.figures import read_figures
 from infra.identity import Identity, ensure_identity
 from infra.paths import StackPaths, repository_root
 from infra.placement import Placement, PlacementError, place, read_placement, write_placement
@@ -35,11 +39,12 @@ def programs_here(root: Path | None = None) -> Programs:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a deploy would bring about. `before` is the placement that `placement` was decided upon."""
+    """What a deploy would bring about, and what its machines cost. `before` is what it was decided upon."""
 
     declared: tuple[Declared, ...]
     placement: Placement
     before: Placement
+    charges: tuple[Charge, ...] = ()
 
     def keep(self, paths: StackPaths) -> None:
         """Write the decision down. Raises PlacementError if another one was written since it was made."""
@@ -48,18 +53,37 @@ class Plan:
         write_placement(_decision(paths), self.placement)
 
 
-async def plan(description: StackDescription, paths: StackPaths, programs: Programs | None = None) -> Plan:
-    """Every resource of the stack, placed. Raises PlacementError or CloudError if a machine goes without."""
+async def plan(
+    description: StackDescription,
+    paths: StackPaths,
+    programs: Programs | None = None,
+    wanting: Placement | None = None,
+) -> Plan:
+    """Every resource of the stack, placed: as watch decided (`wanting`), or as is decided now.
+
+    Raises PlacementError or CloudError if a machine goes without.
+    """
     paths.create()
     before, identity = placed(paths)
     cloud = Site(paths, os.environ).cloud(description.cloud)
-    placement = place(description, await cloud.offers(), before)
+    fleet = read_figures(paths)
+    alive = await alive_machines(cloud, before, identity)
+    offers = () if wanting is not None else await cloud.offers()
+    placement = wanting if wanting is not None else place(description, offers, before, alive, Judge(fleet))
     secrets = SecretStore(paths.secrets)
     keep_given(description, secrets, os.environ)
     names = (*secret_names(placement), *given_secrets(description))
     fingerprints = {name: secrets.fingerprint(name) for name in names}
     declared = resources(description, placement, identity, fingerprints, programs or programs_here())
-    return Plan(declared, placement, before)
+    return Plan(declared, placement, before, charges(description, placement, alive, fleet))
+
+
+async def alive_machines(cloud: Cloud, placement: Placement, identity: Identity) -> frozenset[str]:
+    """The machines, by their names in the stack, that are there as they were placed."""
+    there = {machine.name for machine in await cloud.list(identity.id)}
+    return frozenset(
+        each.machine for each in placement.machines if identity.machine(each.machine, each.generation) in there
+    )
 
 
 def keep_given(description: StackDescription, secrets: SecretStore, environ: Mapping[str, str]) -> None:

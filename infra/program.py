@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infra.identity import Identity
-from infra.placement import Placed, Placement, devices, machine_names
+from infra.placement import Placed, Placement, count, devices, machine_names
 from infra.provider.machine import MachineInputs
 from infra.provider.registration import RegistrationInputs
 from infra.provider.resource import Inputs, Kind
@@ -82,7 +82,7 @@ class Seat:
 def seats(name: str, pool: Pool, placement: Placement) -> Iterator[tuple[Placed, tuple[Seat, ...]]]:
     """Each placed machine of a pool with its workers; ports count up from the pool's first, across machines."""
     port = pool.first_port
-    for machine in machine_names(name, pool.machines):
+    for machine in machine_names(name, pool.most):
         placed = placement.of(machine)
         if placed is None:
             continue
@@ -173,7 +173,7 @@ def _pool(
     fingerprints: Mapping[str, str],
     program: Program,
 ) -> Iterator[Declared]:
-    for machine in machine_names(name, pool.machines):
+    for machine in machine_names(name, count(name, pool, placement)):
         if placement.of(machine) is None:
             raise ValueError(f"{machine} has no place; place() gives every described machine one")
     setting = first_port_setting(name)

@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from infra.clouds import Market
 from infra.description import DescriptionError, read_yaml, say
+from infra.gpus import GpuModel
 from infra.paths import repository_root
 from router.contract import PoolName
 from worker.contract import MAX_SIDE, MIN_SIDE, SIDE_STEP, Metadata, Tier
@@ -159,6 +160,35 @@ def _size(text: str) -> str:
 Size = Annotated[str, AfterValidator(_size)]
 
 
+class Fallback(StrEnum):
+    """What a spot pool does while no spot machine is to be had."""
+
+    NONE = "none"  # waits for one
+    ON_DEMAND = "on_demand"  # rents on demand meanwhile
+
+
+class Scale(Described):
+    """How far, and by what, `letterpress watch` changes the number of a pool's machines."""
+
+    least: Annotated[int, Field(strict=True, ge=0, le=256)] = 0
+    most: Annotated[int, Field(strict=True, ge=1, le=256)]
+    wait_s: Annotated[float, Field(gt=0)] = Field(
+        600.0, description="Seconds in which its machines should be through with all that waits; more rents more."
+    )
+    idle_s: Annotated[float, Field(ge=0)] = Field(
+        900.0, description="Seconds without anything to do, after which a machine is given back."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.least > self.most:
+            raise PydanticCustomError("scale", "should have `least` no greater than `most`")
+        return self
+
+
+Dollars = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class Pool(Described):
     """Workers of one kind of traffic."""
 
@@ -174,6 +204,25 @@ class Pool(Described):
     warm_sizes: Annotated[tuple[Size, ...], Field(min_length=1)] = Field(
         ("1024x1024",), description="Made once before a worker is ready; the largest has to fit into its GPU's memory."
     )
+    gpus: tuple[GpuModel, ...] = Field(
+        (), description="Cards to rent, the most liked first; the cheapest image decides. Default: any that fits."
+    )
+    gpus_per_machine: Annotated[int, Field(strict=True, ge=1, le=16)] = 1
+    regions: tuple[Text, ...] = Field((), description="Where to rent, by the cloud's names. Default: anywhere.")
+    max_price: Dollars | None = Field(None, description="US dollars an hour that one machine may cost.")
+    fallback: Fallback = Field(Fallback.NONE, description="Of a spot pool: on_demand rents so while spot is sold out.")
+    scale: Scale | None = Field(None, description="`machines` then says with how many it begins.")
+
+    @property
+    def most(self) -> int:
+        """How many machines it may come to have."""
+        return max(self.machines, self.scale.most) if self.scale else self.machines
+
+    @model_validator(mode="after")
+    def _begins_within_bounds(self) -> Self:
+        if self.scale and not self.scale.least <= self.machines <= self.scale.most:
+            raise PydanticCustomError("scale", "should have `machines` within `scale`'s bounds")
+        return self
 
 
 class StackDescription(Described):
@@ -200,6 +249,13 @@ class StackDescription(Described):
         description="What each image file says of how it was made: all, settings (without prompt and caption), none.",
     )
     cache: Text | None = Field(None, description="Folder for weights on each machine; default: the worker's own.")
+    budget_per_hour: Dollars | None = Field(
+        None,
+        description="US dollars an hour that all its machines together may cost; no deploy and no watch exceeds it.",
+    )
+    lives_for_hours: Dollars | None = Field(
+        None, description="After so long `letterpress watch` gives everything back; a stack of an experiment."
+    )
     router: Router = Router()
     pools: Annotated[dict[PoolName, Pool], Field(min_length=1)] = Field(description="By name.")
 
@@ -222,7 +278,7 @@ class StackDescription(Described):
         yield "router.edge.port", self.router.edge.port
         yield "router.admin.port", self.router.admin.port
         for name, pool in self.pools.items():
-            for index in range(pool.machines):
+            for index in range(pool.most * pool.gpus_per_machine):
                 yield first_port_setting(name), pool.first_port + index
 
 

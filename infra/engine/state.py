@@ -27,6 +27,8 @@ class Recorded:
     kind: Kind
     condition: Condition
     reason: str = ""
+    rented: str = ""
+    """Of a machine: the name that it is rented under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +105,5 @@ def _begun(resource: _Resource) -> _Resource:
 
 def _recorded(resource: _Resource, kind: Kind) -> Recorded:
     found = Found.model_validate(resource.outputs)
-    return Recorded(name_of(resource.urn), kind, found.condition, found.reason)
+    rented = resource.outputs.get("name") if kind is Kind.MACHINE else ""
+    return Recorded(name_of(resource.urn), kind, found.condition, found.reason, str(rented or ""))

@@ -47,7 +47,9 @@ def deployment(*resources: dict[str, Any], pending: tuple[dict[str, Any], ...] =
 
 
 def test_our_own_resources_are_read_with_their_condition() -> None:
-    assert recorded(deployment(MACHINE)) == StackState((Recorded("a-1", Kind.MACHINE, Condition.RUNNING),))
+    assert recorded(deployment(MACHINE)) == StackState(
+        (Recorded("a-1", Kind.MACHINE, Condition.RUNNING, rented="a-1"),)
+    )
 
 
 def test_a_stack_that_was_never_brought_up_holds_nothing() -> None:

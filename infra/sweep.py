@@ -1,0 +1,45 @@
+"""`letterpress sweep`: what a cloud has in a stack's name and no state knows; deleted where that is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+
+from infra.console import say
+from infra.deployment import stack_name
+from infra.engine import EngineSettings, operate
+from infra.errors import InfraError
+from infra.paths import StackPaths
+from infra.provider.site import Site
+from infra.setup.engine import ensure_engine
+from infra.strays import StraysError, strays
+
+
+def sweep(stack: str, delete: Sequence[str], *, every: bool) -> None:
+    """List the strays; delete those of them that `delete` names, or all. Under the stack's lock."""
+    name = stack_name(stack)
+    paths = StackPaths.of(name)
+    if not paths.root.is_dir():
+        raise StraysError(f"stack {name} was never deployed from this checkout, so its id is not known here")
+    with operate(name, paths, (), EngineSettings(binary=ensure_engine(say)), f"sweep {name}") as engine:
+        known = frozenset(each.rented for each in engine.state().resources if each.rented)
+        found = asyncio.run(strays(paths, known))
+        if unknown := set(delete) - {machine.name for _, machine in found}:
+            raise StraysError(f"stack {name}: {', '.join(sorted(unknown))}: no stray of that name; see `sweep {name}`")
+        if not found:
+            say(f"Stack {name}: its clouds have nothing in its name that its state does not know.")
+        site, failures = Site(paths, os.environ), []
+        for cloud, machine in found:
+            since = f", since {machine.rented_at:%Y-%m-%d %H:%M} UTC" if machine.rented_at else ""
+            price = f", ${machine.price:.2f}/h" if machine.price else ""
+            if not every and machine.name not in delete:
+                say(f"  {machine.name}  ({cloud}{price}{since})  not in the state; --delete {machine.name} deletes it")
+                continue
+            try:
+                asyncio.run(site.cloud(cloud).delete(machine.id))
+                say(f"  {machine.name}  ({cloud}{price}{since})  deleted")
+            except InfraError as error:
+                failures.append(str(error))
+    if failures:
+        raise StraysError("\n".join(failures))
