@@ -71,6 +71,11 @@ class StackPaths:
         return self.root / "router"
 
     @property
+    def known_hosts(self) -> Path:
+        """The host keys of machines that are reached through SSH (`infra.ssh.pins`)."""
+        return self.root / "known_hosts"
+
+    @property
     def pulumi(self) -> Path:
         """The default file backend of the Pulumi engine."""
         return self.root / "pulumi"

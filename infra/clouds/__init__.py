@@ -56,6 +56,19 @@ class Ability:
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """How a machine is reached through SSH. `key` is a private key's file as the stack file names it, empty for the
+    stack's own; `sudo_password` is a reference, `${NAME}`, empty where sudo asks nothing."""
+
+    address: str
+    port: int = 22
+    user: str = "root"
+    key: str = ""
+    sudo_password: str = ""
+    kind: HostKind = HostKind.VM
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
     """Something the cloud sells now. `price` is US dollars an hour for the whole machine.
 

@@ -1,8 +1,9 @@
-"""Hosts are machines that we can run things on. One protocol; `local` now, SSH beside it later.
+"""Hosts are machines that we can run things on. One protocol: `local`; `ssh` for those with systemd, `container`
+for pods without it.
 
 A `Unit` is a long-lived process, described: the local host runs it in a session of its own, an SSH host
-will run it under its service manager. Both keep it until told otherwise, and both can tell whether what
-runs is what was described.
+under its service manager. Each keeps it until told otherwise, and each can tell whether what runs is what
+was described.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import PurePath
@@ -38,6 +39,21 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True)
+class Service:
+    """What only a service manager does for a unit; the local host does without.
+
+    `before` is run ahead of each start and may fail, `stop` is what ends it in the place of a signal. `lines` are
+    more lines of systemd's `[Service]` section, `after` other units of ours that it starts after.
+    """
+
+    before: tuple[tuple[str, ...], ...] = ()
+    stop: tuple[str, ...] = ()
+    restart_after_s: float = 5.0
+    lines: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Unit:
     """A process to keep. `env` holds no secret: secrets are files, and `env` names their paths.
 
@@ -57,12 +73,15 @@ class Unit:
     """Digest of the configuration files that it reads when it starts; empty if there are none."""
     reload_signal: str = ""
     """Makes it read them again. Without one, a changed `config` means a restart."""
+    service: Service = Service()
 
     @property
     def fingerprint(self) -> str:
         """Changes whenever what would run changes."""
-        described = json.dumps([self.argv, sorted(self.env.items()), [str(a) for a in self.listens], self.inherits])
-        return hashlib.sha256(described.encode()).hexdigest()[:16]
+        described: list[object] = [self.argv, sorted(self.env.items()), [str(a) for a in self.listens], self.inherits]
+        if self.service != Service():
+            described.append(asdict(self.service))
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 
 
 class UnitState(StrEnum):
@@ -109,6 +128,14 @@ class Host(Protocol):
 
     async def write(self, path: PurePath, content: bytes, mode: int = 0o600) -> None:
         """Put a file in place, whole or not at all."""
+        ...
+
+    async def read(self, path: PurePath) -> bytes | None:
+        """A file's content; None if there is none."""
+        ...
+
+    async def get(self, port: int, path: str) -> tuple[int, bytes] | None:
+        """GET from a server on the host's own loopback: status and body; None if nobody answers as HTTP."""
         ...
 
     async def tail(self, unit: str, lines: int) -> str:

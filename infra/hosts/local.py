@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path, PurePath
 
+import httpx
+
 from infra.files import replace_file
 from infra.hosts import HostError, Progress, Unit, UnitState, UnitStatus, launch
 from infra.hosts.logs import Position, end, last_lines, rotate, whole_lines_since
@@ -41,6 +43,8 @@ MUTEX = ".mutex"
 KILL_TIMEOUT_S = 10.0
 """How long a process may take to go after SIGKILL: one that waits for a disk or a GPU driver takes a while."""
 SHOWN_LINES = 15
+ANSWER_S = 5.0
+"""How long a loopback server may take for a question while its machine is busy loading weights."""
 
 
 class Change(Enum):
@@ -129,6 +133,21 @@ class LocalHost:
     async def write(self, path: PurePath, content: bytes, mode: int = 0o600) -> None:
         """Put a file in place, whole or not at all; its folders are made, for their owner alone."""
         await asyncio.to_thread(_write, self.root / path, content, mode)
+
+    async def read(self, path: PurePath) -> bytes | None:
+        try:
+            return await asyncio.to_thread((self.root / path).read_bytes)
+        except FileNotFoundError:
+            return None
+
+    async def get(self, port: int, path: str) -> tuple[int, bytes] | None:
+        """A proxy from the environment has no business between us and this computer's own ports."""
+        async with httpx.AsyncClient(timeout=ANSWER_S, trust_env=False) as client:
+            try:
+                answer = await client.get(f"http://127.0.0.1:{port}{path}")
+            except httpx.TransportError:
+                return None
+        return answer.status_code, answer.content
 
     async def tail(self, unit: str, lines: int) -> str:
         """The last lines that the unit wrote; empty if it never wrote any."""

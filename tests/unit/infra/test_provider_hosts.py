@@ -205,6 +205,12 @@ class ScriptedHost:
     async def write(self, path: PurePath, content: bytes, mode: int = 0o600) -> None:
         raise NotImplementedError
 
+    async def read(self, path: PurePath) -> bytes | None:
+        raise NotImplementedError
+
+    async def get(self, port: int, path: str) -> tuple[int, bytes] | None:
+        raise NotImplementedError
+
     async def units(self) -> Mapping[str, UnitStatus]:
         raise NotImplementedError
 
