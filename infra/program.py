@@ -20,7 +20,7 @@ from infra.provider.resource import Inputs, Kind
 from infra.provider.router_host import RouterHostInputs, reachable_url
 from infra.provider.worker_host import WorkerHostInputs, WorkerInputs, worker_url
 from infra.secrets import ADMIN_KEY, API_KEY, S3_CREDENTIALS, SIGNING_KEY, worker_token
-from infra.stack import TINY, Bucket, Pool, StackDescription, first_port_setting
+from infra.stack import TINY, Bucket, CloudName, Pool, StackDescription, first_port_setting
 
 if TYPE_CHECKING:
     import pulumi
@@ -202,7 +202,8 @@ def _machine(
     workers: tuple[WorkerInputs, ...],
 ) -> Iterator[Declared]:
     rented_name = identity.machine(placed.machine, placed.generation)
-    machine = MachineInputs(name=rented_name, cloud=description.cloud, offer=placed.offer)
+    image = description.image or "" if description.cloud == CloudName.RUNPOD else ""
+    machine = MachineInputs(name=rented_name, cloud=description.cloud, offer=placed.offer, image=image)
     yield Declared(Kind.MACHINE, placed.machine, machine)
     worker_host = WorkerHostInputs(
         machine=rented_name,

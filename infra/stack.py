@@ -37,6 +37,7 @@ class CloudName(StrEnum):
 
     LOCAL = "local"
     SPHERON = "spheron"
+    RUNPOD = "runpod"
 
 
 class Device(StrEnum):
@@ -249,6 +250,9 @@ class StackDescription(Described):
         description="What each image file says of how it was made: all, settings (without prompt and caption), none.",
     )
     cache: Text | None = Field(None, description="Folder for weights on each machine; default: the worker's own.")
+    image: Text | None = Field(
+        None, description="The worker's image, of clouds whose machines are containers (docs/container.md, target pod)."
+    )
     budget_per_hour: Dollars | None = Field(
         None,
         description="US dollars an hour that all its machines together may cost; no deploy and no watch exceeds it.",

@@ -35,6 +35,7 @@ class Phase(StrEnum):
 
     BOOTING = "booting"  # rented and paid for, not to be reached yet; it may have an address already
     RUNNING = "running"
+    STOPPED = "stopped"  # paid for, at least in part, and it will not come back by itself
 
 
 class HostKind(StrEnum):

@@ -7,8 +7,8 @@ before anything is rented and after every doubt.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from infra.clouds import (
@@ -25,7 +25,7 @@ from infra.clouds import (
 )
 from infra.hosts import Progress
 from infra.provider.resource import Condition, Found, Inputs, ProviderError
-from infra.stack import CloudName
+from infra.stack import CloudName, resolve
 
 LOOKS = 3
 """After an order without an answer: what was rented may show up late in the provider's own list."""
@@ -52,7 +52,8 @@ class MachineState(MachineInputs, Found):
 
 @dataclass(frozen=True, slots=True)
 class MachineResource:
-    """`cloud` gives the cloud that a name means, `public_key` the stack's own SSH key.
+    """`cloud` gives the cloud that a name means, `public_key` the stack's own SSH key; an image's `${NAME}` is
+    looked up in `environ`.
 
     `waits` says whether a delete waits for the end of a minimum run time, or fails with the hour.
     """
@@ -60,6 +61,7 @@ class MachineResource:
     cloud: Callable[[CloudName], Cloud]
     public_key: Callable[[], str] = lambda: ""
     waits: bool = True
+    environ: Mapping[str, str] = field(default_factory=dict)
     look_pause_s: float = LOOK_PAUSE_S
     inputs: type[MachineInputs] = MachineInputs
     state: type[MachineState] = MachineState
@@ -71,7 +73,12 @@ class MachineResource:
         while True:
             progress(f"looking for {inputs.name}")
             try:
-                machine = await cloud.find(inputs.name) or await self._rent(cloud, inputs, progress)
+                machine = await cloud.find(inputs.name)
+                if machine and machine.phase is Phase.STOPPED:
+                    progress("it has stopped; giving it back")
+                    await cloud.delete(machine.id)
+                    machine = None
+                machine = machine or await self._rent(cloud, inputs, progress)
             except LimitedError as error:
                 # Then with a look first: an order of a killed run may have been carried out meanwhile.
                 await _wait(error.wait_s, f"{inputs.cloud} takes no more orders for now; going on", progress)
@@ -82,7 +89,8 @@ class MachineResource:
         offer = inputs.offer
         where = f" in {offer.region}" if offer.price else ""
         progress(f"renting {offer.gpu or 'the CPU'} ({offer.market}) from {inputs.cloud}{where}")
-        spec = MachineSpec(inputs.name, offer, public_key=self.public_key(), image=inputs.image)
+        image = resolve(inputs.image, self.environ, "image")
+        spec = MachineSpec(inputs.name, offer, public_key=self.public_key(), image=image)
         try:
             return await cloud.create(spec)
         except OutcomeUnknownError as error:
@@ -163,7 +171,7 @@ def _state(inputs: MachineInputs, machine: Machine) -> MachineState:
         cloud=inputs.cloud,
         offer=inputs.offer,
         image=inputs.image,
-        condition=Condition.RUNNING,
+        condition=Condition.STOPPED if machine.phase is Phase.STOPPED else Condition.RUNNING,
         machine_id=machine.id,
         address=machine.address,
         phase=machine.phase,

@@ -10,9 +10,10 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from infra.clouds import Cloud, Machine, spheron
+from infra.clouds import Cloud, Machine, runpod, spheron
 from infra.clouds.local import LocalCloud
 from infra.clouds.quota import Limit, Quota
+from infra.clouds.runpod import RunpodCloud
 from infra.clouds.spheron import SpheronCloud
 from infra.errors import InfraError
 from infra.hosts import Host
@@ -67,7 +68,7 @@ class Site:
 
     def accounts(self) -> tuple[CloudName, ...]:
         """Clouds that can be asked from here: those that the environment has a key for."""
-        keys = {CloudName.LOCAL: "", CloudName.SPHERON: spheron.API_KEY}
+        keys = {CloudName.LOCAL: "", CloudName.SPHERON: spheron.API_KEY, CloudName.RUNPOD: runpod.API_KEY}
         return tuple(name for name, key in keys.items() if not key or self.environ.get(key))
 
     def cloud(self, name: CloudName) -> Cloud:
@@ -76,10 +77,13 @@ class Site:
                 return LocalCloud(self.paths)
             case CloudName.SPHERON:
                 # One a site: what it saw a moment ago is shared by all resources that look.
-                found = self._clouds.get(name) or SpheronCloud.of(self.environ, self._quota(name, spheron.LIMITS))
+                found = self._clouds.get(name) or SpheronCloud.of(self.environ, self.quota(name, spheron.LIMITS))
                 return self._clouds.setdefault(name, found)
+            case CloudName.RUNPOD:
+                pods = self._clouds.get(name) or RunpodCloud.of(self.environ, self.quota(name, runpod.LIMITS))
+                return self._clouds.setdefault(name, pods)
 
-    def _quota(self, name: CloudName, limits: Mapping[str, Limit]) -> Quota:
+    def quota(self, name: CloudName, limits: Mapping[str, Limit]) -> Quota:
         """Beside the stacks' folders, for all of them share the account."""
         return Quota(self.paths.root.parent / ".clouds" / f"{name}.json", limits)
 
@@ -88,7 +92,7 @@ class Site:
         match cloud:
             case CloudName.LOCAL:
                 return LocalCloud(self.paths).host(machine)
-            case CloudName.SPHERON:
+            case CloudName.SPHERON | CloudName.RUNPOD:
                 raise InfraError(f"{machine.name} wants SSH, which this version does not speak yet")
 
     def router_host(self) -> LocalHost:
