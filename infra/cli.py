@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from infra import asking
 from infra.errors import InfraError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ app.add_typer(db, name="db")
 
 emulate = typer.Typer(no_args_is_help=True, help="Providers that cost nothing, to try stacks that rent machines.")
 app.add_typer(emulate, name="emulate")
+app.command("generate")(asking.generate)
+app.command("batch")(asking.batch)
 
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="The key's name.")]
 PerMinute = Annotated[int | None, typer.Option("--per-minute", min=1, help="Requests that create jobs.")]

@@ -1,4 +1,4 @@
-"""One HTTP call to a router: send, read, and turn every failure into this package's errors."""
+"""One HTTP call to a router or a worker: send, read, and turn every failure into this package's errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ CONNECT_S = 5.0
 
 
 class HttpClient:
-    """What both clients share. `transport` is the seam for a unix socket or a test."""
+    """What all clients share. `transport` is the seam for a unix socket or a test."""
+
+    whom = "the router"
+    """Who is spoken to, in errors."""
 
     def __init__(self, base_url: str, key: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._http = httpx.AsyncClient(
@@ -64,7 +67,7 @@ class HttpClient:
         try:
             return answer.validate_json(response.content)
         except ValidationError as error:
-            raise RouterAnswerError(f"{self._name(method, path)}: not a router's answer: {error}") from error
+            raise RouterAnswerError(f"{self._name(method, path)}: not an answer of {self.whom}'s: {error}") from error
 
     async def _send(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> httpx.Response:
         """A body that is no JSON object, and a response with a good status."""
@@ -93,7 +96,7 @@ class HttpClient:
                     raise _refusal(name, response)
                 yield response
         except httpx.TransportError as error:
-            raise RouterAwayError(f"{name}: the router does not answer: {error!r}") from error
+            raise RouterAwayError(f"{name}: {self.whom} does not answer: {error!r}") from error
 
     def _name(self, method: str, path: str) -> str:
         return f"{method} {str(self._http.base_url).rstrip('/')}{path}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import httpx
@@ -16,6 +16,11 @@ from router.contract import Health, JobRequest, JobsAccepted, JobState, JobView
 _JOB = TypeAdapter(JobView)
 _HEALTH = TypeAdapter(Health)
 _ACCEPTED = TypeAdapter(JobsAccepted)
+
+DATA = "data: "
+"""Begins what an event says (server-sent events)."""
+
+Heard = Callable[[JobView], None]
 
 RECONNECT_S = 1.0
 """Pause before an event stream that broke is opened again."""
@@ -35,9 +40,14 @@ class RouterClient(HttpClient):
         """RouterUnavailableError while the router's store does not answer."""
         return await self._read(_HEALTH, "GET", "/healthz")
 
-    async def submit(self, request: JobRequest) -> JobView:
-        """A new job. Not safe to repeat after RouterAwayError: the first one may have been accepted."""
-        return await self._read(_JOB, "POST", "/v1/jobs", request.model_dump(exclude_none=True, mode="json"))
+    async def submit(self, request: JobRequest, idempotency_key: str | None = None) -> JobView:
+        """A new job, or within a day the one that `idempotency_key` made before. Without such a key this is not safe
+        to repeat after RouterAwayError: the first one may have been accepted."""
+        headers = {"Content-Type": "application/json"}
+        if idempotency_key is not None:
+            headers["Idempotency-Key"] = idempotency_key
+        answer = await self._send("POST", "/v1/jobs", request.model_dump_json(exclude_none=True).encode(), headers)
+        return self._parsed(_JOB, answer, "POST", "/v1/jobs")
 
     async def submit_batch(self, requests: Iterable[JobRequest], idempotency_key: str | None = None) -> list[str]:
         """The ids of many new jobs, in their order: all were taken on, or none. Safe to repeat under one
@@ -56,15 +66,21 @@ class RouterClient(HttpClient):
         """Cancelled at once when it waits, between two steps when it runs, unchanged when it has ended."""
         return await self._read(_JOB, "DELETE", f"/v1/jobs/{job_id}")
 
-    async def wait(self, job_id: str) -> JobView:
+    async def follow(self, job_id: str, heard: Heard | None = None) -> JobView:
+        """The job once its stream of events has ended: with the job, or because the router was told to stop.
+        `heard` is told how it is at each event."""
+        path = f"/v1/jobs/{job_id}/events"
+        async with self._open("GET", path) as stream:
+            async for line in stream.aiter_lines():
+                if heard is not None and line.startswith(DATA):
+                    heard(_JOB.validate_json(line.removeprefix(DATA)))
+        return await self.job(job_id)
+
+    async def wait(self, job_id: str, heard: Heard | None = None) -> JobView:
         """The job once it has ended, however it ended. Survives a router that restarts meanwhile."""
         while True:
             try:
-                # The stream ends with the job, and also when the router is told to stop.
-                async with self._open("GET", f"/v1/jobs/{job_id}/events") as stream:
-                    async for _ in stream.aiter_bytes():
-                        pass
-                view = await self.job(job_id)
+                view = await self.follow(job_id, heard)
                 if view.state.ended:
                     return view
             except RouterClientError as error:
@@ -78,16 +94,20 @@ class RouterClient(HttpClient):
 
     async def generate(self, request: JobRequest) -> bytes:
         """Submit, wait, fetch. JobEndedError if no image came of it; a caller that gives up cancels the job."""
+        return (await self.generated(request))[1]
+
+    async def generated(self, request: JobRequest, heard: Heard | None = None) -> tuple[JobView, bytes]:
+        """As `generate`, and how the job ended. `heard` is told how it is at each of its events."""
         job = await self.submit(request)
         try:
-            ended = await self.wait(job.id)
+            ended = await self.wait(job.id, heard)
         except asyncio.CancelledError:
             with suppress(RouterClientError):  # the caller gives up, whatever the router says
                 await self.cancel(job.id)
             raise
         if ended.state is not JobState.SUCCEEDED:
             raise JobEndedError(ended)
-        return await self.image(job.id)
+        return ended, await self.image(job.id)
 
 
 def _passing(error: RouterClientError) -> bool:

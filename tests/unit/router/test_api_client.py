@@ -40,7 +40,7 @@ def test_the_client_imports_nothing_of_the_server() -> None:
 
 async def test_an_answer_that_is_no_routers_is_called_so() -> None:
     async with _admin(httpx.Response(200, text="<html>somebody else</html>")) as admin:
-        with pytest.raises(RouterAnswerError, match="/healthz: not a router's answer"):
+        with pytest.raises(RouterAnswerError, match="/healthz: not an answer of the router's"):
             await admin.health()
 
 

@@ -1,0 +1,296 @@
+"""Runs a batch: looks at what there is, makes what is missing, notes what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+from router.client.batch import folder
+from router.client.batch.errors import BadLineError, BatchError, NotMadeError
+from router.client.batch.index import Entry, Head, Index, Known, State
+from router.client.batch.lines import Asked, Defaults, Line, parse, read_lines
+from router.client.batch.makers import Made, Maker, Work
+from router.client.batch.tally import Tally
+from worker.contract import MEDIA_TYPES
+
+CHANGED_SHOWN = 3
+SUFFIXES: dict[str, str] = {media_type: form.value for form, media_type in MEDIA_TYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`limit` bounds the images of this run; `quick` believes files by their size; `redo_changed` makes lines anew
+    that were edited after their image was made."""
+
+    source: Path
+    out: Path
+    defaults: Defaults = Defaults()  # noqa: RUF009 - frozen
+    concurrency: int = 32
+    limit: int | None = None
+    retry_failed: bool = False
+    redo_changed: bool = False
+    quick: bool = False
+    price: float | None = None
+
+
+class Watcher(Protocol):
+    """Who is told of it, at the moment that it is so."""
+
+    def checking(self, done: int, total: int) -> None:
+        """Files of earlier runs, of which this many have been read."""
+        ...
+
+    def begins(self, tally: Tally) -> None: ...
+
+    def moved(self) -> None:
+        """The tally has changed."""
+        ...
+
+    def bad(self, line: int, why: str) -> None:
+        """No image will come of this line, and why."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`whole` if every line has its image."""
+
+    tally: Tally
+
+    @property
+    def whole(self) -> bool:
+        return not (self.tally.failed or self.tally.invalid)
+
+
+async def run(
+    settings: Settings, make: Callable[[], Maker], watcher: Watcher, clock: Callable[[], float] = time.monotonic
+) -> Outcome:
+    """All lines that have no image yet, `settings.concurrency` at a time. Raises BatchError, OSError."""
+    if not settings.source.is_file():
+        raise BatchError(f"{settings.source} is no file: a batch is read more than once, so it cannot come by a pipe")
+    with folder.held(settings.out):
+        index = Index.open(settings.out, _new(settings))
+        try:
+            folder.settle(settings.out)
+            return await _Run(settings, _agreed(settings, index.head), index, watcher, clock).all(make)
+        finally:
+            index.close()
+
+
+def _new(settings: Settings) -> Head:
+    return Head(
+        batch=secrets.token_hex(8),
+        input=settings.source.name,
+        defaults=settings.defaults,
+        begun_at=datetime.now(UTC),
+        software=f"letterpress {version('letterpress')}",
+    )
+
+
+def _agreed(settings: Settings, head: Head) -> Defaults:
+    """The defaults that the batch was begun with; BatchError if this run says something else."""
+    for name, now in settings.defaults.model_dump(exclude_none=True).items():
+        before = getattr(head.defaults, name)
+        if now != before:
+            was = "without it" if before is None else f"with {before}"
+            raise BatchError(
+                f"{name}: {now} now, and {settings.out} was begun {was}; leave it out to go on, or give another folder"
+            )
+    return head.defaults
+
+
+@dataclass
+class _Found:
+    """What a look at the input and the index has found."""
+
+    total: int = 0
+    todo: set[int] = field(default_factory=set)
+    claimed: dict[int, Known] = field(default_factory=dict)
+    """Lines that have an image, if the files are what the index says."""
+    failed: int = 0
+    invalid: list[tuple[Line, str]] = field(default_factory=list)
+    changed: list[int] = field(default_factory=list)
+
+
+class _Run:
+    """One run. The index has one entry added at a time; files are written by several threads."""
+
+    def __init__(
+        self, settings: Settings, defaults: Defaults, index: Index, watcher: Watcher, clock: Callable[[], float]
+    ) -> None:
+        self._settings, self._defaults, self._index = settings, defaults, index
+        self._watcher, self._clock = watcher, clock
+        self._adding = asyncio.Lock()
+        self._tally = Tally(price=settings.price)
+
+    async def all(self, make: Callable[[], Maker]) -> Outcome:
+        found = await asyncio.to_thread(self._look)
+        if found.changed:
+            raise BatchError(self._what_changed(found.changed))
+        for line, why in found.invalid:
+            self._watcher.bad(line.number, why)
+            await self._invalid(line, why)
+        await self._check(found)
+        self._tally.total, self._tally.failed = found.total, found.failed
+        self._tally.invalid = len(found.invalid)
+        self._tally.begin(self._clock())
+        wanted = sorted(found.todo)[: self._settings.limit]
+        self._tally.left_for_later = len(found.todo) - len(wanted)
+        self._watcher.begins(self._tally)
+        if wanted:
+            await self._make_all(make(), set(wanted))
+        return Outcome(self._tally)
+
+    def _look(self) -> _Found:
+        found, names = _Found(), set[str]()
+        for line in read_lines(self._settings.source):
+            found.total += 1
+            known = self._index.known.get(line.number)
+            same = known is not None and known.is_of(line.digest)
+            try:
+                self._claim(line, names)
+            except BadLineError as error:
+                found.invalid.append((line, str(error)))
+                continue
+            if known is not None and known.state is State.SUCCEEDED:
+                if same:
+                    found.claimed[line.number] = known
+                elif self._settings.redo_changed:
+                    found.todo.add(line.number)
+                else:
+                    found.changed.append(line.number)
+            elif same and known is not None and known.state is State.FAILED and not self._settings.retry_failed:
+                found.failed += 1
+            else:
+                found.todo.add(line.number)
+        return found
+
+    def _claim(self, line: Line, names: set[str]) -> None:
+        """Raises BadLineError for a line that cannot be asked for, or whose files' name is taken."""
+        name = folder.stem(line.number, self._parsed(line).id).casefold()
+        if name in names:
+            raise BadLineError(f"id: another line's files are called {name!r} already")
+        names.add(name)
+
+    def _parsed(self, line: Line) -> Asked:
+        return parse(line, self._defaults, self._index.head.batch)
+
+    def _what_changed(self, changed: list[int]) -> str:
+        some = ", ".join(map(str, changed[:CHANGED_SHOWN])) + (", …" if len(changed) > CHANGED_SHOWN else "")
+        return (
+            f"{self._settings.source}: {len(changed)} lines are not those that images were made of ({some}). Put them "
+            "back, give another folder, or say --redo-changed to make these anew"
+        )
+
+    async def _check(self, found: _Found) -> None:
+        """Files that are gone or damaged are wanted again."""
+        for number, (line, known) in enumerate(found.claimed.items(), 1):
+            path = self._settings.out / (known.file or "")
+            digest = None if self._settings.quick else known.sha256
+            if await asyncio.to_thread(folder.sound, path, known.bytes, digest):
+                self._tally.done_before += 1
+                self._tally.gpu_s += known.gpu_s
+            else:
+                found.todo.add(line)
+            self._watcher.checking(number, len(found.claimed))
+
+    async def _make_all(self, maker: Maker, wanted: Container[int]) -> None:
+        lines = (line for line in read_lines(self._settings.source) if line.number in wanted)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._settings.concurrency):
+                    group.create_task(self._work_off(maker, lines))
+        except BaseExceptionGroup as several:
+            raise several.exceptions[0] from None
+
+    async def _work_off(self, maker: Maker, lines: Iterator[Line]) -> None:
+        for line in lines:
+            try:
+                await self._one(maker, line)
+            except BadLineError as error:  # edited since it was looked at
+                self._tally.invalid += 1
+                self._watcher.bad(line.number, str(error))
+                await self._invalid(line, str(error))
+            self._watcher.moved()
+
+    async def _one(self, maker: Maker, line: Line) -> None:
+        asked, (job, number_of_try) = self._parsed(line), self._before(line)
+        name = f"{self._index.head.batch}-{line.number}-{line.digest[:8]}-{number_of_try}"
+
+        async def note(state: State, *, sync: bool = True, **fields: object) -> None:
+            entry = {"line": line.number, "digest": line.digest, "id": asked.id, "try": number_of_try, **fields}
+            await self._note({**entry, "state": state}, sync=sync)
+
+        async def begun(job: str) -> None:
+            # For a day the name alone finds it again; this is for later. A lost line costs nothing before that.
+            await note(State.BEGUN, sync=False, job=job)
+
+        try:
+            made = await maker.make(Work(name, asked.request, job), begun)
+        except NotMadeError as error:
+            self._tally.failed += 1
+            self._watcher.bad(line.number, str(error))
+            await note(State.FAILED, job=error.job, error=str(error))
+            return
+        file = await asyncio.to_thread(self._save, line, asked, made)
+        await note(
+            State.SUCCEEDED,
+            job=made.job,
+            file=file,
+            sha256=made.sha256,
+            bytes=len(made.data),
+            seed=made.seed,
+            is_image_safe=made.is_image_safe,
+            gpu_s=round(made.gpu_s, 3),
+        )
+        self._tally.made(self._clock(), made.gpu_s, safe=made.is_image_safe)
+
+    def _before(self, line: Line) -> tuple[str | None, int]:
+        """The job that the line has already, and the number of the try that is to be made."""
+        known = self._index.known.get(line.number)
+        if known is None or not known.is_of(line.digest):
+            return None, 1
+        if known.state is State.FAILED:
+            return None, known.number_of_try + 1
+        return known.job, known.number_of_try
+
+    def _save(self, line: Line, asked: Asked, made: Made) -> str:
+        out, stem = self._settings.out, folder.stem(line.number, asked.id)
+        file = f"{stem}.{SUFFIXES.get(made.media_type, 'png')}"
+        about = {
+            "file": file,
+            "line": line.number,
+            "id": asked.id,
+            "request": asked.request.model_dump(mode="json", exclude_none=True),
+            "seed": made.seed,
+            "sha256": made.sha256,
+            "bytes": len(made.data),
+            "media_type": made.media_type,
+            "is_image_safe": made.is_image_safe,
+            "safety_reason": made.safety_reason or None,
+            "gpu_s": round(made.gpu_s, 3),
+            "job": made.job,
+        }
+        said = {name: value for name, value in about.items() if value is not None}
+        folder.save(out, file, made.data)
+        folder.save(out, f"{stem}.json", json.dumps(said, ensure_ascii=False, indent=2).encode() + b"\n")
+        folder.settle(out)
+        return file
+
+    async def _invalid(self, line: Line, why: str) -> None:
+        known = self._index.known.get(line.number)
+        if known is None or known.state is not State.INVALID or not known.is_of(line.digest):
+            await self._note({"line": line.number, "digest": line.digest, "state": State.INVALID, "error": why})
+
+    async def _note(self, fields: Mapping[str, object], *, sync: bool = True) -> None:
+        entry = Entry.model_validate({**fields, "at": datetime.now(UTC)})
+        async with self._adding:
+            await asyncio.to_thread(self._index.add, entry, sync=sync)
