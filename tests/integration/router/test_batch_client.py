@@ -1,0 +1,235 @@
+"""`letterpress batch` and `letterpress generate` against a served router: what goes wrong, and what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from PIL import Image
+
+from router.client.batch import BatchError, ByRouter, Defaults, Outcome, Patience, Settings, Tally, run
+from router.contract import KeyLimitsView, KeyRequest
+from tests.emulators.paced_process import PacedProcess
+from tests.emulators.paced_worker import Fault, Pace
+from tests.integration.router.batching import COMMAND, Batch, door
+from tests.integration.router.served import API_KEY, ROOT, ServedRouter
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SMALL = Defaults(width=256, height=256, steps=2)
+
+
+class Heard:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: dict[int, str] = {}
+        self.checked = 0
+
+    def checking(self, done: int, total: int) -> None:
+        assert done <= total
+        self.checked = done
+
+    def begins(self, tally: Tally) -> None:
+        pass
+
+    def moved(self) -> None:
+        pass
+
+    def bad(self, line: int, why: str) -> None:
+        self.lines[line] = why
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def maker(router: ServedRouter) -> AsyncIterator[ByRouter]:
+    async with router.client() as client:
+        yield ByRouter(client, Patience(60, lambda _: None))
+
+
+async def ran(settings: Settings, maker: ByRouter) -> tuple[Outcome, Heard]:
+    heard = Heard()
+    return await run(settings, lambda: maker, heard), heard
+
+
+def settings(tmp_path: Path, *lines: object, **more: object) -> Settings:
+    source = tmp_path / "prompts.jsonl"
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    source.write_text("".join(f"{text}\n" for text in texts))
+    return Settings(source, tmp_path / "out", defaults=SMALL, **more)  # type: ignore[arg-type]
+
+
+def last(tmp_path: Path) -> dict[int, dict[str, object]]:
+    batch = Batch(tmp_path / "prompts.jsonl", tmp_path / "out", ())
+    return {entry["line"]: entry for entry in batch.entries()}
+
+
+async def count(router: ServedRouter) -> int:
+    async with router.admin() as admin:
+        (pool,) = await admin.pools()
+    return pool.succeeded
+
+
+async def test_bad_lines_are_named_and_the_others_are_made(maker: ByRouter, tmp_path: Path) -> None:
+    wanted = settings(
+        tmp_path,
+        "a fox",
+        {"id": "second", "prompt": "a hen", "format": "jpeg"},
+        '{"prompt": "broken',
+        {"id": "SECOND", "prompt": "the same name"},
+        {"id": "not/a file", "prompt": "a cat", "seed": 7},
+    )
+    outcome, heard = await ran(wanted, maker)
+    assert not outcome.whole
+    assert heard.lines.keys() == {3, 4}
+    assert "called 'second' already" in heard.lines[4]
+    entries = last(tmp_path)
+    assert [entries[number]["state"] for number in range(1, 6)] == [
+        "succeeded",
+        "succeeded",
+        "invalid",
+        "invalid",
+        "succeeded",
+    ]
+    assert [entries[number]["file"] for number in (1, 2, 5)] == ["000001.png", "second.png", "000005.png"]
+    about = json.loads((tmp_path / "out/000005.json").read_text())
+    assert (about["id"], about["seed"], about["request"]["prompt"]) == ("not/a file", 7, "a cat")
+
+
+async def test_again_makes_nothing_and_a_file_that_was_damaged_or_lost_is_fetched_again(
+    router: ServedRouter, maker: ByRouter, tmp_path: Path
+) -> None:
+    wanted = settings(tmp_path, "one", "two", "three")
+    await ran(wanted, maker)
+    before, made = last(tmp_path), await count(router)
+    images = {number: (tmp_path / f"out/{number:06d}.png").read_bytes() for number in (1, 2, 3)}
+    (tmp_path / "out/000001.png").write_bytes(images[1][:-1] + b"?")
+    (tmp_path / "out/000002.png").unlink()
+    outcome, heard = await ran(wanted, maker)
+    assert (outcome.whole, outcome.tally.done, outcome.tally.done_before, heard.checked) == (True, 2, 1, 3)
+    assert {number: (tmp_path / f"out/{number:06d}.png").read_bytes() for number in (1, 2, 3)} == images
+    assert await count(router) == made, "an image was made although the router had it"
+    assert last(tmp_path)[1]["job"] == before[1]["job"]
+
+
+async def test_lines_edited_after_their_image_stop_it_unless_they_are_meant(maker: ByRouter, tmp_path: Path) -> None:
+    await ran(settings(tmp_path, "one", "two"), maker)
+    edited = settings(tmp_path, "one", "TWO", "three")
+    with pytest.raises(BatchError, match=r"1 lines are not those that images were made of \(2\)"):
+        await ran(edited, maker)
+    outcome, _ = await ran(settings(tmp_path, "one", "TWO", "three", redo_changed=True), maker)
+    assert (outcome.whole, outcome.tally.done) == (True, 2)
+    assert json.loads((tmp_path / "out/000002.json").read_text())["request"]["prompt"] == "TWO"
+
+
+async def test_other_defaults_than_the_batchs_own_are_refused(maker: ByRouter, tmp_path: Path) -> None:
+    wanted = settings(tmp_path, "one")
+    await ran(wanted, maker)
+    with pytest.raises(BatchError, match=r"width: 512 now, and .* was begun with 256"):
+        await ran(Settings(wanted.source, wanted.out, defaults=Defaults(width=512)), maker)
+    outcome, _ = await ran(Settings(wanted.source, wanted.out), maker)
+    assert outcome.whole
+
+
+async def test_a_limit_leaves_the_rest_for_the_next_run(maker: ByRouter, tmp_path: Path) -> None:
+    outcome, _ = await ran(settings(tmp_path, "one", "two", "three", limit=2), maker)
+    assert (outcome.tally.done, outcome.tally.left_for_later) == (2, 1)
+    outcome, _ = await ran(settings(tmp_path, "one", "two", "three", limit=2), maker)
+    assert (outcome.tally.done, outcome.tally.finished) == (1, 3)
+
+
+async def test_what_failed_is_tried_again_only_when_that_is_said(
+    worker: PacedProcess, maker: ByRouter, tmp_path: Path
+) -> None:
+    # One worker: three crashes end a job for good.
+    await worker.pace(Pace(fault=Fault.CRASH, times=3))
+    outcome, heard = await ran(settings(tmp_path, "one"), maker)
+    assert "engine_error" in heard.lines[1]
+    assert outcome.tally.failed == 1
+    outcome, _ = await ran(settings(tmp_path, "one"), maker)
+    assert (outcome.tally.failed, outcome.tally.done) == (1, 0)
+    outcome, _ = await ran(settings(tmp_path, "one", retry_failed=True), maker)
+    assert (outcome.whole, outcome.tally.done) == (True, 1)
+    assert last(tmp_path)[1]["try"] == 2
+
+
+async def test_a_key_that_may_have_few_jobs_waiting_is_enough_for_many_lines(
+    router: ServedRouter, tmp_path: Path
+) -> None:
+    async with router.admin() as admin:
+        made = await admin.create_key(
+            KeyRequest(name="narrow", limits=KeyLimitsView(running=1, waiting=2, per_minute=600))
+        )
+    told: list[str] = []
+    async with router.client(made.key) as client:
+        narrow = ByRouter(client, Patience(60, told.append))
+        outcome, _ = await ran(settings(tmp_path, *(f"picture {number}" for number in range(12))), narrow)
+    assert (outcome.whole, outcome.tally.done) == (True, 12)
+    assert any("429" in why for why in told)
+
+
+async def test_a_wrong_key_ends_it_at_once_with_what_to_do(router: ServedRouter, tmp_path: Path) -> None:
+    async with router.client("wrong") as client:
+        with pytest.raises(BatchError, match=r"401.*give the key of this router"):
+            await ran(settings(tmp_path, "one"), ByRouter(client, Patience(60, lambda _: None)))
+
+
+async def test_patience_ends_when_nothing_goes_well(router: ServedRouter, tmp_path: Path) -> None:
+    async with router.client() as client:
+        impatient = ByRouter(client, Patience(0, lambda _: None))
+        wanted = settings(tmp_path, {"prompt": "one", "pool": "nobodys"})
+        with pytest.raises(BatchError, match=r"nothing has gone well for .* no worker is registered"):
+            await ran(wanted, impatient)
+
+
+async def _letterpress(url: str, *words: str, stdin: bytes = b"") -> tuple[int, bytes, str]:
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND,
+        *words,
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "LETTERPRESS_URL": url, "LETTERPRESS_API_KEY": API_KEY, "COLUMNS": "200"},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(120):
+        out, err = await process.communicate(stdin)
+    return process.returncode or 0, out, err.decode()
+
+
+def picture(path: Path) -> Image.Image:
+    return Image.open(io.BytesIO(path.read_bytes()))
+
+
+async def test_generate_saves_images_and_says_their_seeds(router: ServedRouter, tmp_path: Path) -> None:
+    async with door(router) as url:
+        small = ("--size", "256x320", "--steps", "2")
+        code, _, said = await _letterpress(
+            url, "generate", "a fox", "-o", str(tmp_path / "x.png"), "-n", "2", "--seed", "7", *small
+        )
+        assert code == 0, said
+        assert {"seed 7", "seed 8"} == {line.rpartition(", ")[2] for line in said.splitlines()}
+        assert [picture(tmp_path / f"x-{number}.png").size for number in (1, 2)] == [(256, 320)] * 2
+        code, out, said = await _letterpress(url, "generate", "-", "-o", "-", *small, stdin=b"a fox")
+        assert (code, Image.open(io.BytesIO(out)).size) == (0, (256, 320)), said
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("-o", "x.gif"), "say --format"),
+        (("-o", "x.png", "--size", "1000x1024"), "multiple of 16"),
+        (("-o", "x.png", "--preset", "best"), "preset"),
+        (("-o", "/nowhere/x.png", "--size", "256x256", "--steps", "1"), "/nowhere/x.png: No such file"),
+    ],
+)
+async def test_generate_says_what_is_wrong(router: ServedRouter, words: tuple[str, ...], why: str) -> None:
+    async with door(router) as url:
+        code, _, said = await _letterpress(url, "generate", "a fox", *words)
+    assert code in (1, 2)
+    assert why in " ".join(said.split())
+    assert "Traceback" not in said
