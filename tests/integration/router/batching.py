@@ -95,7 +95,8 @@ class Batch:
         await until(far_enough, f"the index has {wanted} lines", within_s=300)
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGKILL)
-        await process.communicate()
+        said, _ = await process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), said.decode()
         return process.returncode == -signal.SIGKILL
 
     def assert_whole(self, lines: int) -> None:
