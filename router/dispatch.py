@@ -31,7 +31,7 @@ from router.errors import (
     WorkerUnavailableError,
     WorkerUnreachableError,
 )
-from router.jobs import AttemptEnd, Image, Lease
+from router.jobs import AttemptEnd, Image, Job, Lease
 from router.notices import Notices
 from router.queue import Queue
 from router.store import Renewal, Store
@@ -155,8 +155,8 @@ class Dispatcher:
                 making.cancel()
                 await asyncio.gather(making, return_exceptions=True)
                 made = _stopped_by(holding.result())
-            outcome = await self._conclude(lease, made, seen.waited)
-            await self._tell(lease.job_id)
+            outcome, ended = await self._conclude(lease, made, seen.waited)
+            await self._tell(lease.job_id, ended)
             if made is None or (isinstance(made, Unmade) and made.end in (AttemptEnd.LOST, AttemptEnd.CANCELLED)):
                 await self._call_off(lease, worker)
             return outcome
@@ -174,7 +174,7 @@ class Dispatcher:
         log.warning("worker_died_under_a_job", job=lease.job_id, attempt=lease.attempt, worker=lease.worker)
         if job is not None:
             self._notices.publish(job)
-            await self._tell(job.id)
+            await self._tell(job.id, job)
 
     async def _make(self, lease: Lease, worker: WorkerClient, seen: _Seen) -> Made | Unmade:
         """Everything up to the commit; each way to fail has its end, by name."""
@@ -266,7 +266,8 @@ class Dispatcher:
         except (WorkerError, TimeoutError) as error:
             log.info("generation_not_called_off", job=lease.job_id, attempt=lease.attempt, error=str(error))
 
-    async def _conclude(self, lease: Lease, made: Made | Unmade | None, waited: bool) -> Outcome:
+    async def _conclude(self, lease: Lease, made: Made | Unmade | None, waited: bool) -> tuple[Outcome, Job | None]:
+        """What the fleet learns, and the job as it is now if the attempt was ours to end."""
         match made:
             case Made(image, timings):
                 job = await _insist(lambda: self._store.finish(lease, image, timings))
@@ -288,15 +289,16 @@ class Dispatcher:
             end="not_ours" if outcome.end is None else outcome.end.value,
             detail=made.detail if isinstance(made, Unmade) else "",
         )
-        return outcome
+        return outcome, job
 
-    async def _tell(self, job_id: str) -> None:
+    async def _tell(self, job_id: str, known: Job | None = None) -> None:
         """Whoever watches learns the job's state; what lost attempts have stored goes when the job has ended."""
         try:
-            job = await self._store.job(job_id)
+            job = known or await self._store.job(job_id)
             if job is None:
                 return
-            self._notices.show(job)
+            if known is None:  # or it is published
+                self._notices.show(job)
             if job.state is JobState.QUEUED:
                 self._queue.announce(job.pool)
             elif job.state.ended:

@@ -2,16 +2,20 @@
 
 Only speaks and translates: every way in which a worker can fail becomes one of the WorkerErrors in
 `router.errors`. What is done about it is decided in `router.dispatch` and `router.fleet`.
+
+Every job passes here twice, event by event, so this hop alone is spoken by aiohttp, whose parser is compiled
+(docs/adr/0022-the-hop-to-a-worker.md).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 
-import httpx
+import aiohttp
 from pydantic import BaseModel, ValidationError
 
 from router.errors import (
@@ -43,6 +47,12 @@ NO_GENERATION = "router.0"
 """Well formed and never begun: jobs have longer names, and attempts count from 1."""
 
 
+GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+END_OF_STREAM_S = 0.1
+"""How long the end of a stream is waited for after its last event. With it the connection serves the image too:
+over a tunnel, a new one costs a journey there and back."""
+
+
 class _Spoken(BaseModel):
     """The one field that every version of a worker's status has."""
 
@@ -65,32 +75,27 @@ class WorkerClient:
 
     def __init__(self, name: str, url: str, token: str, patience: Patience) -> None:
         self.name = name
-        socket = url.removeprefix("unix:") if url.startswith("unix:") else None
+        self._url = "http://worker" if url.startswith("unix:") else url
+        self._socket = url.removeprefix("unix:") if url.startswith("unix:") else None
+        self._headers = {"Authorization": f"Bearer {token}"}
         self._patience = patience
-        self._http = httpx.AsyncClient(
-            base_url="http://worker" if socket else url,
-            # No TLS on loopback; reading the system's certificates would take 60 ms a worker.
-            transport=httpx.AsyncHTTPTransport(uds=socket, verify=False),
-            # ASCII, the default, would raise here for a stored token beyond it, and stop the whole router.
-            headers=httpx.Headers({"Authorization": f"Bearer {token}"}, encoding="utf-8"),
-            timeout=httpx.Timeout(patience.answer_s, connect=patience.connect_s),
-            trust_env=False,  # a proxy is no way to a worker
-        )
+        self._session: aiohttp.ClientSession | None = None
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        if self._session is not None:
+            await self._session.close()
 
     async def status(self) -> WorkerStatus:
         """What /readyz says, ready or not. Raises WorkerUnreachableError, WorkerProtocolError."""
         async with self._speaking("asked whether it is ready"):
-            answer = await self._http.get("/readyz")
-        if answer.status_code not in (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE):
-            raise self._not_the_contract(f"/readyz answered {answer.status_code}")
+            code, content = await self._ask("GET", "/readyz")
+        if code not in (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE):
+            raise self._not_the_contract(f"/readyz answered {code}")
         try:
-            spoken = _Spoken.model_validate_json(answer.content)
+            spoken = _Spoken.model_validate_json(content)
             if spoken.contract == CONTRACT_VERSION:
                 # What a newer worker of the same contract adds is nothing that we would need.
-                return WorkerStatus.model_validate_json(answer.content, extra="ignore")
+                return WorkerStatus.model_validate_json(content, extra="ignore")
         except ValidationError as error:
             raise self._not_the_contract("/readyz is no WorkerStatus") from error
         raise WorkerProtocolError(
@@ -104,59 +109,79 @@ class WorkerClient:
         Raises any WorkerError. To be closed early with `aclose` (contextlib.aclosing); that does not
         cancel the generation.
         """
-        stream = self._http.stream(
-            "PUT",
+        begun = self._session_now().put(
             f"/generations/{generation_id}",
-            content=request.model_dump_json(),
+            data=request.model_dump_json(),
             headers={"Content-Type": "application/json"},
-            timeout=httpx.Timeout(
-                self._patience.answer_s, connect=self._patience.connect_s, read=self._patience.silence_s
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=self._patience.connect_s, sock_read=self._patience.silence_s
             ),
         )
-        async with self._speaking(f"generating {generation_id}"), stream as answer:
-            if answer.status_code != HTTPStatus.OK:
-                await answer.aread()
-                self._raise_for(answer)
-            async for line in answer.aiter_lines():
+        async with self._speaking(f"generating {generation_id}"), begun as answer:
+            if answer.status != HTTPStatus.OK:
+                self._raise_for(answer.status, await answer.read())
+            async for line in answer.content:
                 if not line.strip():
                     continue  # a heartbeat
                 event = self._event(generation_id, line)
-                yield event
                 if isinstance(event, Finished | Failed):
+                    await _to_its_end(answer)
+                    yield event
                     return
+                yield event
         raise WorkerUnreachableError(f"worker {self.name}: the stream of {generation_id} broke off before its end")
 
     async def image(self, generation_id: str) -> bytes:
         """The finished image. Raises any WorkerError."""
         async with self._speaking(f"fetching the image of {generation_id}"):
-            answer = await self._http.get(f"/generations/{generation_id}/image")
-        if answer.status_code != HTTPStatus.OK:
-            self._raise_for(answer)
-        return answer.content
+            code, content = await self._ask("GET", f"/generations/{generation_id}/image")
+        if code != HTTPStatus.OK:
+            self._raise_for(code, content)
+        return content
 
     async def cancel(self, generation_id: str) -> None:
         """Ask it to stop between steps; gone is success. Raises any WorkerError."""
         async with self._speaking(f"cancelling {generation_id}"):
-            answer = await self._http.delete(f"/generations/{generation_id}")
-        if not answer.is_success and answer.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
-            self._raise_for(answer)
+            code, content = await self._ask("DELETE", f"/generations/{generation_id}")
+        if not HTTPStatus.OK <= code < HTTPStatus.MULTIPLE_CHOICES and code not in GONE:
+            self._raise_for(code, content)
 
     async def check_token(self) -> None:
         """Whether the worker takes our token, asked in a way that changes nothing. Raises any WorkerError."""
         await self.cancel(NO_GENERATION)
 
+    def _session_now(self) -> aiohttp.ClientSession:
+        """Made when it is first used: it belongs to the event loop that runs then."""
+        if self._session is None:
+            connector = aiohttp.UnixConnector(self._socket) if self._socket else aiohttp.TCPConnector()
+            self._session = aiohttp.ClientSession(
+                self._url,
+                connector=connector,
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=self._patience.connect_s, sock_read=self._patience.answer_s
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,  # a proxy is no way to a worker
+            )
+        return self._session
+
+    async def _ask(self, method: str, path: str) -> tuple[int, bytes]:
+        async with self._session_now().request(method, path) as answer:
+            return answer.status, await answer.read()
+
     @asynccontextmanager
     async def _speaking(self, doing: str) -> AsyncIterator[None]:
         try:
             yield
-        except httpx.ReadTimeout as error:
+        except aiohttp.SocketTimeoutError as error:
             raise WorkerSilentError(f"worker {self.name}: was silent for too long, {doing}") from error
-        except httpx.HTTPError as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise WorkerUnreachableError(
                 f"worker {self.name}: the connection failed, {doing}: {str(error) or type(error).__name__}"
             ) from error
 
-    def _event(self, generation_id: str, line: str) -> Event:
+    def _event(self, generation_id: str, line: bytes) -> Event:
         try:
             event = EVENT.validate_json(line)
         except ValidationError as error:
@@ -165,11 +190,11 @@ class WorkerClient:
             raise self._not_the_contract(f"the stream of {generation_id} speaks of {event.id}")
         return event
 
-    def _raise_for(self, answer: httpx.Response) -> None:
+    def _raise_for(self, code: int, content: bytes) -> None:
         try:
-            problem = Problem.model_validate_json(answer.content)
+            problem = Problem.model_validate_json(content)
         except ValidationError as error:
-            raise self._not_the_contract(f"it answered {answer.status_code} without a Problem") from error
+            raise self._not_the_contract(f"it answered {code} without a Problem") from error
         said = f"worker {self.name}: {'; '.join((problem.detail, *problem.errors))}"
         match problem.type:
             case ProblemType.BUSY:
@@ -185,3 +210,10 @@ class WorkerClient:
 
     def _not_the_contract(self, what: str) -> WorkerProtocolError:
         return WorkerProtocolError(f"worker {self.name}: not the worker contract (version {CONTRACT_VERSION}): {what}")
+
+
+async def _to_its_end(answer: aiohttp.ClientResponse) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(END_OF_STREAM_S):
+            while await answer.content.readany():
+                pass

@@ -7,9 +7,10 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
-from router.artifacts import MARK, InFile, digest_of, fan, first_of, path_of
+from router.artifacts import MARK, InFile, fan, first_of, path_of
 from router.errors import ArtifactError
 from router.jobs import Image
 
@@ -29,22 +30,29 @@ class LocalArtifacts:
     root: Path
 
     async def put(self, generation_id: str, data: bytes, media_type: str) -> Image:
-        digest = await digest_of(data)
-        relative = path_of(generation_id, digest, media_type)
+        def store() -> Image:
+            digest = sha256(data).hexdigest()
+            relative = path_of(generation_id, digest, media_type)
+            _write(self.root / relative, data)
+            return Image(path=relative, sha256=digest, bytes=len(data), media_type=media_type)
+
         try:
-            await asyncio.to_thread(_write, self.root / relative, data)
+            return await asyncio.to_thread(store)
         except OSError as error:
             raise ArtifactError(
                 f"the image of {generation_id} could not be stored under {self.root}: {error.strerror}"
             ) from error
-        return Image(path=relative, sha256=digest, bytes=len(data), media_type=media_type)
 
     async def read(self, image: Image) -> bytes:
+        def stored() -> tuple[bytes, str]:
+            data = (self.root / image.path).read_bytes()
+            return data, sha256(data).hexdigest()
+
         try:
-            data = await asyncio.to_thread((self.root / image.path).read_bytes)
+            data, digest = await asyncio.to_thread(stored)
         except OSError as error:
             raise self._missing(image) from error
-        if await digest_of(data) != image.sha256:
+        if digest != image.sha256:
             raise ArtifactError(f"the image {image.path} in {self.root} is not the one that was stored; check the disk")
         return data
 

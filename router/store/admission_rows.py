@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection, delete, func, insert, literal, select, text, update
+from sqlalchemy import Connection, Integer, bindparam, delete, func, insert, literal, select, text, update
 
 from router.choice import Lane
 from router.errors import AdmissionError, IdempotencyError, KeyQueueFullError, QueueFullError, RateLimitedError
@@ -155,10 +155,16 @@ def _within_limits(connection: Connection, now: Now, key: ApiKey, pool: str, mor
     return taken.rate
 
 
+_SOME = select(literal(1)).where(jobs.c.pool == bindparam("pool"), WAITING).limit(bindparam("at_most", type_=Integer()))
+_COUNT = select(func.count()).select_from(_SOME.subquery())
+_IN_LANES = jobs.c.lane.in_(bindparam("lanes", expanding=True))
+_COUNT_LANES = select(func.count()).select_from(_SOME.where(_IN_LANES).subquery())
+
+
 def _count(connection: Connection, pool: str, api_key_id: str | None, at_most: int) -> int:
     """How many wait in the pool, of all keys or of one; counting stops at `at_most`."""
-    inside = select(literal(1)).where(jobs.c.pool == pool, WAITING)
-    if api_key_id is not None:
-        lanes = [lane.name for lane in waiting_lanes(connection, pool) if lane.api_key_id == api_key_id]
-        inside = inside.where(jobs.c.lane.in_(lanes))
-    return connection.execute(select(func.count()).select_from(inside.limit(at_most).subquery())).scalar_one()
+    named: dict[str, object] = {"pool": pool, "at_most": at_most}
+    if api_key_id is None:
+        return connection.execute(_COUNT, named).scalar_one()
+    named["lanes"] = [lane.name for lane in waiting_lanes(connection, pool) if lane.api_key_id == api_key_id]
+    return connection.execute(_COUNT_LANES, named).scalar_one()

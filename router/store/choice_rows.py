@@ -3,6 +3,9 @@
 `router.choice` decides; here is what it looks at, and the guards. Whoever leases a key's job in a pool holds that
 key's turn there until the commit. Others who choose meanwhile pass to the next key, as they should: this one's
 turn is being used. Nobody locks a table, a pool or a job that is not theirs.
+
+Every job passes here, and putting a statement together takes SQLAlchemy longer than SQLite takes to run it: so they
+are put together once, with names for what changes.
 """
 
 from __future__ import annotations
@@ -10,8 +13,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import lru_cache
+from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, literal, or_, select, text, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from router.choice import Capability, Lane, Spill, fair_order
 from router.contract import JobState
@@ -38,6 +58,93 @@ class _Asking:
     max_work: int | None = None
 
 
+BUILT = 64
+"""Statements of one kind that are kept: for the database's one clock, and each number of lanes in use."""
+
+_USABLE = select(workers).where(
+    workers.c.name == bindparam("worker"), ~workers.c.draining, workers.c.quarantine_cause.is_(None)
+)
+_WORKER_LOCKED = select(workers.c.name).where(workers.c.name == bindparam("worker")).with_for_update()
+_KEY_LOCKED = select(api_keys.c.id).where(api_keys.c.id == bindparam("key")).with_for_update(key_share=True)
+_KEY_RUNS = select(func.count()).where(RUNNING, jobs.c.api_key_id == bindparam("key"))
+_STANDING = (
+    select(api_keys.c.id, api_keys.c.max_running, turns.c.turn)
+    .outerjoin(turns, and_(turns.c.api_key_id == api_keys.c.id, turns.c.pool == bindparam("pool")))
+    .where(api_keys.c.id.in_(bindparam("keys", expanding=True)))
+)
+_FIRST_TURN = text("INSERT INTO turns (pool, api_key_id, turn) VALUES (:pool, :key, 0) ON CONFLICT DO NOTHING")
+_TURN = select(turns.c.turn).where(turns.c.pool == bindparam("in_pool"), turns.c.api_key_id == bindparam("key"))
+_BEGUN = insert(attempts)
+_TURN_AWAITED = _TURN.with_for_update()
+_TURN_IF_FREE = _TURN.where(turns.c.turn == bindparam("seen")).with_for_update(skip_locked=True)
+
+
+@lru_cache(1)
+def _lanes() -> Select[str]:
+    # ORDER BY and LIMIT, not min(): without statistics, Postgres walks through all that waits for a minimum.
+    lanes = select(literal("").label("lane")).cte("lanes", recursive=True)
+    following = (
+        select(jobs.c.lane)
+        .where(jobs.c.pool == bindparam("pool"), WAITING, jobs.c.lane > lanes.c.lane)
+        .order_by(jobs.c.lane)
+        .limit(1)
+        .scalar_subquery()
+    )
+    every = lanes.union_all(select(following).where(lanes.c.lane.is_not(None)))
+    return select(every.c.lane).where(every.c.lane > "")
+
+
+@lru_cache(1)
+def _turn_used() -> Update:
+    of_pool = turns.alias()
+    behind = select(func.coalesce(func.max(of_pool.c.turn), 0) + 1).where(of_pool.c.pool == bindparam("in_pool"))
+    mine = (turns.c.pool == bindparam("in_pool"), turns.c.api_key_id == bindparam("key"))
+    return update(turns).where(*mine).values(turn=behind.scalar_subquery())
+
+
+@lru_cache(BUILT)
+def _holds(now: Now) -> Select[int]:
+    held = (RUNNING, jobs.c.worker == bindparam("worker"), jobs.c.lease_expires_at > now)
+    return select(func.count()).where(*held)
+
+
+@lru_cache(BUILT)
+def _head(now: Now, lanes: int, *, pixels: bool, work: bool) -> Select[str]:
+    """The first job of so many lanes (`lane0`, …) of `pool`, of at most `max_pixels` and `max_work` if those count."""
+    order = (jobs.c.precedence, jobs.c.due_at, jobs.c.id)
+    possible = [jobs.c.pool == bindparam("pool"), WAITING, or_(jobs.c.deadline.is_(None), jobs.c.deadline > now)]
+    if pixels:
+        possible.append(jobs.c.pixels <= bindparam("max_pixels"))
+    if work:
+        possible.append(jobs.c.work <= bindparam("max_work"))
+    heads = [
+        select(jobs.c.id)
+        .where(*possible, jobs.c.lane == bindparam(f"lane{number}"))
+        .order_by(*order)
+        .limit(1)
+        .scalar_subquery()
+        for number in range(lanes)
+    ]
+    return select(jobs.c.id).where(jobs.c.id.in_(heads)).order_by(*order).limit(1)
+
+
+@lru_cache(BUILT)
+def _leased(now: Now) -> ReturningUpdate[Any]:
+    return (
+        update(jobs)
+        .where(jobs.c.id == bindparam("head"), jobs.c.state == JobState.QUEUED)
+        .values(
+            state=JobState.RUNNING,
+            attempt=jobs.c.attempt + 1,
+            worker=bindparam("by_worker"),
+            driver=bindparam("by_driver"),
+            lease_expires_at=now + bindparam("ttl_ms", type_=BigInteger()),
+            started_at=func.coalesce(jobs.c.started_at, now),
+        )
+        .returning(jobs, now.label("leased_at"))
+    )
+
+
 def lease_next(
     connection: Connection,
     now: Now,
@@ -47,8 +154,7 @@ def lease_next(
     spills: Sequence[Spill],
     driver: str,
 ) -> Lease | Overtaken | None:
-    usable = and_(workers.c.name == worker, ~workers.c.draining, workers.c.quarantine_cause.is_(None))
-    row = connection.execute(select(workers).where(usable)).one_or_none()
+    row = connection.execute(_USABLE, {"worker": worker}).one_or_none()
     if row is None or (places is not None and not _has_room(connection, now, worker, places)):
         return None
     own = _Asking(worker, driver, Capability(row.tier, row.model, row.max_pixels), row.pool, ttl_ms)
@@ -100,24 +206,13 @@ def _possible_lanes(connection: Connection, asking: _Asking) -> Mapping[str, lis
 def _has_room(connection: Connection, now: Now, worker: str, places: int) -> bool:
     """Whether the worker holds fewer leases than that. Its row is locked: of two who ask, one sees the other's."""
     if not _one_writer(connection):
-        connection.execute(select(workers.c.name).where(workers.c.name == worker).with_for_update())
-    held = select(func.count()).where(RUNNING, jobs.c.worker == worker, jobs.c.lease_expires_at > now)
-    return connection.execute(held).scalar_one() < places
+        connection.execute(_WORKER_LOCKED, {"worker": worker})
+    return connection.execute(_holds(now), {"worker": worker}).scalar_one() < places
 
 
 def waiting_lanes(connection: Connection, pool: str) -> list[Lane]:
     """The lanes with something in them, one look at the index for each, however many jobs they hold."""
-    # ORDER BY and LIMIT, not min(): without statistics, Postgres walks through all that waits for a minimum.
-    lanes = select(literal("").label("lane")).cte("lanes", recursive=True)
-    following = (
-        select(jobs.c.lane)
-        .where(jobs.c.pool == literal(pool), WAITING, jobs.c.lane > lanes.c.lane)
-        .order_by(jobs.c.lane)
-        .limit(1)
-        .scalar_subquery()
-    )
-    every = lanes.union_all(select(following).where(lanes.c.lane.is_not(None)))
-    return [Lane.parse(name) for name in connection.scalars(select(every.c.lane).where(every.c.lane > ""))]
+    return [Lane.parse(name) for name in connection.scalars(_lanes(), {"pool": pool})]
 
 
 def _one_writer(connection: Connection) -> bool:
@@ -127,26 +222,21 @@ def _one_writer(connection: Connection) -> bool:
 
 def _standing(connection: Connection, pool: str, keys: Sequence[str]) -> tuple[Mapping[str, int], Mapping[str, int]]:
     """Each key's last turn in the pool, and how many jobs may run at once of those that have such a limit."""
-    here = and_(turns.c.api_key_id == api_keys.c.id, turns.c.pool == pool)
-    of_keys = select(api_keys.c.id, api_keys.c.max_running, turns.c.turn).outerjoin(turns, here)
-    rows = connection.execute(of_keys.where(api_keys.c.id.in_(keys))).all()
+    rows = connection.execute(_STANDING, {"pool": pool, "keys": keys}).all()
     for row in rows:
         if row.turn is None:
-            connection.execute(
-                text("INSERT INTO turns (pool, api_key_id, turn) VALUES (:pool, :key, 0) ON CONFLICT DO NOTHING"),
-                {"pool": pool, "key": row.id},
-            )
+            connection.execute(_FIRST_TURN, {"pool": pool, "key": row.id})
     last = {row.id: row.turn or 0 for row in rows}
     return last, {row.id: row.max_running for row in rows if row.max_running is not None}
 
 
 def _runs(connection: Connection, key: str) -> int:
-    return connection.execute(select(func.count()).where(RUNNING, jobs.c.api_key_id == key)).scalar_one()
+    return connection.execute(_KEY_RUNS, {"key": key}).scalar_one()
 
 
 def _may_run_one_more(connection: Connection, key: str, limit: int) -> bool:
     """Under the key's lock, because its jobs in another pool have another turn. Others' foreign keys may go on."""
-    connection.execute(select(api_keys.c.id).where(api_keys.c.id == key).with_for_update(key_share=True))
+    connection.execute(_KEY_LOCKED, {"key": key})
     return _runs(connection, key) < limit
 
 
@@ -154,35 +244,30 @@ def _take_turn(connection: Connection, pool: str, key: str, seen: int) -> bool:
     """Hold the key's turn, unless somebody holds it or has used it since it was `seen`."""
     if _one_writer(connection):
         return True
-    mine = select(turns.c.turn).where(turns.c.pool == pool, turns.c.api_key_id == key, turns.c.turn == seen)
-    return connection.execute(mine.with_for_update(skip_locked=True)).one_or_none() is not None
+    return connection.execute(_TURN_IF_FREE, {"in_pool": pool, "key": key, "seen": seen}).one_or_none() is not None
 
 
 def _use_turn(connection: Connection, pool: str, key: str) -> None:
     """Behind every key of the pool, those too for which nothing waits just now: they come back before this one."""
-    of_pool = turns.alias()
-    behind = select(func.coalesce(func.max(of_pool.c.turn), 0) + 1).where(of_pool.c.pool == pool).scalar_subquery()
-    connection.execute(update(turns).where(turns.c.pool == pool, turns.c.api_key_id == key).values(turn=behind))
+    connection.execute(_turn_used(), {"in_pool": pool, "key": key})
 
 
 def _wait_for_turn(connection: Connection, pool: str, key: str) -> None:
-    connection.execute(select(turns.c.turn).where(turns.c.pool == pool, turns.c.api_key_id == key).with_for_update())
+    connection.execute(_TURN_AWAITED, {"in_pool": pool, "key": key})
 
 
 def _lease_head(connection: Connection, now: Now, asking: _Asking, lanes: Sequence[Lane]) -> Lease | Overtaken | None:
     """Lease the first of the lanes' jobs. None if all are past their deadlines, or only at the border of what the
     worker can make."""
-    order = (jobs.c.precedence, jobs.c.due_at, jobs.c.id)
-    possible = [jobs.c.pool == asking.pool, WAITING, or_(jobs.c.deadline.is_(None), jobs.c.deadline > now)]
-    if asking.capability.max_pixels is not None:
-        possible.append(jobs.c.pixels <= asking.capability.max_pixels)
-    if asking.max_work is not None:
-        possible.append(jobs.c.work <= asking.max_work)
-    heads = [
-        select(jobs.c.id).where(*possible, jobs.c.lane == lane.name).order_by(*order).limit(1).scalar_subquery()
-        for lane in lanes
-    ]
-    first = connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(heads)).order_by(*order).limit(1)).one_or_none()
+    named: dict[str, object] = {"pool": asking.pool}
+    named |= {f"lane{number}": lane.name for number, lane in enumerate(lanes)}
+    most, most_work = asking.capability.max_pixels, asking.max_work
+    if most is not None:
+        named["max_pixels"] = most
+    if most_work is not None:
+        named["max_work"] = most_work
+    wanted = _head(now, len(lanes), pixels=most is not None, work=most_work is not None)
+    first = connection.scalars(wanted, named).one_or_none()
     if first is None:
         return None
     return _lease(connection, now, first, asking) or Overtaken.TRY_AGAIN
@@ -190,23 +275,17 @@ def _lease_head(connection: Connection, now: Now, asking: _Asking, lanes: Sequen
 
 def _lease(connection: Connection, now: Now, head: str, asking: _Asking) -> Lease | None:
     row = connection.execute(
-        update(jobs)
-        .where(jobs.c.id == head, jobs.c.state == JobState.QUEUED)
-        .values(
-            state=JobState.RUNNING,
-            attempt=jobs.c.attempt + 1,
-            worker=asking.worker,
-            driver=asking.driver,
-            lease_expires_at=now + asking.ttl_ms,
-            started_at=func.coalesce(jobs.c.started_at, now),
-        )
-        .returning(jobs, now.label("leased_at"))
+        _leased(now),
+        {"head": head, "by_worker": asking.worker, "by_driver": asking.driver, "ttl_ms": asking.ttl_ms},
     ).one_or_none()
     if row is None:
         return None
-    connection.execute(
-        insert(attempts).values(
-            job_id=row.id, attempt=row.attempt, worker=asking.worker, pool=row.pool, started_at=row.leased_at
-        )
-    )
+    begun = {
+        "job_id": row.id,
+        "attempt": row.attempt,
+        "worker": asking.worker,
+        "pool": row.pool,
+        "started_at": row.leased_at,
+    }
+    connection.execute(_BEGUN, begun)
     return lease_of(row)

@@ -35,5 +35,9 @@ def _postgresql(_element: _NowMs, _compiler: SQLCompiler, **_options: object) ->
     return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
 
 
+_NOW = _NowMs()
+
+
 def database_clock() -> ColumnElement[int]:
-    return _NowMs()
+    """Always the same expression: statements that hold it are built once (`router.store.choice_rows`)."""
+    return _NOW

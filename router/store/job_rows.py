@@ -2,19 +2,23 @@
 next is `router.store.choice_rows`'.
 
 Every change to a job that runs is one UPDATE guarded by `_held`: it names the attempt and its worker and
-wants the lease unexpired, so whoever comes late changes nothing. `now` is always the store's clock.
+wants the lease unexpired, so whoever comes late changes nothing. `now` is always the store's clock. What every job
+comes through is put together once, with names for what changes (see `router.store.choice_rows`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, assert_never
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Row,
     and_,
+    bindparam,
     case,
     insert,
     literal_column,
@@ -23,6 +27,7 @@ from sqlalchemy import (
     true,
     update,
 )
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from router.choice import Lane, Terms, pixels_of, work_of
 from router.contract import JobState
@@ -52,6 +57,19 @@ Now = ColumnElement[int]
 
 CHUNK = 500
 """Rows that are written by one call: Python prepares them while the event loop stands still."""
+BUILT = 8
+"""Statements of one kind that are kept: one for each clock, and there is one clock."""
+
+_FIND = select(jobs).where(jobs.c.id == bindparam("wanted"))
+_FIND_ALL = select(jobs).where(jobs.c.id.in_(bindparam("wanted", expanding=True)))
+_STANDINGS = select(jobs.c.id, jobs.c.state, jobs.c.attempt).where(jobs.c.id.in_(bindparam("wanted", expanding=True)))
+_ADDED = insert(jobs)
+_CLOSED = (
+    update(attempts)
+    .where(attempts.c.job_id == bindparam("of_job"), attempts.c.attempt == bindparam("of_attempt"))
+    .values(end=bindparam("how"), ended_at=bindparam("at"), detail=bindparam("said"), timings=bindparam("took"))
+    .returning(attempts.c.pool)
+)
 
 
 def add(
@@ -67,7 +85,7 @@ def add(
     ids = sorted(job_id(at, entropy) for entropy in entropies)  # of one millisecond, and yet in their order
     for i in range(0, len(ids), CHUNK):
         some = zip(ids[i : i + CHUNK], wanted[i : i + CHUNK], strict=True)
-        connection.execute(insert(jobs), [_row(name, at, api_key_id, pool, new) for name, new in some])
+        connection.execute(_ADDED, [_row(name, at, api_key_id, pool, new) for name, new in some])
     return ids
 
 
@@ -95,20 +113,20 @@ def _row(name: str, at: int, api_key_id: str, pool: str, new: NewJob) -> dict[st
 
 
 def find(connection: Connection, wanted: str) -> Job | None:
-    row = connection.execute(select(jobs).where(jobs.c.id == wanted)).one_or_none()
+    row = connection.execute(_FIND, {"wanted": wanted}).one_or_none()
     return None if row is None else job(row)
 
 
 def find_all(connection: Connection, wanted: Sequence[str]) -> Sequence[Job]:
     found = {}
     for i in range(0, len(wanted), CHUNK):
-        for row in connection.execute(select(jobs).where(jobs.c.id.in_(wanted[i : i + CHUNK]))):
+        for row in connection.execute(_FIND_ALL, {"wanted": wanted[i : i + CHUNK]}):
             found[row.id] = job(row)
     return [found[name] for name in wanted if name in found]
 
 
 def standings(connection: Connection, wanted: Sequence[str]) -> Mapping[str, tuple[JobState, int]]:
-    found = connection.execute(select(jobs.c.id, jobs.c.state, jobs.c.attempt).where(jobs.c.id.in_(wanted)))
+    found = connection.execute(_STANDINGS, {"wanted": wanted})
     return {row.id: (row.state, row.attempt) for row in found}
 
 
@@ -130,32 +148,48 @@ def cancel_unstarted(connection: Connection, now: Now, wanted: str) -> Job | Non
     return None if row is None else _changed(connection, row)
 
 
+@lru_cache(BUILT)
+def _renewed(now: Now) -> ReturningUpdate[Any]:
+    until = now + bindparam("ttl_ms", type_=BigInteger())
+    return update(jobs).where(_held(now)).values(lease_expires_at=until).returning(jobs.c.cancel_requested)
+
+
 def renew(connection: Connection, now: Now, lease: Lease, ttl_ms: int) -> Renewal:
-    cancel_requested = connection.execute(
-        update(jobs).where(_held(now, lease)).values(lease_expires_at=now + ttl_ms).returning(jobs.c.cancel_requested)
-    ).scalar_one_or_none()
+    cancel_requested = connection.execute(_renewed(now), {"ttl_ms": ttl_ms, **_named(lease)}).scalar_one_or_none()
     if cancel_requested is None:
         return Renewal.LOST
     return Renewal.CANCEL if cancel_requested else Renewal.HELD
 
 
-def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings: Timings) -> Job | None:
-    """A cancellation that came too late to stop the image does not throw it away."""
-    row = connection.execute(
+@lru_cache(BUILT)
+def _finished(now: Now) -> ReturningUpdate[Any]:
+    return (
         update(jobs)
-        .where(_held(now, lease))
+        .where(_held(now))
         .values(
             state=JobState.SUCCEEDED,
             finished_at=now,
-            image_path=image.path,
-            image_sha256=image.sha256,
-            image_bytes=image.bytes,
-            image_media_type=image.media_type,
-            image_suspicion=image.suspicion or None,
+            image_path=bindparam("path"),
+            image_sha256=bindparam("sha256"),
+            image_bytes=bindparam("bytes"),
+            image_media_type=bindparam("media_type"),
+            image_suspicion=bindparam("suspicion"),
             **_NO_LEASE,
         )
         .returning(jobs)
-    ).one_or_none()
+    )
+
+
+def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings: Timings) -> Job | None:
+    """A cancellation that came too late to stop the image does not throw it away."""
+    made = {
+        "path": image.path,
+        "sha256": image.sha256,
+        "bytes": image.bytes,
+        "media_type": image.media_type,
+        "suspicion": image.suspicion or None,
+    }
+    row = connection.execute(_finished(now), {**made, **_named(lease)}).one_or_none()
     if row is None:
         return None
     _close(
@@ -185,7 +219,7 @@ def end_attempt(connection: Connection, now: Now, lease: Lease, end: AttemptEnd,
         case unreachable:
             assert_never(unreachable)
     row = connection.execute(
-        update(jobs).where(_held(now, lease)).values(values).returning(jobs, now.label("ended_at"))
+        update(jobs).where(_held(now)).values(values).returning(jobs, now.label("ended_at")), _named(lease)
     ).one_or_none()
     if row is None:
         return None
@@ -277,15 +311,19 @@ RUNNING = jobs.c.state == literal_column("'running'")
 _NO_LEASE = {"worker": null(), "driver": null(), "lease_expires_at": null()}
 
 
-def _held(now: Now, lease: Lease) -> ColumnElement[bool]:
-    """The guard: this attempt still has the right to finish its job."""
+def _held(now: Now) -> ColumnElement[bool]:
+    """The guard: the lease that is `_named` still has the right to finish its job."""
     return and_(
-        jobs.c.id == lease.job_id,
+        jobs.c.id == bindparam("leased_job"),
         jobs.c.state == JobState.RUNNING,
-        jobs.c.attempt == lease.attempt,
-        jobs.c.worker == lease.worker,
+        jobs.c.attempt == bindparam("leased_attempt"),
+        jobs.c.worker == bindparam("leased_worker"),
         jobs.c.lease_expires_at > now,
     )
+
+
+def _named(lease: Lease) -> dict[str, object]:
+    return {"leased_job": lease.job_id, "leased_attempt": lease.attempt, "leased_worker": lease.worker}
 
 
 def _requeued(now: Now) -> dict[str, Any]:
@@ -318,12 +356,8 @@ def _close(
     detail: str | None = None,
     timings: str | None = None,
 ) -> None:
-    pools = connection.scalars(
-        update(attempts)
-        .where(attempts.c.job_id == of_job, attempts.c.attempt == attempt)
-        .values(end=end, ended_at=at, detail=detail, timings=timings)
-        .returning(attempts.c.pool)
-    ).all()
+    closed = {"of_job": of_job, "of_attempt": attempt, "how": end, "at": at, "said": detail, "took": timings}
+    pools = connection.scalars(_CLOSED, closed).all()
     for pool in pools:
         sum_rows.attempt_ended(connection, pool, end)
 

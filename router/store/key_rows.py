@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, case, insert, null, select, text, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, case, insert, null, select, text, update
 
 from router.errors import KeyExistsError
 from router.ids import key_id
@@ -21,6 +21,13 @@ from router.store.tables import api_keys, usage
 from worker.contract import Timings
 
 FINGERPRINT_CHARS = 12
+
+_ALIKE = select(api_keys).where(api_keys.c.fingerprint == bindparam("fingerprint"), api_keys.c.revoked_at.is_(None))
+_USED = text(
+    "INSERT INTO usage (api_key_id, day, images, pixels, gpu_ms) VALUES (:key, :day, 1, :pixels, :gpu_ms) "
+    "ON CONFLICT (api_key_id, day) DO UPDATE SET images = usage.images + 1, "
+    "pixels = usage.pixels + excluded.pixels, gpu_ms = usage.gpu_ms + excluded.gpu_ms"
+)
 
 
 def put(connection: Connection, now: ColumnElement[int], entropy: bytes, name: str, sha256: str) -> ApiKey:
@@ -44,10 +51,7 @@ def create(
 
 
 def find(connection: Connection, sha256: str) -> ApiKey | None:
-    alike = select(api_keys).where(
-        api_keys.c.fingerprint == sha256[:FINGERPRINT_CHARS], api_keys.c.revoked_at.is_(None)
-    )
-    for row in connection.execute(alike):
+    for row in connection.execute(_ALIKE, {"fingerprint": sha256[:FINGERPRINT_CHARS]}):
         if hmac.compare_digest(row.sha256, sha256):
             return _record(row).key
     return None
@@ -71,11 +75,7 @@ def limit(connection: Connection, name: str, limits: KeyLimits) -> KeyRecord | N
 def use(connection: Connection, api_key_id: str, at: int, pixels: int, timings: Timings) -> None:
     """One more image, in the transaction that finishes it."""
     connection.execute(
-        text(
-            "INSERT INTO usage (api_key_id, day, images, pixels, gpu_ms) VALUES (:key, :day, 1, :pixels, :gpu_ms) "
-            "ON CONFLICT (api_key_id, day) DO UPDATE SET images = usage.images + 1, "
-            "pixels = usage.pixels + excluded.pixels, gpu_ms = usage.gpu_ms + excluded.gpu_ms"
-        ),
+        _USED,
         {
             "key": api_key_id,
             "day": day_of(at),

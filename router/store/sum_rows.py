@@ -19,6 +19,12 @@ from worker.contract import Timings
 BOUNDS_S = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800, 3600, 14_400, 43_200)
 """Upper ends of the histogram's buckets; a last one, without end, has the number len(BOUNDS_S)."""
 
+_ADDED = text(
+    'INSERT INTO tallies ("of", measure, bucket, count, total_ms) VALUES (:of, :measure, :bucket, 1, :ms) '
+    'ON CONFLICT ("of", measure, bucket) DO UPDATE SET count = tallies.count + 1, '
+    "total_ms = tallies.total_ms + excluded.total_ms"
+)
+
 
 def job_ended(connection: Connection, row: Row[Any], worker: str = "", timings: Timings | None = None) -> None:
     """`row` is a job's as it is now. One that never met a worker counts nowhere. `worker` made the image, if any."""
@@ -42,14 +48,7 @@ def attempt_ended(connection: Connection, pool: str, end: AttemptEnd) -> None:
 
 
 def _add(connection: Connection, lines: Sequence[dict[str, Any]]) -> None:
-    connection.execute(
-        text(
-            'INSERT INTO tallies ("of", measure, bucket, count, total_ms) VALUES (:of, :measure, :bucket, 1, :ms) '
-            'ON CONFLICT ("of", measure, bucket) DO UPDATE SET count = tallies.count + 1, '
-            "total_ms = tallies.total_ms + excluded.total_ms"
-        ),
-        lines,
-    )
+    connection.execute(_ADDED, lines)
 
 
 def _line(of: str, measure: Measure, ms: int) -> dict[str, Any]:
