@@ -39,6 +39,10 @@ keys = typer.Typer(no_args_is_help=True, help="Who may ask for images, how much,
 app.add_typer(keys, name="keys")
 db = typer.Typer(no_args_is_help=True, help="The router's database.")
 app.add_typer(db, name="db")
+state = typer.Typer(no_args_is_help=True, help="Where the stack's state is kept.")
+app.add_typer(state, name="state")
+bundle = typer.Typer(no_args_is_help=True, help="The stack's keys and placement, sealed, for a second operator.")
+app.add_typer(bundle, name="bundle")
 
 emulate = typer.Typer(no_args_is_help=True, help="Providers that cost nothing, to try stacks that rent machines.")
 app.add_typer(emulate, name="emulate")
@@ -326,6 +330,41 @@ def _database(stack: str, *verb: str) -> None:
     folder = StackPaths.of(stack_name(stack)).router / "data"
     environment = {"LETTERPRESS_ROUTER_DATA_DIR": str(folder), **os.environ}
     os.execve(sys.executable, [sys.executable, "-m", "router.db", *verb], environment)  # noqa: S606 - this very interpreter
+
+
+@state.command("move")
+def state_move(stack: Stack = "local") -> None:
+    """Bring the stack's state to where its file says now (`state`), or LETTERPRESS_STATE."""
+    from infra.safekeeping import move_state
+
+    move_state(stack)
+
+
+@bundle.command("push")
+def bundle_push(stack: Stack = "local") -> None:
+    """Seal the stack's keys and placement into its backend. A deploy does it by itself where others can reach that."""
+    from infra.safekeeping import bundle_of
+
+    bundle_of(stack).push()
+
+
+@bundle.command("pull")
+def bundle_pull(
+    stack: Stack = "local",
+    replace: Annotated[bool, typer.Option("--replace", help="Theirs counts; ours is set aside.")] = False,
+) -> None:
+    """Take the stack's keys and placement over from its backend, with the passphrase that was handed to you."""
+    from infra.safekeeping import bundle_of
+
+    bundle_of(stack).pull(replace=replace)
+
+
+@bundle.command("remove")
+def bundle_remove(stack: Stack = "local") -> None:
+    """Remove the bundle from the backend; what lies here stays."""
+    from infra.safekeeping import bundle_of
+
+    bundle_of(stack).remove()
 
 
 @app.command()

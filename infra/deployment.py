@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from infra import backend
 from infra.description import DescriptionError
 from infra.endpoint import Endpoint
 from infra.files import replace_file
@@ -95,6 +96,7 @@ def forget(paths: StackPaths) -> None:
     """Nothing of the stack runs any more. Its secrets, logs and the router's data stay."""
     _kept(paths).unlink(missing_ok=True)
     _proof(paths).unlink(missing_ok=True)
+    backend.forget(paths)
 
 
 def stack_name(stack: str) -> str:

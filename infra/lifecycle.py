@@ -16,13 +16,14 @@ from infra.console import account, ask, following, say, show_charges, show_endpo
 from infra.costs import Charge
 from infra.deployment import Deployment, forget, stack_name
 from infra.endpoint import Endpoint
-from infra.engine import EngineSettings, OperationFailedError, operate
+from infra.engine import OperationFailedError, operate
 from infra.errors import InfraError
 from infra.paths import StackPaths
 from infra.placement import Placement
 from infra.planner import Plan
 from infra.planner import plan as decide
 from infra.provider.site import NO_WAIT
+from infra.safekeeping import Safekeeping
 from infra.setup.engine import ensure_engine
 from infra.setup.nginx import ensure_nginx
 from infra.strays import StraysError, end_strays, rented
@@ -46,24 +47,26 @@ class NotServingError(InfraError):
     """Every resource is there, and yet no image comes out."""
 
 
-def ensure_tools() -> EngineSettings:
+def ensure_tools() -> None:
     """The Pulumi engine and nginx, installed now if need be."""
     ensure_nginx(say)
-    return EngineSettings(binary=ensure_engine(say))
+    ensure_engine(say)
 
 
 def deploy(stack: str, model: str | None, *, yes: bool = False) -> None:
     """Make the world as the stack file says, and prove it with an image. `yes`: it may spend money unasked."""
     begun = time.monotonic()
-    settings = ensure_tools()
+    ensure_tools()
     deployment = Deployment.described(stack, model)
+    keeping = Safekeeping.described(deployment)
+    keeping.catch_up()
     plan = asyncio.run(decide(deployment.description, deployment.paths))
     agreed, rounds, ended = 0.0, 0, ""
     while not ended:
         rounds += 1
         agreed = _agree(plan.charges, agreed, yes=yes)
         try:
-            ended = _bring_up(deployment, plan, settings)
+            ended = _bring_up(deployment, plan, keeping)
         except OperationFailedError as error:
             again = asyncio.run(decide(deployment.description, deployment.paths))
             if again.placement == plan.placement or rounds == ROUNDS:
@@ -72,14 +75,15 @@ def deploy(stack: str, model: str | None, *, yes: bool = False) -> None:
             for line in moves(plan.placement, again.placement):
                 say(line)
             plan = again
+    keeping.keep_up()
     say(f"{ended} ({time.monotonic() - begun:.1f} s).")
     show_endpoint(deployment)
 
 
-def _bring_up(deployment: Deployment, plan: Plan, settings: EngineSettings) -> str:
+def _bring_up(deployment: Deployment, plan: Plan, keeping: Safekeeping) -> str:
     """Preview, up, first image; what came of it in a sentence."""
     name = deployment.description.name
-    with operate(name, deployment.paths, plan.declared, settings, f"deploy {name}") as engine:
+    with operate(name, deployment.paths, plan.declared, keeping.settings, f"deploy {name}") as engine:
         say(f"Looking at stack {name}")
         wanted = engine.preview(unheard)
         ended = f"Nothing to change: stack {name} runs as described"
@@ -88,6 +92,7 @@ def _bring_up(deployment: Deployment, plan: Plan, settings: EngineSettings) -> s
             show_plan(wanted.changes)
             plan.keep(deployment.paths)
             deployment.remember()
+            keeping.begin()
             say("Bringing it up:")
             with following() as tell:
                 ended = f"Stack {name} is up: {account(engine.up(tell).counts)}"
@@ -129,11 +134,13 @@ def moves(before: Placement, after: Placement) -> Iterator[str]:
 
 def preview(stack: str, model: str | None) -> None:
     """Show what a deploy would change, and write nothing down."""
-    settings = ensure_tools()
+    ensure_tools()
     deployment = Deployment.described(stack, model)
+    keeping = Safekeeping.described(deployment)
+    keeping.catch_up()
     name = deployment.description.name
     plan = asyncio.run(decide(deployment.description, deployment.paths))
-    with operate(name, deployment.paths, plan.declared, settings, f"preview {name}") as engine:
+    with operate(name, deployment.paths, plan.declared, keeping.settings, f"preview {name}") as engine:
         wanted = engine.preview(unheard)
     if wanted.changes:
         say(f"Stack {name} would change:")
@@ -158,7 +165,9 @@ def destroy(stack: str, *, waits: bool = True) -> None:
     if not paths.root.is_dir():
         say(f"Nothing to destroy: stack {name} was never deployed from this checkout.")
         return
-    with operate(name, paths, (), EngineSettings(binary=ensure_engine(say)), f"destroy {name}") as engine:
+    keeping = Safekeeping.remembered(paths)
+    keeping.catch_up()
+    with operate(name, paths, (), keeping.settings, f"destroy {name}") as engine:
         if not engine.state().resources:
             strays = asyncio.run(end_strays(paths))
             forget(paths)

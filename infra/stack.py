@@ -17,6 +17,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from infra.backend import fault
 from infra.clouds import Market
 from infra.description import DescriptionError, read_yaml, say
 from infra.gpus import GpuModel
@@ -79,6 +80,13 @@ def _loopback(text: str) -> str:
             "loopback", "should be a loopback address such as 127.0.0.1: the admin app is never public"
         )
     return text
+
+
+def _backend(url: str) -> str:
+    if wrong := fault(url):
+        # As a secret: what stands there may hold one, and is not shown.
+        raise PydanticCustomError("secret", "{wrong}", {"wrong": wrong})
+    return url
 
 
 Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_references_well_formed)]
@@ -248,6 +256,12 @@ class StackDescription(Described):
     metadata: Metadata = Field(
         Metadata.ALL,
         description="What each image file says of how it was made: all, settings (without prompt and caption), none.",
+    )
+    state: Annotated[str, AfterValidator(_backend)] | None = Field(
+        None,
+        description="Where the stack's state and its bundle of keys are kept: file:///folder, s3://bucket/folder?region=…"
+        " (of another service: &endpoint=https://…&use_path_style=true), https://api.pulumi.com. Credentials come from "
+        "the environment. Default: the stack's own folder. LETTERPRESS_STATE overrides it.",
     )
     cache: Text | None = Field(None, description="Folder for weights on each machine; default: the worker's own.")
     image: Text | None = Field(

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from infra.console import say
 from infra.deployment import stack_name
-from infra.engine import EngineSettings, operate
+from infra.engine import operate
 from infra.errors import InfraError
 from infra.paths import StackPaths
 from infra.provider.site import Site
-from infra.setup.engine import ensure_engine
+from infra.safekeeping import Safekeeping
 from infra.strays import StraysError, strays
 
 
@@ -22,7 +22,7 @@ def sweep(stack: str, delete: Sequence[str], *, every: bool) -> None:
     paths = StackPaths.of(name)
     if not paths.root.is_dir():
         raise StraysError(f"stack {name} was never deployed from this checkout, so its id is not known here")
-    with operate(name, paths, (), EngineSettings(binary=ensure_engine(say)), f"sweep {name}") as engine:
+    with operate(name, paths, (), Safekeeping.remembered(paths).settings, f"sweep {name}") as engine:
         known = frozenset(each.rented for each in engine.state().resources if each.rented)
         found = asyncio.run(strays(paths, known))
         if unknown := set(delete) - {machine.name for _, machine in found}:

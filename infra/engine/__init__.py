@@ -67,10 +67,10 @@ class OperationCancelledError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """`binary` is the Pulumi engine. `backend` is any URL that it takes; None is the stack's own folder."""
+    """`binary` is the Pulumi engine, `backend` the URL of where it keeps the state (`infra.backend`)."""
 
     binary: Path
-    backend: str | None = None
+    backend: str
 
 
 class _Operation(Protocol):
@@ -139,6 +139,22 @@ class Engine:
                 self._unlocked(lambda: self._workspace.import_stack(self._name, whole))
             except CommandError as error:
                 raise self._failed(error) from error
+
+    def copy_to(self, other: Engine) -> None:
+        """Put this state into another backend's hands, as it is."""
+        exported = self._export()
+        if exported is None:
+            return
+        other._stack()
+        try:
+            other._unlocked(lambda: other._workspace.import_stack(self._name, exported))
+        except CommandError as error:
+            raise self._failed(error) from error
+
+    def discard(self) -> None:
+        """Remove the state from its backend, and leave alone what it describes."""
+        if self._export() is not None:
+            self._run(lambda: self._workspace.remove_stack(self._name, force=True, preserve_config=True))
 
     def _export(self) -> Deployment | None:
         try:
@@ -235,7 +251,7 @@ def _workspace(
             f"it is lost, remove {paths.pulumi} and {folder}, and `letterpress destroy {stack}` ends what still runs"
         )
     secrets.ensure(PASSPHRASE)
-    backend = settings.backend or f"file://{paths.pulumi}"
+    backend = settings.backend
     return LocalWorkspace(
         work_dir=str(folder),
         pulumi_home=str(paths.root / "pulumi-home"),

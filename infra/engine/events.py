@@ -177,13 +177,18 @@ def plain(message: str) -> str:
     return "\n".join(line.rstrip() for line in lines).strip()
 
 
+ASIDE = re.compile(r"SDK \S+ \S+ WARN ")
+"""What a library of a backend's says beside the engine: S3-compatible services answer without checksums."""
+
+
 def last_words(failure: str) -> str:
     """What the engine said at its end, out of the description of a failure that it gave no event for."""
     result = RESULT.fullmatch(failure)
     if result is None:
         return plain(failure)
     said = plain(result["stderr"]) or plain(result["stdout"])
-    words = "\n".join(said.splitlines()[-LAST_LINES:]).removeprefix("error: ")
+    lines = [line for line in said.splitlines() if not ASIDE.match(line)]
+    words = "\n".join(lines[-LAST_LINES:]).removeprefix("error: ")
     return words or f"the engine ended with code {result['code']} and said nothing"
 
 

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, quote, unquote
 from xml.sax.saxutils import escape
 
 import uvicorn
@@ -109,8 +109,19 @@ class EmulatedS3:
             raise RefusedError("BadDigest")
         if request.headers.get("if-none-match") == "*" and key in self.objects:
             raise RefusedError("PreconditionFailed")
+        if source := request.headers.get("x-amz-copy-source"):
+            return self._copy(source, key)
         self.objects[key] = body, request.headers.get("content-type", "binary/octet-stream")
         return Response(headers={"ETag": _etag(body)})
+
+    def _copy(self, source: str, key: str) -> Response:
+        bucket, _, name = unquote(source).removeprefix("/").partition("/")
+        if bucket != self.bucket or name not in self.objects:
+            raise RefusedError("NoSuchKey")
+        self.objects[key] = self.objects[name]
+        moment = "<LastModified>2026-11-24T10:00:00.000Z</LastModified>"
+        xml = f"<CopyObjectResult>{moment}<ETag>{_etag(self.objects[key][0])}</ETag></CopyObjectResult>"
+        return Response(f"<?xml version='1.0'?>{xml}", media_type="application/xml")
 
     def _get(self, key: str, *, rot: bool) -> Response:
         if key not in self.objects:
@@ -122,13 +133,22 @@ class EmulatedS3:
     def _list(self, request: Request) -> Response:
         prefix, after = request.query_params.get("prefix", ""), request.query_params.get("start-after", "")
         keys = [key for key in sorted(self.objects) if key.startswith(prefix) and key > after]
+        delimiter = request.query_params.get("delimiter", "")
+        folders = {found for key in keys if (found := _folder(key, prefix, delimiter)) is not None}
+        keys = [key for key in keys if _folder(key, prefix, delimiter) is None]
         rows = "".join(
             f"<Contents><Key>{escape(key)}</Key><LastModified>2026-11-24T10:00:00.000Z</LastModified>"
             f"<Size>{len(self.objects[key][0])}</Size><ETag>{_etag(self.objects[key][0])}</ETag></Contents>"
             for key in keys
-        )
+        ) + "".join(f"<CommonPrefixes><Prefix>{escape(each)}</Prefix></CommonPrefixes>" for each in sorted(folders))
         xml = f"<?xml version='1.0'?><ListBucketResult><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>"
         return Response(xml, media_type="application/xml")
+
+
+def _folder(key: str, prefix: str, delimiter: str) -> str | None:
+    """What a listing shows in the key's place: all that begins alike up to the delimiter is one line."""
+    head, found, _ = key.removeprefix(prefix).partition(delimiter) if delimiter else (key, "", "")
+    return f"{prefix}{head}{found}" if found else None
 
 
 def verify(request: Request, body: bytes, service: EmulatedS3) -> None:

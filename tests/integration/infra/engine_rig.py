@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from infra.backend import own
 from infra.engine import Engine, EngineSettings, operate
 from infra.engine.events import Action, Outcome, Progress
 from infra.engine.guard import orphans
@@ -51,6 +52,8 @@ class Rig:
 
     folder: Path
     progress: list[Progress] = field(default_factory=list)
+    backend: str = ""
+    """Where the state is kept; in the stack's folder unless it says otherwise."""
 
     @property
     def paths(self) -> StackPaths:
@@ -78,11 +81,15 @@ class Rig:
         decided.keep(self.paths)
         return decided.declared
 
-    @contextmanager
-    def engine(self, what: str = "test") -> Iterator[Engine]:
+    @property
+    def settings(self) -> EngineSettings:
         binary = find_engine()
         assert binary, "no Pulumi engine: run `make setup-test`"
-        with operate(NAME, self.paths, self.declared(), EngineSettings(binary), what) as engine:
+        return EngineSettings(binary, self.backend or own(self.paths))
+
+    @contextmanager
+    def engine(self, what: str = "test") -> Iterator[Engine]:
+        with operate(NAME, self.paths, self.declared(), self.settings, what) as engine:
             yield engine
 
     def preview(self) -> Outcome:
