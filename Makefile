@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 2
 export TORCH_BACKEND PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup installed setup-test deploy plan preview status logs admin destroy sweep endpoint test bench bench-gpu soak lint format pins schema
+.PHONY: help setup installed setup-test deploy plan preview status logs admin destroy sweep watch endpoint test bench bench-gpu soak lint format pins schema
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +56,9 @@ endpoint: installed ## the endpoint and its key, as JSON
 
 destroy: installed ## end everything the stack started, and only that
 	@$(LETTERPRESS) destroy '$(STACK)'
+
+watch: installed ## replace lost machines, follow the backlog, return to spot, keep to the budget (until Ctrl-C)
+	@$(LETTERPRESS) watch '$(STACK)'
 
 sweep: installed ## list what is rented in the stack's name and is in no state (DELETE=name|all deletes it)
 	@$(LETTERPRESS) sweep '$(STACK)' $(if $(filter all,$(DELETE)),--all,$(if $(DELETE),--delete '$(DELETE)'))

@@ -108,6 +108,19 @@ def plan(
 
 
 @app.command()
+def watch(
+    stack: Stack = "local",
+    every: Annotated[float, typer.Option("--every", min=1, help="Seconds between two looks.")] = 15.0,
+    once: Annotated[bool, typer.Option("--once", help="Look, decide and act one time.")] = False,
+) -> None:
+    """Keep the stack's machines alive, as cheap as they can be, and as many as its backlog wants."""
+    from infra.lifecycle import ensure_tools
+    from infra.watch.run import watch as run
+
+    run(stack, ensure_tools(), every, 1 if once else None)
+
+
+@app.command()
 def destroy(
     stack: Stack = "local",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Fail where a minimum run time is not over.")] = False,

@@ -56,6 +56,21 @@ def machine_names(pool: str, count: int) -> tuple[str, ...]:
     return tuple(f"{pool}-{number}" for number in range(1, count + 1))
 
 
+def pool_of(machine: str) -> str:
+    """The pool of a machine, by its name."""
+    return machine.rpartition("-")[0]
+
+
+def names(pool: str, described: Pool, previous: Placement) -> tuple[str, ...]:
+    """The machines of a pool by their names. One that scales keeps those that it has, whichever are gone between."""
+    wanted = count(pool, described, previous)
+    if described.scale is None:
+        return machine_names(pool, wanted)
+    has = [placed.machine for placed in previous.machines if pool_of(placed.machine) == pool]
+    free = (name for name in machine_names(pool, described.most) if name not in has)
+    return tuple([*has, *free][:wanted])
+
+
 def wants_gpu(description: StackDescription, pool: Pool) -> bool:
     """Whether the pool's workers compute on a GPU: as it says, or else by the weights."""
     return pool.device is Device.GPU or (pool.device is Device.AUTO and description.model != TINY)
@@ -157,7 +172,7 @@ def count(pool: str, described: Pool, previous: Placement) -> int:
 
 def _machines(description: StackDescription, previous: Placement) -> Iterator[tuple[str, Pool]]:
     for name, pool in description.pools.items():
-        for machine in machine_names(name, count(name, pool, previous)):
+        for machine in names(name, pool, previous):
             yield machine, pool
 
 

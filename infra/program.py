@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infra.identity import Identity
-from infra.placement import Placed, Placement, count, devices, machine_names
+from infra.placement import Placed, Placement, devices, machine_names, names
 from infra.provider.machine import MachineInputs
 from infra.provider.registration import RegistrationInputs
 from infra.provider.resource import Inputs, Kind
@@ -80,12 +80,17 @@ class Seat:
 
 
 def seats(name: str, pool: Pool, placement: Placement) -> Iterator[tuple[Placed, tuple[Seat, ...]]]:
-    """Each placed machine of a pool with its workers; ports count up from the pool's first, across machines."""
+    """Each placed machine of a pool with its workers; ports count up from the pool's first, across machines.
+
+    Where machines come and go, each has ports of its own by its number: nobody else's change with it.
+    """
     port = pool.first_port
-    for machine in machine_names(name, pool.most):
+    for index, machine in enumerate(machine_names(name, pool.most)):
         placed = placement.of(machine)
         if placed is None:
             continue
+        if pool.scale is not None:
+            port = pool.first_port + index * pool.gpus_per_machine
         workers = enumerate(zip(worker_names(placed), devices(placed.offer), strict=True), start=port)
         seated = tuple(Seat(worker, device, at) for at, (worker, device) in workers)
         port += len(seated)
@@ -173,7 +178,7 @@ def _pool(
     fingerprints: Mapping[str, str],
     program: Program,
 ) -> Iterator[Declared]:
-    for machine in machine_names(name, count(name, pool, placement)):
+    for machine in names(name, pool, placement):
         if placement.of(machine) is None:
             raise ValueError(f"{machine} has no place; place() gives every described machine one")
     setting = first_port_setting(name)

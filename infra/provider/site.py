@@ -6,7 +6,6 @@ elsewhere must not lead to somebody's folders.
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,13 +19,13 @@ from infra.hosts import Host
 from infra.hosts.local import LocalHost
 from infra.paths import StackPaths
 from infra.secrets import SecretStore
+from infra.ssh.keys import LOGIN, ensure_key, public_line
 from infra.stack import CloudName
 
 STACK = "LETTERPRESS_STACK"
 """Names the stack that the provider works for; `LETTERPRESS_HOME` and `LETTERPRESS_RUN` say where it lies."""
 
 NO_WAIT = "LETTERPRESS_NO_WAIT"
-SSH_KEY = "ssh-key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +54,7 @@ class Site:
 
     def public_key(self) -> str:
         """What lets us in on rented machines: the stack's own SSH key, drawn now if there is none."""
-        key = self.secrets.path(SSH_KEY)
-        public = key.with_suffix(".pub")
-        if not public.exists():
-            key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            comment = f"letterpress-{self.paths.root.name}"
-            command = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(key))
-            made = subprocess.run(command, check=False, capture_output=True, text=True)
-            if made.returncode:
-                raise InfraError(f"{key} cannot be made: {made.stderr.strip()}; is OpenSSH's client installed?")
-        return public.read_text().strip()
+        return public_line(ensure_key(self.paths.secrets, LOGIN), f"letterpress-{self.paths.root.name}")
 
     def accounts(self) -> tuple[CloudName, ...]:
         """Clouds that can be asked from here: those that the environment has a key for."""

@@ -54,6 +54,10 @@ class AdminClient(HttpClient):
         """RouterUnavailableError while the router's store does not answer."""
         return await self._read(_HEALTH, "GET", "/healthz")
 
+    async def metrics(self) -> str:
+        """Prometheus' text."""
+        return (await self._call("GET", "/metrics")).text
+
     async def workers(self) -> list[WorkerView]:
         return await self._read(_WORKERS, "GET", "/workers")
 

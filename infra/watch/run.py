@@ -1,0 +1,168 @@
+"""Watch's rounds: look, decide, write the placement down, bring it about. One watch a stack, one writer at a time.
+
+What was done and why goes to standard output, to `logs/watch.log` (a JSON object a line) and, in numbers, to
+`watch.prom` (Prometheus' text format, for a node exporter's textfile collector). A round that fails is said and
+tried again with the next; Ctrl-C ends between steps, and what was begun is gone on with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from infra.clouds import Cloud, CloudError
+from infra.console import say
+from infra.deployment import Deployment, forget
+from infra.engine import EngineError, EngineSettings, operate
+from infra.engine.events import Progress
+from infra.engine.guard import BusyError, only_operation
+from infra.errors import InfraError
+from infra.files import replace_file
+from infra.identity import Identity, ensure_identity
+from infra.planner import placed, plan, programs_here
+from infra.program import Programs
+from infra.provider.site import Site
+from infra.watch.decide import Action, Decision, Deed, Memory, decide
+from infra.watch.observe import Observer, verified
+
+EVERY_S = 15.0
+"""Spheron wants to be asked no oftener than every 10 s; a loss is then noticed within 30."""
+BEGAN = "watch-began"
+
+
+class WatchError(InfraError):
+    """There is nothing to watch."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """One stack's watch. `clock` is seconds since the epoch; `programs` replaces what hosts run, in tests."""
+
+    deployment: Deployment
+    settings: EngineSettings
+    clock: Callable[[], float] = time.time
+    programs: Programs | None = None
+    memory: Memory = field(default_factory=Memory)
+    counts: Counter[str] = field(default_factory=Counter)
+    observer: Observer | None = None
+    _held: frozenset[Action] = frozenset()
+
+    def round(self) -> Decision | None:
+        """Look, decide, act. None if the cloud did not say enough, or the stack is somebody else's just now."""
+        paths = self.deployment.paths
+        placement, identity = placed(paths)
+        try:
+            decision = asyncio.run(self._decide(identity))
+        except CloudError as error:
+            self._tell("unanswered", "", str(error))
+            return None
+        self.memory = decision.memory
+        for action in decision.actions:
+            if action.deed is not Deed.HOLD or action not in self._held:
+                self._tell(action.deed, action.machine, action.why)
+        self._held = frozenset(action for action in decision.actions if action.deed is Deed.HOLD)
+        if decision.ends:
+            self._end()
+        elif decision.placement != placement and any(a.deed is not Deed.HOLD for a in decision.actions):
+            self._bring_about(decision)
+        self._count(decision)
+        return decision
+
+    async def _decide(self, identity: Identity) -> Decision:
+        """Within one loop: an observer's connections belong to it."""
+        cloud = self._cloud()
+        observer = self.observer or Observer(self.deployment, cloud, identity, self._began())
+        observer.cloud = cloud
+        self.observer = observer
+        placement, _ = placed(self.deployment.paths)
+        world = await observer.look(placement, self.clock())
+        if any(seen.presence.value == "gone" for pool in world.pools for seen in pool.machines):
+            world = await verified(self._cloud(), world, identity)
+        return decide(self.deployment.description, world, self.memory)
+
+    def _cloud(self) -> Cloud:
+        return Site(self.deployment.paths, os.environ).cloud(self.deployment.description.cloud)
+
+    def _bring_about(self, decision: Decision) -> None:
+        description, paths = self.deployment.description, self.deployment.paths
+        name = description.name
+        wanted = asyncio.run(plan(description, paths, self.programs or programs_here(), decision.placement))
+        try:
+            with operate(name, paths, wanted.declared, self.settings, f"watch {name}") as engine:
+                wanted.keep(paths)
+                engine.up(self._follow)
+        except BusyError as error:
+            self._tell("busy", "", str(error))
+        except EngineError as error:
+            # What was not brought about is seen, and decided upon, in the next round.
+            self._tell("failed", "", str(error))
+
+    def _end(self) -> None:
+        name, paths = self.deployment.description.name, self.deployment.paths
+        with operate(name, paths, (), self.settings, f"watch {name}") as engine:
+            engine.destroy(self._follow)
+        forget(paths)
+        (paths.root / BEGAN).unlink(missing_ok=True)
+
+    def _follow(self, progress: Progress) -> None:
+        if progress.stage in ("done", "failed"):
+            self._log("progress", progress.resource, f"{progress.kind} {progress.action} {progress.stage}")
+
+    def _began(self) -> float:
+        """When the stack's time began to run: with its first watch, for all that follow."""
+        file = self.deployment.paths.root / BEGAN
+        if not file.exists():
+            replace_file(file, f"{self.clock():.0f}\n".encode())
+        return float(file.read_text())
+
+    def _tell(self, deed: str, machine: str, why: str) -> None:
+        self.counts[deed] += 1
+        say(f"{datetime.fromtimestamp(self.clock(), UTC):%H:%M:%S} {deed:<10} {machine:<16} {why}")
+        self._log(deed, machine, why)
+
+    def _log(self, deed: str, machine: str, why: str) -> None:
+        at = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="seconds")
+        with (self.deployment.paths.logs / "watch.log").open("a") as log:
+            log.write(json.dumps({"at": at, "deed": deed, "machine": machine, "why": why}) + "\n")
+
+    def _count(self, decision: Decision) -> None:
+        spent = sum(each.offer.price for each in decision.placement.machines)
+        lines = [
+            "# TYPE letterpress_watch_deeds_total counter",
+            *(f'letterpress_watch_deeds_total{{deed="{deed}"}} {n}' for deed, n in sorted(self.counts.items())),
+            "# TYPE letterpress_watch_machines gauge",
+            f"letterpress_watch_machines {len(decision.placement.machines)}",
+            "# TYPE letterpress_watch_dollars_per_hour gauge",
+            f"letterpress_watch_dollars_per_hour {spent:.4f}",
+            "# TYPE letterpress_watch_last_round_seconds gauge",
+            f"letterpress_watch_last_round_seconds {self.clock():.0f}",
+        ]
+        replace_file(self.deployment.paths.root / "watch.prom", ("\n".join(lines) + "\n").encode(), 0o644)
+
+
+def watch(stack: str, settings: EngineSettings, every_s: float = EVERY_S, rounds: int | None = None) -> None:
+    """Watch a deployed stack until it ends, or is interrupted. BusyError if another terminal watches it."""
+    deployment = Deployment.remembered(stack)
+    paths, name = deployment.paths, deployment.description.name
+    if not Site(paths, os.environ).cloud(deployment.description.cloud).ability.rents:
+        raise WatchError(f"stack {name} rents nothing: there is nothing to watch")
+    ensure_identity(paths.root / "stack-id")
+    with only_operation(paths.root / "watch.lock", f"watch {name}"):
+        say(f"Watching stack {name} every {every_s:g} s; Ctrl-C ends that, and leaves the stack as it is.")
+        watching = Watch(deployment, settings)
+        done = 0
+        while rounds is None or done < rounds:
+            begun = time.monotonic()
+            decision = watching.round()
+            done += 1
+            if decision and decision.ends:
+                say(f"Stack {name} is gone: its time is over.")
+                return
+            if rounds is None or done < rounds:
+                time.sleep(max(0.0, every_s - (time.monotonic() - begun)))
