@@ -87,6 +87,7 @@ class Dialect(StrEnum):
 
     SEED = "seed"
     OPENAI = "openai"
+    IDEOGRAM = "ideogram"
     PROBLEM = "problem"
 
     @property
@@ -97,6 +98,7 @@ class Dialect(StrEnum):
 PATHS = {
     Dialect.SEED: r"/generate",
     Dialect.OPENAI: r"/v1/(images|models)",
+    Dialect.IDEOGRAM: r"/(v1/(ideogram-v[34]|generations)|remix|edit|reframe|upscale|describe)",
 }
 """Where each is spoken; every other path speaks problem details (RFC 9457)."""
 
@@ -124,6 +126,8 @@ class Refusal:
         match dialect:
             case Dialect.SEED:
                 return json.dumps({"detail": self.detail})
+            case Dialect.IDEOGRAM:
+                return json.dumps({"error": self.detail})
             case Dialect.OPENAI:
                 kind = "server_error" if self.status >= 500 else "invalid_request_error"
                 return json.dumps({"error": {"message": self.detail, "type": kind, "param": None, "code": self.type}})

@@ -78,6 +78,7 @@ async def serve(settings: RouterSettings) -> None:
                 examiner=examiner,
                 edge_sends_artifacts=settings.edge_sends_artifacts,
                 plain_webhooks=bool(settings.webhook_exceptions),
+                webhook_exceptions=tuple(settings.webhook_exceptions),
             )
             poster = Poster(settings.webhook_exceptions)
             deliverer = Deliverer(

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from router.api.links import Links
 from router.core import Core
 from router.readiness import Examiner
+from router.webhooks.addresses import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Context:
     examiner: Examiner
     plain_webhooks: bool = False
     """Whether the operator has named addresses that webhooks may go to without TLS."""
+    webhook_exceptions: tuple[Network, ...] = ()
+    """Addresses beside the public ones that webhooks may go to."""
     edge_sends_artifacts: bool = False
     """Whether images in files are named to the edge (X-Accel-Redirect) instead of being sent from here."""
 

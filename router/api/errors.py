@@ -2,6 +2,8 @@
 
     /generate              seed-style: {"detail": "…"}, as the published server answers
     /v1/images, /v1/models OpenAI's: {"error": {"message", "type", "param", "code"}}
+    /v1/ideogram-…, /v1/generations
+                           Ideogram's: {"error": "…"}
     everything else        problem details (RFC 9457)
 
 The path decides, not the route: an unknown path and a wrong method have no route. The edge chooses alike for
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
@@ -31,13 +34,27 @@ _log = structlog.stdlib.get_logger(__name__)
 class Dialect(StrEnum):
     SEED = "seed"
     OPENAI = "openai"
+    IDEOGRAM = "ideogram"
     PROBLEM = "problem"
 
 
 _PATHS = {
     Dialect.SEED: re.compile(r"/generate(/|$)"),
     Dialect.OPENAI: re.compile(r"/v1/(images|models)(/|$)"),
+    Dialect.IDEOGRAM: re.compile(r"/(v1/(ideogram-v[34]|generations)|remix|edit|reframe|upscale|describe)(/|$)"),
 }
+
+
+class IdeogramError(Frozen):
+    """What the hosted API says when it cannot."""
+
+    error: str
+
+
+IDEOGRAM: dict[int | str, dict[str, Any]] = {
+    "default": {"model": IdeogramError, "description": "What is wrong, and what it should be."}
+}
+"""For the routes of that dialect: every error that they answer."""
 
 
 def dialect_of(path: str) -> Dialect:
@@ -83,6 +100,10 @@ def answer(refusal: Refusal, dialect: Dialect, request_id: str = "") -> Response
             body = OpenAIError(error=_openai_error(refusal, detail))
             status = 400 if refusal.kind is Kind.INVALID_REQUEST else refusal.kind.status
             return JSONResponse(body.model_dump(), status, headers)
+        case Dialect.IDEOGRAM:
+            # 422 is the hosted API's word for a prompt that failed its safety check, and nothing else.
+            status = 400 if refusal.kind is Kind.INVALID_REQUEST else refusal.kind.status
+            return JSONResponse(IdeogramError(error=detail).model_dump(), status, headers)
         case Dialect.PROBLEM:
             problem = Problem(
                 type=refusal.kind,

@@ -54,6 +54,7 @@ class Kind(StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     BODY_TOO_LARGE = "body_too_large"
+    INVALID_FORM = "invalid_form"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     MISDIRECTED = "misdirected"
     RATE_LIMITED = "rate_limited"
@@ -62,6 +63,7 @@ class Kind(StrEnum):
     CLIENT_GONE = "client_gone"
     INTERNAL = "internal"
     FAILED = "failed"
+    NOT_SERVED = "not_served"
     UNAVAILABLE = "unavailable"
     POOL_UNAVAILABLE = "pool_unavailable"
     QUEUE_FULL = "queue_full"
@@ -79,6 +81,7 @@ class Kind(StrEnum):
 
 _MEANING: Mapping[Kind, tuple[int, str]] = {
     Kind.INVALID_JSON: (400, "The body is not JSON"),
+    Kind.INVALID_FORM: (400, "The body is not a form"),
     Kind.INVALID_REQUEST: (422, "The request cannot be served as it is"),
     Kind.UNAUTHORIZED: (401, "A valid key is required"),
     Kind.FORBIDDEN: (403, "This is not allowed"),
@@ -90,7 +93,7 @@ _MEANING: Mapping[Kind, tuple[int, str]] = {
     Kind.CANCELLED: (409, "The job was cancelled"),
     Kind.EXPIRED: (409, "The job's deadline has passed"),
     Kind.BODY_TOO_LARGE: (413, "The body is too large"),
-    Kind.UNSUPPORTED_MEDIA_TYPE: (415, "The body must be JSON"),
+    Kind.UNSUPPORTED_MEDIA_TYPE: (415, "The body is of another type than it must be"),
     Kind.MISDIRECTED: (421, "This name is not served here"),
     Kind.RATE_LIMITED: (429, "Too many requests"),
     Kind.TOO_MANY_JOBS: (429, "Too many jobs"),
@@ -98,6 +101,7 @@ _MEANING: Mapping[Kind, tuple[int, str]] = {
     Kind.EXISTS: (409, "This name is taken"),
     Kind.CLIENT_GONE: (499, "The client went away"),  # nginx's number for it; only logs and metrics see it
     Kind.INTERNAL: (500, "The router failed"),
+    Kind.NOT_SERVED: (501, "This is not served here"),
     Kind.FAILED: (502, "The image could not be made"),
     Kind.UNAVAILABLE: (503, "The router cannot answer just now"),
     Kind.POOL_UNAVAILABLE: (503, "No worker can make this image now"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from router.api import ideogram
 from router.api.artifacts import PROBLEM
 from router.api.auth import Caller
 from router.api.context import Context, InContext
@@ -48,6 +49,8 @@ async def body_of(context: Context, delivery: Delivery) -> bytes | None:
     job = await context.core.store.job(delivery.subject)
     if job is None or job.finished_at is None:
         return None
+    if delivery.url.endswith(ideogram.MARK):
+        return ideogram.told(context, job).model_dump_json(exclude_unset=True).encode()
     event = JobWebhook(
         id=delivery.id,
         type=delivery.event,

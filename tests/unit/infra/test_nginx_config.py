@@ -82,8 +82,17 @@ def test_the_edge_and_the_router_refuse_the_same_in_the_same_words() -> None:
 
 
 def test_the_edge_chooses_the_dialect_that_the_router_would() -> None:
+    ideogram = ("/v1/ideogram-v4/async/generate", "/v1/ideogram-v3/x", "/v1/ideogram-v5", "/v1/generations/1", "/remix")
     for dialect, pattern in PATHS.items():
-        for path in ("/generate", "/generate/x", "/v1/images/generations", "/v1/models", "/v1/jobs", "/generated"):
+        for path in (
+            "/generate",
+            "/generate/x",
+            "/v1/images/generations",
+            "/v1/models",
+            "/v1/jobs",
+            "/generated",
+            *ideogram,
+        ):
             chosen = bool(re.match(rf"{pattern}(/|$)", path))
             assert chosen is (dialect_of(path).value == dialect.value)
 

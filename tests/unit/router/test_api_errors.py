@@ -1,4 +1,4 @@
-"""One refusal, three dialects; and every error that a request can end in has its refusal."""
+"""One refusal, four dialects; and every error that a request can end in has its refusal."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def _job(state: JobState, error: JobError | None = None) -> Job:
         ("/v1/images", Dialect.OPENAI),
         ("/v1/models/a/b", Dialect.OPENAI),
         ("/v1/modelsx", Dialect.PROBLEM),
+        ("/v1/ideogram-v4/generate", Dialect.IDEOGRAM),
+        ("/v1/ideogram-v3/remix", Dialect.IDEOGRAM),
+        ("/v1/generations/job_1", Dialect.IDEOGRAM),
+        ("/upscale", Dialect.IDEOGRAM),
+        ("/v1/ideogram-v5/generate", Dialect.PROBLEM),
         ("/v1/jobs", Dialect.PROBLEM),
         ("/", Dialect.PROBLEM),
     ],
@@ -123,7 +128,7 @@ def test_an_internal_error_names_the_request_and_nothing_else(dialect: Dialect) 
 
 def test_a_broken_body_is_422_where_fastapi_would_say_so_and_400_elsewhere() -> None:
     refusal = Refusal(Kind.INVALID_JSON, "no")
-    assert [answer(refusal, dialect).status_code for dialect in Dialect] == [422, 400, 400]
+    assert [answer(refusal, dialect).status_code for dialect in Dialect] == [422, 400, 400, 400]
 
 
 def test_a_wrong_method_keeps_its_allow_header() -> None:
@@ -134,7 +139,7 @@ def test_a_wrong_method_keeps_its_allow_header() -> None:
 def test_a_prompt_that_the_worker_refuses_is_the_callers_fault() -> None:
     job = _job(JobState.FAILED, JobError("invalid_request", "prompt: has 3000 tokens"))
     refusal = of_job(job)
-    assert [answer(refusal, dialect).status_code for dialect in Dialect] == [422, 400, 422]
+    assert [answer(refusal, dialect).status_code for dialect in Dialect] == [422, 400, 400, 422]
     assert refusal.faults == (Fault(("prompt",), "has 3000 tokens"),)
 
 
