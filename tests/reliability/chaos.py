@@ -11,24 +11,28 @@ import hashlib
 import random
 import signal
 import socket
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 
 import httpx
 import pytest
 
 from router.client import RouterClientError
-from router.contract import JobRequest, JobState, JobView
+from router.contract import JobRequest, JobState, JobView, TunnelState
 from router.queue.celery import TASK, Broker, celery_app, queue_name
 from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.emulators.paced_worker import Pace, png
 from tests.integration.router.together import LEASE_S, Together, together
+from tests.integration.router.tunnelled import Tunnels, described, serving, socket_of
 from tests.postgres import Postgres, postgres
 from tests.redis_server import RedisServer, redis_server
 from tests.small_disk import SmallDisk, small_disk
+from tests.sshd import Sshd, sshd
 from worker.contract import GenerationRequest
 
 Fault = Callable[[], Coroutine[object, object, None]]
@@ -77,6 +81,9 @@ class Chaos:
     name: str
     broker: RedisServer
     workers: list[PacedProcess]
+    tunnels: Tunnels
+    machine: Sshd
+    """Through which all workers are reached."""
     disk: SmallDisk | None
     draw: random.Random
     machines: int = 0
@@ -98,6 +105,8 @@ class Chaos:
             "PostgreSQL killed": self.kill_database,
             "Redis killed": self.kill_broker,
             "Redis flushed": self.flush_broker,
+            "tunnels killed": self.kill_tunnels,
+            "connection cut": self.cut_connection,
             "delivered twice": self.deliver_again,
             "nginx killed": self.kill_edge,
             "clock stepped": self.step_clock,
@@ -174,6 +183,17 @@ class Chaos:
             await self.moment()
             await asyncio.to_thread(self.broker.start)
 
+    async def kill_tunnels(self) -> None:
+        """The service, as its unit would find it; what it had begun goes with it, or is taken over."""
+        async with self.alone(self.tunnels):
+            await self.tunnels.stop(signal.SIGKILL)
+            await self.moment()
+            await self.tunnels.start()
+
+    async def cut_connection(self) -> None:
+        """All workers' ways at once: they share the machine's one connection."""
+        self.machine.cut()
+
     async def flush_broker(self) -> None:
         async with self.alone(self.broker):
             await asyncio.to_thread(self.broker.flush)
@@ -248,7 +268,8 @@ def body(prompt: str) -> dict[str, object]:
 
 @asynccontextmanager
 async def chaos(seed: int) -> AsyncIterator[Chaos]:
-    """Two routers, two consumers, three workers, and databases that they need, all of them to be harmed."""
+    """Two routers, two consumers, three workers behind one SSH connection, and databases that they need: all of them
+    to be harmed."""
     async with AsyncExitStack() as held:
         database, broker = held.enter_context(postgres()), held.enter_context(redis_server())
         disk = None
@@ -260,9 +281,14 @@ async def chaos(seed: int) -> AsyncIterator[Chaos]:
         house = await held.enter_async_context(together(database.url("chaos"), broker.url, data=data))
         await asyncio.to_thread(database.sql, SHIM, "chaos")
         await asyncio.to_thread(database.sql, "ALTER DATABASE chaos SET search_path = chaos, pg_catalog, public")
-        for number, worker in enumerate(workers):
-            await house.use(f"w{number}", worker)
-        yield Chaos(house, database, "chaos", broker, workers, disk, random.Random(seed))
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="lp-")))
+        machine = await held.enter_async_context(sshd(folder / "m"))
+        tunnels = await held.enter_async_context(serving(folder, machine.client_key))
+        tunnels.describe(described(machine, "m-1", **{f"w{number}": worker for number, worker in enumerate(workers)}))
+        tunnel = await tunnels.becomes("m-1", TunnelState.UP)
+        for number in range(WORKERS):
+            await house.use(f"w{number}", f"unix:{socket_of(tunnel, f'w{number}')}")
+        yield Chaos(house, database, "chaos", broker, workers, tunnels, machine, disk, random.Random(seed))
 
 
 async def run(made: Chaos, seed: int, wanted: list[str], at_once: int) -> Account:

@@ -41,7 +41,7 @@ async def house(
 ) -> AsyncIterator[Together]:
     async with together(postgres_server.create(postgres_template), broker.url) as made:
         for name, worker in zip("ab", workers, strict=True):
-            await made.use(name, worker)
+            await made.use(name, worker.url)
         yield made
 
 

@@ -21,7 +21,7 @@ from infra.edge import EdgeSettings
 from infra.nginx import configure_edge, edge_user, find_nginx
 from router.client import RouterClient
 from router.contract import INTERACTIVE, WorkerHealth, WorkerRegistration
-from tests.emulators.paced_process import PacedProcess
+from tests.emulators.paced_process import TOKEN
 from tests.integration.router.served import API_KEY, PREFIX, ROOT, ServedRouter, environment, until
 from tests.ports import free_ports
 
@@ -89,10 +89,10 @@ class Together:
     def client(self) -> RouterClient:
         return RouterClient(self.url, API_KEY)
 
-    async def use(self, name: str, worker: PacedProcess, pool: str = INTERACTIVE) -> None:
-        """Register a worker at one router, and wait until every router believes in it."""
+    async def use(self, name: str, url: str, pool: str = INTERACTIVE) -> None:
+        """Register a paced worker at one router, and wait until every router believes in it."""
         async with self.routers[0].admin() as admin:
-            await admin.register(name, WorkerRegistration(url=worker.url, token=worker.token, pool=pool))
+            await admin.register(name, WorkerRegistration(url=url, token=TOKEN, pool=pool))
         for router in self.routers:
             async with router.admin() as admin:
 
