@@ -114,10 +114,9 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Look, decide and act one time.")] = False,
 ) -> None:
     """Keep the stack's machines alive, as cheap as they can be, and as many as its backlog wants."""
-    from infra.lifecycle import ensure_tools
     from infra.watch.run import watch as run
 
-    run(stack, ensure_tools(), every, 1 if once else None)
+    run(stack, every, 1 if once else None)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from infra.clouds import Cloud, CloudError
 from infra.console import say
 from infra.deployment import Deployment, forget
-from infra.engine import EngineError, EngineSettings, operate
+from infra.engine import EngineError, operate
 from infra.engine.events import Progress
 from infra.engine.guard import BusyError, only_operation
 from infra.errors import InfraError
@@ -28,6 +28,7 @@ from infra.identity import Identity, ensure_identity
 from infra.planner import placed, plan, programs_here
 from infra.program import Programs
 from infra.provider.site import Site
+from infra.safekeeping import Safekeeping
 from infra.watch.decide import Action, Decision, Deed, Memory, decide
 from infra.watch.observe import Observer, verified
 
@@ -45,7 +46,7 @@ class Watch:
     """One stack's watch. `clock` is seconds since the epoch; `programs` replaces what hosts run, in tests."""
 
     deployment: Deployment
-    settings: EngineSettings
+    keeping: Safekeeping
     clock: Callable[[], float] = time.time
     programs: Programs | None = None
     memory: Memory = field(default_factory=Memory)
@@ -94,8 +95,9 @@ class Watch:
         name = description.name
         wanted = asyncio.run(plan(description, paths, self.programs or programs_here(), decision.placement))
         try:
-            with operate(name, paths, wanted.declared, self.settings, f"watch {name}") as engine:
+            with operate(name, paths, wanted.declared, self.keeping.settings, f"watch {name}") as engine:
                 wanted.keep(paths)
+                self.keeping.keep_up()
                 engine.up(self._follow)
         except BusyError as error:
             self._tell("busy", "", str(error))
@@ -105,7 +107,7 @@ class Watch:
 
     def _end(self) -> None:
         name, paths = self.deployment.description.name, self.deployment.paths
-        with operate(name, paths, (), self.settings, f"watch {name}") as engine:
+        with operate(name, paths, (), self.keeping.settings, f"watch {name}") as engine:
             engine.destroy(self._follow)
         forget(paths)
         (paths.root / BEGAN).unlink(missing_ok=True)
@@ -146,7 +148,7 @@ class Watch:
         replace_file(self.deployment.paths.root / "watch.prom", ("\n".join(lines) + "\n").encode(), 0o644)
 
 
-def watch(stack: str, settings: EngineSettings, every_s: float = EVERY_S, rounds: int | None = None) -> None:
+def watch(stack: str, every_s: float = EVERY_S, rounds: int | None = None) -> None:
     """Watch a deployed stack until it ends, or is interrupted. BusyError if another terminal watches it."""
     deployment = Deployment.remembered(stack)
     paths, name = deployment.paths, deployment.description.name
@@ -155,7 +157,9 @@ def watch(stack: str, settings: EngineSettings, every_s: float = EVERY_S, rounds
     ensure_identity(paths.root / "stack-id")
     with only_operation(paths.root / "watch.lock", f"watch {name}"):
         say(f"Watching stack {name} every {every_s:g} s; Ctrl-C ends that, and leaves the stack as it is.")
-        watching = Watch(deployment, settings)
+        keeping = Safekeeping.remembered(paths)
+        keeping.catch_up()
+        watching = Watch(deployment, keeping)
         done = 0
         while rounds is None or done < rounds:
             begun = time.monotonic()

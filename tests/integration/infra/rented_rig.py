@@ -78,7 +78,9 @@ class Rig:
         binary = find_engine()
         assert binary, "no Pulumi engine: run `make setup-test`"
         declared = [each for each in decided.declared if each.kind is Kind.MACHINE] if decided else []
-        with operate(NAME, self.paths, declared, EngineSettings(binary), "test") as engine:
+        with operate(
+            NAME, self.paths, declared, EngineSettings(binary, f"file://{self.paths.pulumi}"), "test"
+        ) as engine:
             yield engine
 
     @contextmanager
