@@ -207,7 +207,7 @@ def _machine(
     workers: tuple[WorkerInputs, ...],
 ) -> Iterator[Declared]:
     rented_name = identity.machine(placed.machine, placed.generation)
-    image = description.image or "" if description.cloud == CloudName.RUNPOD else ""
+    image = description.pod_image or "" if description.cloud == CloudName.RUNPOD else ""
     machine = MachineInputs(name=rented_name, cloud=description.cloud, offer=placed.offer, image=image)
     yield Declared(Kind.MACHINE, placed.machine, machine)
     worker_host = WorkerHostInputs(

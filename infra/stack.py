@@ -264,7 +264,7 @@ class StackDescription(Described):
         "the environment. Default: the stack's own folder. LETTERPRESS_STATE overrides it.",
     )
     cache: Text | None = Field(None, description="Folder for weights on each machine; default: the worker's own.")
-    image: Text | None = Field(
+    pod_image: Text | None = Field(
         None, description="The worker's image, of clouds whose machines are containers (docs/container.md, target pod)."
     )
     budget_per_hour: Dollars | None = Field(

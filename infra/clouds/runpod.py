@@ -192,7 +192,7 @@ class RunpodCloud:
 
     async def create(self, spec: MachineSpec) -> Machine:
         if not spec.image:
-            raise CloudError(f"{spec.name}: a pod is a container, and the stack file names no `image` for it")
+            raise CloudError(f"{spec.name}: a pod is a container, and the stack file names no `pod_image` for it")
         body: dict[str, JsonValue] = {
             "name": spec.name,
             "image": spec.image,

@@ -89,7 +89,7 @@ class MachineResource:
         offer = inputs.offer
         where = f" in {offer.region}" if offer.price else ""
         progress(f"renting {offer.gpu or 'the CPU'} ({offer.market}) from {inputs.cloud}{where}")
-        image = resolve(inputs.image, self.environ, "image")
+        image = resolve(inputs.image, self.environ, "pod_image")
         spec = MachineSpec(inputs.name, offer, public_key=self.public_key(), image=image)
         try:
             return await cloud.create(spec)
