@@ -73,10 +73,14 @@ class UserStack:
         assert done.returncode == 0, f"make {target} ended {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
+    def words(self, *words: str) -> list[str]:
+        """A command line of the console script for this stack."""
+        return [str(REPOSITORY / ".venv/bin/letterpress"), *words, "--stack", str(self.file)]
+
     def letterpress(self, *words: str) -> str:
         """Run the console script, which must succeed; what it printed."""
         done = subprocess.run(
-            [REPOSITORY / ".venv/bin/letterpress", *words, "--stack", str(self.file)],
+            self.words(*words),
             cwd=self.folder,
             env=self.environment,
             capture_output=True,

@@ -103,6 +103,63 @@ def test_the_openai_client_gets_images_by_base64_and_by_url(stack: UserStack) ->
     assert picture(httpx.get(linked.data[0].url or "", trust_env=False).content).size == (256, 256)
 
 
+def test_the_hosted_apis_published_call_gets_an_image_by_url(stack: UserStack) -> None:
+    endpoint = stack.endpoint()
+    call = ["curl", "-sS", "-X", "POST", f"{endpoint['url']}/v1/ideogram-v4/generate"]
+    call += ["-H", f"Api-Key: {endpoint['api_key']}", "-F", "text_prompt=a fox", "-F", "resolution=256x256"]
+    said = subprocess.run([*call, "-F", "rendering_speed=TURBO"], capture_output=True, check=True, timeout=120).stdout
+    (image,) = json.loads(said)["data"]
+    assert picture(httpx.get(image["url"], trust_env=False).content).size == (256, 256)
+    refused = subprocess.run([*call, "-F", "rendering_speed=FLASH"], capture_output=True, check=True, timeout=60).stdout
+    assert "FLASH is not served" in json.loads(refused)["error"]
+
+
+def test_letterpress_generate_saves_an_image_that_says_what_made_it(stack: UserStack) -> None:
+    stack.letterpress("generate", "a fox", "-o", "fox.png", "--size", "256x320", "--steps", "2", "--seed", "7")
+    made = picture((stack.folder / "fox.png").read_bytes())
+    record = json.loads(made.info["letterpress"])
+    assert made.size == (256, 320)
+    assert (record["prompt"], record["seed"], record["steps"], record["model"]) == ("a fox", 7, 2, "tiny")
+
+
+def test_a_batch_that_is_killed_goes_on_and_loses_and_repeats_nothing(stack: UserStack) -> None:
+    lines = [f"picture {number}" for number in range(1, 11)] + ['{"prompt": ', '{"id": "last", "prompt": "the end"}']
+    (stack.folder / "prompts.jsonl").write_text("\n".join(lines))
+    words = ("batch", "prompts.jsonl", "out", "--size", "256x256", "--steps", "2")
+    index = stack.folder / "out/index.jsonl"
+
+    def entries() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in index.read_text().splitlines()[1:]] if index.exists() else []
+
+    def succeeded() -> list[dict[str, Any]]:
+        return [entry for entry in entries() if entry["state"] == "succeeded"]
+
+    first = subprocess.Popen(stack.words(*words), cwd=stack.folder, env=stack.environment, stderr=subprocess.DEVNULL)
+    eventually(lambda: len(succeeded()) >= 2, 120, "no image was made")
+    first.kill()
+    first.wait()
+    again = subprocess.run(
+        stack.words(*words),
+        cwd=stack.folder,
+        env=stack.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert again.returncode == 3, again.stderr
+    assert "line 11: begins like JSON and is not" in again.stderr
+    assert "11 of 12 lines have their image in out" in again.stderr
+    assert "cost $0.00" in again.stderr, "the local stack's machines cost nothing, and the stack knows"
+    made = succeeded()
+    assert sorted(entry["line"] for entry in made) == [*range(1, 11), 12]
+    for entry in made:
+        assert picture((stack.folder / "out" / entry["file"]).read_bytes()).size == (256, 256)
+    with closing(_database(stack)) as database:
+        (jobs,) = database.execute("select count(*) from jobs where request like '%picture %'").fetchone()
+    assert jobs == 10
+
+
 def test_the_same_request_makes_the_same_bytes_on_either_worker(stack: UserStack) -> None:
     request = {"prompt": "twice the same", "width": 256, "height": 256, "steps": 3, "seed": 7}
     digests = set()
