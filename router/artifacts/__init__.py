@@ -35,6 +35,18 @@ class AtUrl:
     url: str = field(repr=False)
 
 
+class Draft(Protocol):
+    """A file that is being written; nobody finds it before it is kept. Either `keep` or `drop` ends it."""
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def keep(self) -> None:
+        """Whole, under its path, so that it survives a power cut."""
+        ...
+
+    async def drop(self) -> None: ...
+
+
 class Artifacts(Protocol):
     """Every method may raise ArtifactError; then nothing was promised, and trying again is safe."""
 
@@ -44,6 +56,14 @@ class Artifacts(Protocol):
 
     async def read(self, image: Image) -> bytes:
         """The bytes that were put, digest checked."""
+        ...
+
+    async def draft(self, path: str) -> Draft:
+        """Begin a file; its path (`file_path`) must be new."""
+        ...
+
+    def stream(self, path: str, begin: int = 0) -> AsyncIterator[bytes]:
+        """A file's bytes from `begin` on, some at a time."""
         ...
 
     async def place(self, image: Image, lifetime_s: int) -> InFile | AtUrl:
@@ -83,6 +103,15 @@ def path_of(generation_id: str, digest: str, media_type: str) -> str:
     """
     job_id = generation_id.partition(".")[0]
     return f"{fan(job_id)}/{generation_id}-{digest[:16]}{SUFFIXES.get(media_type, '.bin')}"
+
+
+def file_path(file_id: str) -> str:
+    """Where a file that is no image lies."""
+    return f"{fan(file_id)}/{file_id}.jsonl"
+
+
+NAMED = ("job_", "file_")
+"""How the names of all that is stored begin."""
 
 
 def fan(job_id: str) -> str:

@@ -8,15 +8,19 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from io import RawIOBase
 from pathlib import Path
+from typing import BinaryIO
 
-from router.artifacts import MARK, InFile, fan, first_of, path_of
+from router.artifacts import MARK, NAMED, InFile, fan, first_of, path_of
 from router.errors import ArtifactError
 from router.jobs import Image
 
 LISTED = 500
 """Images whose names are asked after together."""
 FAN_CHARS = 2
+PIECE = 2**20
+"""Bytes of a file that go to the disk, or come from there, at once."""
 FOLDER_MODE = 0o750
 FILE_MODE = 0o640
 """Readable by the group, which is the edge's where infra has made the folder so (set-group-ID); whatever the
@@ -55,6 +59,23 @@ class LocalArtifacts:
         if digest != image.sha256:
             raise ArtifactError(f"the image {image.path} in {self.root} is not the one that was stored; check the disk")
         return data
+
+    async def draft(self, path: str) -> LocalDraft:
+        try:
+            return await asyncio.to_thread(LocalDraft, self.root / path)
+        except OSError as error:
+            raise ArtifactError(f"no file can be stored under {self.root}: {error.strerror}") from error
+
+    async def stream(self, path: str, begin: int = 0) -> AsyncIterator[bytes]:
+        try:
+            file = await asyncio.to_thread(_open_at, self.root / path, begin)
+            try:
+                while data := await asyncio.to_thread(file.read, PIECE):
+                    yield data
+            finally:
+                file.close()
+        except OSError as error:
+            raise ArtifactError(f"the file {path} in {self.root} cannot be read: {error.strerror}") from error
 
     async def place(self, image: Image, lifetime_s: int) -> InFile:  # noqa: ARG002 - a file's place does not expire
         path = self.root / image.path
@@ -114,6 +135,67 @@ class LocalArtifacts:
         return ArtifactError(f"no image can be stored under {self.root}: {error.strerror}")
 
 
+class LocalDraft:
+    """Beside its place, under a name that begins with a dot. What is written is gathered, and goes to the disk in
+    threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        _make(path.parent)
+        self._draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+        descriptor = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
+        self._gathered = bytearray()
+
+    async def write(self, data: bytes) -> None:
+        self._gathered += data
+        if len(self._gathered) >= PIECE:
+            await self._flush()
+
+    async def keep(self) -> None:
+        await self._flush()
+        try:
+            await asyncio.to_thread(self._keep)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    async def drop(self) -> None:
+        await asyncio.to_thread(self._drop)
+
+    async def _flush(self) -> None:
+        gathered, self._gathered = self._gathered, bytearray()
+        try:
+            await asyncio.to_thread(_write_all, self._file, gathered)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _keep(self) -> None:
+        os.fchmod(self._file.fileno(), FILE_MODE)
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._draft.replace(self._path)
+        _sync(self._path.parent)
+
+    def _drop(self) -> None:
+        self._file.close()
+        self._draft.unlink(missing_ok=True)
+
+    def _failed(self, error: OSError) -> ArtifactError:
+        return ArtifactError(f"the file {self._path.name} could not be stored: {error.strerror}")
+
+
+def _write_all(file: RawIOBase, data: bytearray) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) or 0 :]
+
+
+def _open_at(path: Path, begin: int) -> BinaryIO:
+    file = path.open("rb")
+    file.seek(begin)
+    return file
+
+
 def _write(path: Path, data: bytes) -> None:
     """Temporary file, fsync, rename, fsync of the folder: at every moment the name means all of it or nothing."""
     _make(path.parent)
@@ -166,7 +248,7 @@ def _stored_before(root: Path, folder: Path, before: float) -> list[str]:
     return [
         str(path.relative_to(root))
         for path in folder.iterdir()
-        if path.name.lstrip(".").startswith("job_") and path.stat().st_mtime < before
+        if path.name.lstrip(".").startswith(NAMED) and path.stat().st_mtime < before
     ]
 
 

@@ -11,23 +11,31 @@ import asyncio
 import configparser
 import os
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import obstore
+import structlog
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store
 
-from router.artifacts import MARK, AtUrl, digest_of, fan, first_of, path_of
+from router.artifacts import MARK, NAMED, AtUrl, digest_of, fan, first_of, path_of
 from router.errors import ArtifactError
 from router.jobs import Image
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import ClientConfig, RetryConfig, S3Config, S3Credential
 
+log = structlog.get_logger(__name__)
+
+PIECE = 2**20
+"""Bytes of a file that are read at once, at the least."""
+PART = 16 * 2**20
+"""Bytes of a file that are sent at once. A bucket takes 10,000 parts: 160 GB."""
 ANSWER_S = 20.0
 """How long one request may take; an image is a few megabytes."""
 CONNECT_S = 5.0
@@ -96,6 +104,20 @@ class S3Artifacts:
             raise ArtifactError(f"the image {image.path} in {self._bucket} is not the one that was stored")
         return data
 
+    async def draft(self, path: str) -> S3Draft:
+        return S3Draft(self._store, path, self._failed)
+
+    async def stream(self, path: str, begin: int = 0) -> AsyncIterator[bytes]:
+        try:
+            options: GetOptions = {"range": {"offset": begin}} if begin else {}
+            answer = await obstore.get_async(self._store, path, options=options)
+            async for data in answer.stream(min_chunk_size=PIECE):
+                yield bytes(data)
+        except FileNotFoundError as error:
+            raise ArtifactError(f"the file {path} is not in {self._bucket}; was it removed by hand?") from error
+        except (BaseError, OSError) as error:
+            raise self._failed(f"the file {path} could not be read", error) from error
+
     async def place(self, image: Image, lifetime_s: int) -> AtUrl:
         """Signs only: whether the object is there is for the bucket to say."""
         try:
@@ -130,7 +152,7 @@ class S3Artifacts:
         before = datetime.now(UTC) - timedelta(seconds=age_s)
         try:
             async for found in obstore.list(self._store, chunk_size=LISTED):
-                yield [entry["path"] for entry in found if "/job_" in entry["path"] and entry["last_modified"] < before]
+                yield [entry["path"] for entry in found if _stored(entry["path"]) and entry["last_modified"] < before]
         except (BaseError, OSError) as error:
             raise self._failed("the images could not be listed", error) from error
 
@@ -170,6 +192,44 @@ class S3Artifacts:
 
     def _failed(self, what: str, error: Exception) -> ArtifactError:
         return ArtifactError(f"{what} in {self._bucket}: {explain(str(error))}")
+
+
+def _stored(path: str) -> bool:
+    return path.rpartition("/")[2].startswith(NAMED)
+
+
+class S3Draft:
+    """Goes to the bucket in parts as it is written; until the last one there is no object. Parts that a killed router
+    leaves are the bucket's to remove (docs/images.md)."""
+
+    def __init__(self, store: S3Store, path: str, failed: Callable[[str, Exception], ArtifactError]) -> None:
+        self._store, self._path, self._describe = store, path, failed
+        self._file = obstore.open_writer_async(
+            store, path, buffer_size=PART, attributes={"Content-Type": "application/jsonl"}
+        )
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await self._file.write(data)
+        except (BaseError, OSError) as error:
+            raise self._failed(error) from error
+
+    async def keep(self) -> None:
+        try:
+            await self._file.close()
+        except (BaseError, OSError) as error:
+            raise self._failed(error) from error
+
+    async def drop(self) -> None:
+        """There is no other way to have the parts removed than to end the file."""
+        try:
+            await self._file.close()
+            await obstore.delete_async(self._store, self._path)
+        except (BaseError, OSError) as error:
+            log.warning("draft_left", path=self._path, error=explain(str(error)))
+
+    def _failed(self, error: Exception) -> ArtifactError:
+        return self._describe(f"the file {self._path} could not be stored", error)
 
 
 ADVICE: Mapping[str, str] = {

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import re
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -26,6 +27,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 REGION = "eu-central-1"
+MIN_PART = 5 * 2**20
+"""Bytes of every part but the last."""
 SKEW = timedelta(minutes=15)
 STATUS = {
     "SlowDown": 503,
@@ -39,6 +42,8 @@ STATUS = {
     "BadDigest": 400,
     "XAmzContentSHA256Mismatch": 400,
     "PreconditionFailed": 412,
+    "NoSuchUpload": 404,
+    "InvalidPart": 400,
 }
 
 
@@ -61,6 +66,7 @@ class EmulatedS3:
     secret_key: str = field(default="a secret key", repr=False)
     token: str | None = None
     objects: dict[str, tuple[bytes, str]] = field(default_factory=dict)
+    parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
     faults: deque[str] = field(default_factory=deque)
     asked: list[str] = field(default_factory=list)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
@@ -90,18 +96,32 @@ class EmulatedS3:
         bucket, _, key = request.url.path.removeprefix("/").partition("/")
         if bucket != self.bucket:
             raise RefusedError("NoSuchBucket")
+        if "uploads" in request.query_params or "uploadId" in request.query_params:
+            return self._in_parts(key, request, body)
         match request.method:
             case "PUT":
                 return self._put(key, request, body)
             case "GET" if not key:
                 return self._list(request)
             case "GET" | "HEAD":
-                return self._get(key, rot=fault == "rot")
+                return self._get(key, request, rot=fault == "rot")
             case "DELETE":
                 self.objects.pop(key, None)
                 return Response(status_code=204)
             case _:
                 raise RefusedError("AccessDenied")
+
+    def _in_parts(self, key: str, request: Request, body: bytes) -> Response:
+        match request.method:
+            case "POST" if "uploads" in request.query_params:
+                return self._begin(key)
+            case "POST":
+                return self._complete(key, request, body)
+            case "PUT":
+                return self._part(request, body)
+            case _:
+                self.parts.pop(request.query_params["uploadId"], None)
+                return Response(status_code=204)
 
     def _put(self, key: str, request: Request, body: bytes) -> Response:
         checksum = request.headers.get("x-amz-checksum-sha256")
@@ -123,11 +143,42 @@ class EmulatedS3:
         xml = f"<CopyObjectResult>{moment}<ETag>{_etag(self.objects[key][0])}</ETag></CopyObjectResult>"
         return Response(f"<?xml version='1.0'?>{xml}", media_type="application/xml")
 
-    def _get(self, key: str, *, rot: bool) -> Response:
+    def _begin(self, key: str) -> Response:
+        upload = f"upload-{len(self.parts)}"
+        self.parts[upload] = {}
+        told = f"<Bucket>{self.bucket}</Bucket><Key>{escape(key)}</Key><UploadId>{upload}</UploadId>"
+        xml = f"<?xml version='1.0'?><InitiateMultipartUploadResult>{told}</InitiateMultipartUploadResult>"
+        return Response(xml, media_type="application/xml")
+
+    def _part(self, request: Request, body: bytes) -> Response:
+        parts = self.parts.get(request.query_params["uploadId"])
+        if parts is None:
+            raise RefusedError("NoSuchUpload")
+        parts[int(request.query_params["partNumber"])] = body
+        return Response(headers={"ETag": _etag(body)})
+
+    def _complete(self, key: str, request: Request, body: bytes) -> Response:
+        parts = self.parts.pop(request.query_params["uploadId"], None)
+        if parts is None:
+            raise RefusedError("NoSuchUpload")
+        named = [int(number) for number in re.findall(rb"<PartNumber>([0-9]+)</PartNumber>", body)]
+        if named != sorted(parts) or any(len(parts[number]) < MIN_PART for number in named[:-1]):
+            raise RefusedError("InvalidPart")
+        self.objects[key] = b"".join(parts[number] for number in named), "application/jsonl"
+        told = f"<ETag>{_etag(body)}</ETag>"
+        xml = f"<?xml version='1.0'?><CompleteMultipartUploadResult>{told}</CompleteMultipartUploadResult>"
+        return Response(xml, media_type="application/xml")
+
+    def _get(self, key: str, request: Request, *, rot: bool) -> Response:
         if key not in self.objects:
             raise RefusedError("NoSuchKey")
         data, media_type = self.objects[key]
         headers = {"ETag": _etag(data), "Last-Modified": "Tue, 24 Nov 2026 10:00:00 GMT"}
+        ranged = re.fullmatch(r"bytes=([0-9]+)-", request.headers.get("range", ""))
+        if ranged:
+            begin = int(ranged[1])
+            headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
+            return Response(data[begin:], 206, headers=headers, media_type=media_type)
         return Response(data[::-1] if rot else data, headers=headers, media_type=media_type)
 
     def _list(self, request: Request) -> Response:

@@ -10,13 +10,14 @@ import httpx
 import pytest
 
 from router import ids
-from router.artifacts import AtUrl
+from router.artifacts import AtUrl, file_path
 from router.artifacts.s3 import Bucket, S3Artifacts, read_credentials
 from router.errors import ArtifactError
 from router.jobs import Image
 from tests.emulators.s3 import REGION, EmulatedS3, emulated_s3
 
 JOB = ids.job_id(1, bytes(10))
+FILE = file_path(ids.file_id(1, bytes(10)))
 
 
 @pytest.fixture
@@ -205,3 +206,31 @@ def test_a_file_without_credentials_is_named_and_not_quoted(text: str, tmp_path:
     with pytest.raises(ArtifactError, match=r"should hold a section \[default\]") as caught:
         read_credentials(file)
     assert "a secret key" not in str(caught.value)
+
+
+async def test_a_file_goes_to_the_bucket_in_parts_and_comes_back_from_any_byte(
+    artifacts: S3Artifacts, service: EmulatedS3
+) -> None:
+    content = bytes(range(256)) * 2**17  # two parts, as the bucket counts them
+    draft = await artifacts.draft(FILE)
+    for begin in range(0, len(content), 10**6):
+        await draft.write(content[begin : begin + 10**6])
+    assert f"prod/eu/{FILE}" not in service.objects
+    await draft.keep()
+    assert service.objects[f"prod/eu/{FILE}"][0] == content
+    assert b"".join([piece async for piece in artifacts.stream(FILE)]) == content
+    assert b"".join([piece async for piece in artifacts.stream(FILE, 10**7 + 3)]) == content[10**7 + 3 :]
+
+
+async def test_a_file_that_is_given_up_leaves_nothing_in_the_bucket(
+    artifacts: S3Artifacts, service: EmulatedS3
+) -> None:
+    draft = await artifacts.draft(FILE)
+    await draft.write(b"x" * 2**25)
+    await draft.drop()
+    assert (service.objects, service.parts) == ({}, {})
+
+
+async def test_a_file_that_is_not_in_the_bucket_is_an_error(artifacts: S3Artifacts) -> None:
+    with pytest.raises(ArtifactError, match="is not in"):
+        _ = [piece async for piece in artifacts.stream(FILE)]
