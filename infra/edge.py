@@ -32,7 +32,7 @@ ROUTER_KEEPALIVE_S = 4
 """Under the 5 s after which uvicorn closes an idle connection: the side that sends must be the first to
 let go, or a request now and then meets a connection that has just closed."""
 
-BATCH_PATH = "/v1/jobs/batch"
+LARGE_PATHS = ("/v1/jobs/batch", "/v1/files")
 """Where a body may be larger than everywhere else."""
 
 
@@ -97,7 +97,7 @@ class Dialect(StrEnum):
 
 PATHS = {
     Dialect.SEED: r"/generate",
-    Dialect.OPENAI: r"/v1/(images|models)",
+    Dialect.OPENAI: r"/v1/(images|models|files|batches)",
     Dialect.IDEOGRAM: r"/(v1/(ideogram-v[34]|generations)|remix|edit|reframe|upscale|describe)",
 }
 """Where each is spoken; every other path speaks problem details (RFC 9457)."""
@@ -252,12 +252,13 @@ def _server(settings: EdgeSettings, answers: tuple[Refusal, ...]) -> Iterator[st
     yield "location / {"
     yield from _indented(_proxy())
     yield "}"
-    yield f"location = {BATCH_PATH} {{"
-    # Too large for memory: it goes through a file, so that no slow sender holds the router here either.
-    # A little more than the router takes, so that it is the router who says what is too much.
-    yield f"  client_max_body_size {MAX_BATCH_BYTES + 2**20};"
-    yield from _indented(_proxy())
-    yield "}"
+    for path in LARGE_PATHS:
+        yield f"location = {path} {{"
+        # Too large for memory: it goes through a file, so that no slow sender holds the router here either.
+        # A little more than the router takes, so that it is the router who says what is too much.
+        yield f"  client_max_body_size {MAX_BATCH_BYTES + 2**20};"
+        yield from _indented(_proxy())
+        yield "}"
     if settings.artifacts is not None:
         yield f"location {ARTIFACTS} {{"
         yield from _indented(_images(settings.artifacts.path))

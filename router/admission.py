@@ -56,10 +56,7 @@ class Admission:
 
         Raises AdmissionError, PoolForbiddenError, IdempotencyError, StoreUnavailableError.
         """
-        if key.limits.pools is not None and pool not in key.limits.pools:
-            raise PoolForbiddenError(
-                f"this API key may not use pool {pool}; it may use: {', '.join(key.limits.pools) or 'none'}"
-            )
+        self.check_pool(key, pool)
         refusal = await self._refusal(key, pool, wanted, waits=waits)
         try:
             return await self._store.admit(key, pool, wanted, self.bounds.queue_of(pool), repeatable, refusal)
@@ -71,10 +68,24 @@ class Admission:
             outlook = await self._outlooks.of(pool)
             raise KeyQueueFullError(pool, error.allowed, outlook.room_s(key.id)) from None
 
+    def check_pool(self, key: ApiKey, pool: str) -> None:
+        """Raises PoolForbiddenError."""
+        if key.limits.pools is not None and pool not in key.limits.pools:
+            raise PoolForbiddenError(
+                f"this API key may not use pool {pool}; it may use: {', '.join(key.limits.pools) or 'none'}"
+            )
+
+    async def check_takes(self, pool: str) -> None:
+        """Raises PoolUnavailableError."""
+        if not self._fleet.takes_jobs(pool) and not await self._store.pool_expected(pool):
+            raise PoolUnavailableError(pool, "no worker is registered that takes new jobs", POOL_RETRY_S)
+
     async def _refusal(self, key: ApiKey, pool: str, wanted: Sequence[NewJob], *, waits: bool) -> AdmissionError | None:
         """Why new jobs cannot be taken on, whatever the key's limits say."""
-        if not self._fleet.takes_jobs(pool) and not await self._store.pool_expected(pool):
-            return PoolUnavailableError(pool, "no worker is registered that takes new jobs", POOL_RETRY_S)
+        try:
+            await self.check_takes(pool)
+        except PoolUnavailableError as error:
+            return error
         for lane in {replace(Lane.of("", new.request, new.terms), work_class=0) for new in wanted}:
             if not self._fleet.could_make(pool, lane):
                 want = ", ".join(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Query, Response
 
-from router.api import artifacts, bulk, errors, generate, ideogram, jobs, openai, webhooks
+from router.api import artifacts, batches, bulk, errors, files, generate, ideogram, jobs, models, openai, webhooks
 from router.api.artifacts import PROBLEM
 from router.api.context import Context, InContext
 from router.api.refusals import MAX_BODY_BYTES
@@ -70,12 +70,16 @@ def public_app(context: Context, observe: Callable[[Served], None]) -> FastAPI:
     )
     app.state.context = context
     errors.install(app)
-    app.add_middleware(BodyBound, max_bytes=MAX_BODY_BYTES, streamed={bulk.PATH, *ideogram.ABSENT})
+    streamed = {bulk.PATH, files.PATH, *openai.ABSENT, *ideogram.ABSENT}
+    app.add_middleware(BodyBound, max_bytes=MAX_BODY_BYTES, streamed=streamed)
     app.add_middleware(Rim, observe=observe)
     for part in (
         generate.router,
         openai.router,
         ideogram.router,
+        models.router,
+        files.router,
+        batches.router,
         bulk.router,
         jobs.router,
         artifacts.router,

@@ -7,8 +7,10 @@
 Public app, on a unix socket behind the edge, `Authorization: Bearer <api key>`:
     POST   /v1/jobs                JobRequest -> 202 JobView, with Location
     POST   /v1/jobs/batch          JobRequests, one a line -> 202 JobsAccepted: all or none
+    GET    /v1/jobs                JobsPage: the key's own; ?state=, ?pool=, ?batch=, ?created_after=, ?after=, …
     GET    /v1/jobs/{id}           JobView
     DELETE /v1/jobs/{id}           cancel -> JobView
+    POST   /v1/jobs/{id}/retry     the same again as a new job -> 202 JobView, with Location
     GET    /v1/jobs/{id}/image     the image's bytes
     GET    /v1/jobs/{id}/events    server-sent events; each carries a JobView, its name the JobEvent
     GET    /v1/webhooks/secrets    WebhookSecrets: what the key's webhooks are signed with
@@ -227,7 +229,16 @@ class JobView(Frozen):
     progress: Progress | None = None
     image: ImageView | None = None
     webhook: str | None = None
+    retry_of: JobId | None = Field(default=None, description="The job that this one is another chance of.")
+    batch: str | None = Field(default=None, description="The batch that it is of.")
     error: ErrorView | None = None
+
+
+class JobsPage(Frozen):
+    """The newest first. With `has_more`, ask again with `after` set to the last one's id."""
+
+    data: list[JobView]
+    has_more: bool
 
 
 class WebhookType(StrEnum):
@@ -235,6 +246,10 @@ class WebhookType(StrEnum):
     JOB_FAILED = "job.failed"
     JOB_CANCELLED = "job.cancelled"
     JOB_EXPIRED = "job.expired"
+    BATCH_COMPLETED = "batch.completed"
+    BATCH_FAILED = "batch.failed"
+    BATCH_EXPIRED = "batch.expired"
+    BATCH_CANCELLED = "batch.cancelled"
 
 
 class JobOutcome(Frozen):
@@ -265,6 +280,20 @@ class JobWebhook(Frozen):
     data: JobOutcome
 
 
+class EndedBatch(Frozen):
+    id: str
+
+
+class BatchWebhook(Frozen):
+    """The body of a batch's webhook, as OpenAI's clients read it. `GET /v1/batches/{id}` says the rest."""
+
+    id: str
+    object: Literal["event"] = "event"
+    type: WebhookType
+    created_at: int = Field(description="Seconds since the epoch.")
+    data: EndedBatch
+
+
 class WebhookSecrets(Frozen):
     """`whsec_…`, for a Standard Webhooks library. During a rotation there are several, the newest first, and each
     message is signed with all of them."""
@@ -286,7 +315,7 @@ class DeliveryView(Frozen):
     id: str
     url: str
     event: WebhookType
-    subject: str = Field(description="The job that it tells of.")
+    subject: str = Field(description="The job or the batch that it tells of.")
     state: DeliveryState
     tries: int = Field(ge=0, description="Since it was promised, or last replayed.")
     created_at: datetime

@@ -223,7 +223,7 @@ def _forgetting(
     retention: Retention, store: Store, artifacts: Artifacts
 ) -> Mapping[str, Callable[[], Awaitable[None]]]:
     return {
-        "retention": partial(keep_forgetting, store, retention.every_s, retention.keep_s),
+        "retention": partial(keep_forgetting, store, artifacts, retention.every_s, retention.keep_s),
         "collection": partial(keep_collecting, store, artifacts, retention.collect_s, retention.grace_s),
     }
 

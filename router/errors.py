@@ -82,6 +82,20 @@ class KeyQueueFullError(AdmissionError):
         self.pool, self.allowed = pool, allowed
 
 
+class LeaseLostError(RouterError):
+    """The batch is somebody else's to work at by now; nothing was changed."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"the lease on {batch_id} no longer holds")
+
+
+class FileInUseError(RouterError):
+    """An open batch still reads the file."""
+
+    def __init__(self, file_id: str, batch_id: str) -> None:
+        super().__init__(f"{file_id} is the input of {batch_id}, which is not over; cancel that, or wait for its end")
+
+
 class PoolForbiddenError(RouterError):
     """The key may not use the pool."""
 

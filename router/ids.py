@@ -31,6 +31,14 @@ def job_id(at_ms: int, entropy: bytes) -> str:
     return f"job_{ulid(at_ms, entropy)}"
 
 
+def file_id(at_ms: int, entropy: bytes) -> str:
+    return f"file_{ulid(at_ms, entropy)}"
+
+
+def batch_id(at_ms: int, entropy: bytes) -> str:
+    return f"batch_{ulid(at_ms, entropy)}"
+
+
 def secret_id(at_ms: int, entropy: bytes) -> str:
     return f"whk_{ulid(at_ms, entropy)}"
 

@@ -46,6 +46,14 @@ class JobError:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Which line of which batch a job is of."""
+
+    batch_id: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """An image to be made, before anybody has promised it. Its seed is drawn already."""
 
@@ -53,6 +61,9 @@ class NewJob:
     terms: Terms = ANY_TERMS
     webhook: str | None = None
     """Where to tell that it has ended."""
+    retry_of: str | None = None
+    """The job that this one is another chance of."""
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,8 @@ class Job:
     error: JobError | None
     terms: Terms = ANY_TERMS
     webhook: str | None = None
+    retry_of: str | None = None
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 
 AT_ONCE = 500
 """Jobs that are forgotten in one transaction: it must not keep the others from writing for long."""
+LINES_AT_ONCE = 20_000
+"""Lines of ended batches that are forgotten in one transaction."""
 REPEATABLE_S = 86_400
 """How long a request may be repeated under its Idempotency-Key."""
 
@@ -49,6 +51,15 @@ async def forget(store: Store, keep_s: float | None) -> int:
     return forgotten
 
 
+async def forget_batches(store: Store, artifacts: Artifacts, keep_s: float | None) -> None:
+    """Once: expired files, lines of ended batches, and batches that ended longer ago than jobs are kept."""
+    older_ms = None if keep_s is None else int(keep_s * 1000)
+    paths = await store.batches.forget(older_ms, LINES_AT_ONCE)
+    await artifacts.remove(paths)
+    if paths:
+        log.info("files_forgotten", files=len(paths))
+
+
 async def collect(store: Store, artifacts: Artifacts, grace_s: float) -> int:
     """Remove the images that no job names, once. How many it were."""
     removed = 0
@@ -62,9 +73,10 @@ async def collect(store: Store, artifacts: Artifacts, grace_s: float) -> int:
     return removed
 
 
-async def keep_forgetting(store: Store, every_s: float, keep_s: float | None) -> None:
+async def keep_forgetting(store: Store, artifacts: Artifacts, every_s: float, keep_s: float | None) -> None:
     while True:
         await forget(store, keep_s)
+        await forget_batches(store, artifacts, keep_s)
         await asyncio.sleep(every_s)
 
 

@@ -31,11 +31,14 @@ from router.admin import admin_app
 from router.admin_context import AdminContext
 from router.admin_keys import DEFAULT_KEY
 from router.api.auth import digest
+from router.api.batch_lines import ImageLines
 from router.api.context import Context
 from router.api.links import Links
 from router.api.webhooks import body_of
 from router.app import public_app
+from router.batches.keeper import Desk, Keeper
 from router.core import Core, open_core, open_front
+from router.ids import ENTROPY_BYTES, file_id
 from router.metrics import Metrics
 from router.readiness import Examiner
 from router.settings import PREFIX, RouterSettings, SettingsError, read_secret
@@ -68,6 +71,7 @@ async def serve(settings: RouterSettings) -> None:
         async with _core(settings) as core:
             await core.store.put_api_key(DEFAULT_KEY, digest(api_key))
             examiner = Examiner(core, release, closing.is_set)
+            news = asyncio.Event()
             context = Context(
                 core=core,
                 links=Links(settings.public_base, signing_key.encode(), settings.link_lifetime_s),
@@ -76,6 +80,8 @@ async def serve(settings: RouterSettings) -> None:
                 clock=time.time,
                 version=release,
                 examiner=examiner,
+                aliases=settings.model_aliases,
+                batch_news=news.set,
                 edge_sends_artifacts=settings.edge_sends_artifacts,
                 plain_webhooks=bool(settings.webhook_exceptions),
                 webhook_exceptions=tuple(settings.webhook_exceptions),
@@ -91,7 +97,9 @@ async def serve(settings: RouterSettings) -> None:
                 version=release,
             )
             core.notices.listen(deliverer.heard)
+            keeper = Keeper(desk_of(context), news, deliverer.wake)
             loops = [
+                asyncio.create_task(forever("batches", keeper.run)),
                 asyncio.create_task(forever("webhooks", deliverer.run)),
                 asyncio.create_task(forever("old webhooks", deliverer.keep_tidy)),
             ]
@@ -119,6 +127,25 @@ async def serve(settings: RouterSettings) -> None:
                     loop.cancel()
                 await asyncio.gather(*loops, return_exceptions=True)
                 poster.close()
+
+
+def desk_of(context: Context) -> Desk:
+    """What batches are worked at with."""
+    core = context.core
+
+    def now_ms() -> int:
+        return int(context.clock() * 1000)
+
+    return Desk(
+        batches=core.store.batches,
+        artifacts=core.artifacts,
+        words=ImageLines(context),
+        bound_of=core.service.bound_of,
+        file_id=lambda: file_id(now_ms(), secrets.token_bytes(ENTROPY_BYTES)),
+        now_ms=now_ms,
+        announce=core.service.announce,
+        publish=core.service.publish,
+    )
 
 
 class _Server(uvicorn.Server):

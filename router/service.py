@@ -69,6 +69,26 @@ class JobService:
             self._queue.announce(pool, len(admitted.job_ids))
         return admitted
 
+    def announce(self, pool: str, jobs: int) -> None:
+        """So many jobs were added to the pool otherwise than here."""
+        self._queue.announce(pool, jobs)
+
+    def bound_of(self, pool: str) -> int:
+        """How many jobs may wait in the pool."""
+        return self._admission.bounds.queue_of(pool)
+
+    def publish(self, job: Job) -> None:
+        """The job was changed otherwise than here."""
+        self._notices.publish(job)
+
+    def check_pool(self, key: ApiKey, pool: str) -> None:
+        """Raises PoolForbiddenError if the key may not use the pool."""
+        self._admission.check_pool(key, pool)
+
+    async def check_pool_takes(self, pool: str) -> None:
+        """Raises PoolUnavailableError if nobody is registered, or expected, who could make anything there."""
+        await self._admission.check_takes(pool)
+
     async def all_of(self, job_ids: Sequence[str]) -> Sequence[Job]:
         return await self._store.jobs(job_ids)
 

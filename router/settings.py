@@ -204,6 +204,10 @@ class RouterSettings(SharedSettings):
     public_url: HttpUrl = Field(description="The edge as clients see it; image URLs begin with it.")
     link_lifetime_s: int = Field(default=3600, ge=60, le=7 * 86_400, description="How long an image URL is good.")
     edge_sends_artifacts: bool = Field(default=False, description="Whether the edge may read the artifacts' folder.")
+    model_aliases: dict[str, str] = Field(
+        default_factory=dict,
+        description='More names for models that are served, as JSON: {"art": "ideogram-4"}. OpenAI\'s are known.',
+    )
     drain_s: float = Field(
         default=0.0,
         ge=0,

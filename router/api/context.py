@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -26,6 +26,10 @@ class Context:
     clock: Callable[[], float]
     version: str
     examiner: Examiner
+    batch_news: Callable[[], None] = lambda: None
+    """Called when a batch is new, or is to be cancelled."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """The operator's own names for models."""
     plain_webhooks: bool = False
     """Whether the operator has named addresses that webhooks may go to without TLS."""
     webhook_exceptions: tuple[Network, ...] = ()

@@ -1,7 +1,8 @@
 """The one place where an error becomes an answer, in the dialect of the API that was asked.
 
     /generate              seed-style: {"detail": "…"}, as the published server answers
-    /v1/images, /v1/models OpenAI's: {"error": {"message", "type", "param", "code"}}
+    /v1/images, models, files, batches
+                           OpenAI's: {"error": {"message", "type", "param", "code"}}
     /v1/ideogram-…, /v1/generations
                            Ideogram's: {"error": "…"}
     everything else        problem details (RFC 9457)
@@ -40,7 +41,7 @@ class Dialect(StrEnum):
 
 _PATHS = {
     Dialect.SEED: re.compile(r"/generate(/|$)"),
-    Dialect.OPENAI: re.compile(r"/v1/(images|models)(/|$)"),
+    Dialect.OPENAI: re.compile(r"/v1/(images|models|files|batches)(/|$)"),
     Dialect.IDEOGRAM: re.compile(r"/(v1/(ideogram-v[34]|generations)|remix|edit|reframe|upscale|describe)(/|$)"),
 }
 
@@ -80,6 +81,21 @@ class OpenAIError(Frozen):
     error: OpenAIErrorBody
 
 
+OPENAI: dict[int | str, dict[str, Any]] = {
+    "default": {"model": OpenAIError, "description": "What is wrong, and what it should be."}
+}
+"""For the routes of that dialect: every error that they answer."""
+
+
+def openai_error(refusal: Refusal) -> OpenAIError:
+    return OpenAIError(error=_openai_error(refusal, refusal.detail))
+
+
+def openai_status(refusal: Refusal) -> int:
+    """OpenAI says 400 where others say 422."""
+    return 400 if refusal.kind is Kind.INVALID_REQUEST else refusal.kind.status
+
+
 def answer(refusal: Refusal, dialect: Dialect, request_id: str = "") -> Response:
     """`refusal` as an HTTP answer. An internal error names the request, so that its log line can be found."""
     detail = refusal.detail
@@ -94,12 +110,11 @@ def answer(refusal: Refusal, dialect: Dialect, request_id: str = "") -> Response
             status = 422 if refusal.kind is Kind.INVALID_JSON else refusal.kind.status
             return JSONResponse(SeedError(detail=detail).model_dump(), status, headers)
         case Dialect.OPENAI:
-            if refusal.kind in (Kind.FAILED, Kind.CANCELLED, Kind.EXPIRED):
+            if refusal.kind in (Kind.FAILED, Kind.CANCELLED, Kind.EXPIRED, Kind.NOT_SERVED):
                 # OpenAI's clients repeat every 409 and 5xx unless told not to; another try would end the same.
                 headers["x-should-retry"] = "false"
             body = OpenAIError(error=_openai_error(refusal, detail))
-            status = 400 if refusal.kind is Kind.INVALID_REQUEST else refusal.kind.status
-            return JSONResponse(body.model_dump(), status, headers)
+            return JSONResponse(body.model_dump(), openai_status(refusal), headers)
         case Dialect.IDEOGRAM:
             # 422 is the hosted API's word for a prompt that failed its safety check, and nothing else.
             status = 400 if refusal.kind is Kind.INVALID_REQUEST else refusal.kind.status
@@ -127,6 +142,8 @@ def _openai_error(refusal: Refusal, message: str) -> OpenAIErrorBody:
             kind, code = "requests", "rate_limit_exceeded"
         case Kind.MODEL_NOT_FOUND:
             kind, param = "invalid_request_error", "model"
+        case Kind.NOT_SERVED:
+            kind = "invalid_request_error"
         case _:
             kind = "server_error" if refusal.kind.status >= 500 else "invalid_request_error"
     return OpenAIErrorBody(message=message, type=kind, param=param, code=code)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, TypeVar
 
 import structlog
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Body, Depends, Header, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
-from pydantic import ValidationError
+from pydantic import AwareDatetime, ValidationError
 
 from router.api.artifacts import PNG, PROBLEM, IfNoneMatch, image_answer
 from router.api.auth import Caller
@@ -22,9 +24,9 @@ from router.api.refusals import Kind, RefusedError, of_faults, of_job, of_values
 from router.api.requests import json_only
 from router.api.views import view
 from router.choice import Terms
-from router.contract import JobRequest, JobState, JobView
+from router.contract import JobRequest, JobsPage, JobState, JobView, PoolName, Progress
 from router.jobs import Job, NewJob
-from router.store import ApiKey
+from router.store import ApiKey, JobFilter
 from worker.contract import GenerationRequest
 
 HEARTBEAT_S = 15.0
@@ -35,9 +37,13 @@ EXAMPLE = {"prompt": "a letterpress print shop at night", "width": 1024, "height
 TERMS = ("priority", "deadline", "tier", "model")
 """A JobRequest's fields that say nothing of the image."""
 
+LISTED, MAX_LISTED = 50, 500
+
 T = TypeVar("T")
 
 Wanted = Annotated[JobRequest, Body(examples=[EXAMPLE])]
+
+LastEventId = Annotated[str | None, Header(max_length=64, description="The id of the last event that was seen.")]
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={"4XX": PROBLEM, "5XX": PROBLEM})
 
@@ -63,6 +69,25 @@ async def submit(
     return view(context, job)
 
 
+@router.get("", summary="Your jobs")
+async def jobs(  # noqa: PLR0917 - FastAPI hands them over by name
+    context: InContext,
+    key: Caller,
+    state: JobState | None = None,
+    pool: PoolName | None = None,
+    batch: Annotated[str | None, Query(max_length=64, description="Those of this batch.")] = None,
+    created_after: Annotated[AwareDatetime | None, Query(description="Made then, or later.")] = None,
+    created_before: AwareDatetime | None = None,
+    after: Annotated[str | None, Query(max_length=64, description="The last id of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = LISTED,
+) -> JobsPage:
+    """The newest first. A page stays what it is while new jobs come in."""
+    wanted = JobFilter(state, pool, batch, _milliseconds(created_after), _milliseconds(created_before))
+    found = await context.core.store.listed(key.id, wanted, after, limit + 1)
+    latest = context.core.notices.latest_progress
+    return JobsPage(data=[view(context, job, latest(job.id)) for job in found[:limit]], has_more=len(found) > limit)
+
+
 @router.get("/{job_id}", summary="How a job is doing")
 async def read(job_id: str, context: InContext, key: Caller) -> JobView:
     job = await _own(context, key, job_id)
@@ -76,6 +101,38 @@ async def cancel(job_id: str, context: InContext, key: Caller) -> JobView:
     if job is None:
         raise _nothing(job_id)
     return view(context, job, context.core.notices.latest_progress(job.id))
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    summary="Try a job again",
+    responses={409: {**PROBLEM, "description": "It has not ended, or has its image."}},
+)
+async def retry(
+    job_id: str,
+    request: Request,
+    response: Response,
+    context: InContext,
+    key: Caller,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """The same image again as a new job, which names this one: how a job has ended, and who was told so, stays as it
+    is. A deadline that has passed is left out."""
+    job = await _own(context, key, job_id)
+    if not job.state.ended or job.image is not None:
+        raise refused(Kind.NOT_RETRYABLE, f"job {job.id} is {job.state}; what failed, expired or was cancelled can be")
+    deadline = job.terms.deadline
+    if deadline is not None and deadline <= context.clock() * 1000:
+        deadline = None
+    wanted = NewJob(job.request, replace(job.terms, deadline=deadline), job.webhook, retry_of=job.id)
+    repeated = repeatable(idempotency_key, request, b"", waits=False)
+    admitted = await context.core.service.submit_all(key, job.pool, [wanted], repeated)
+    remember_rate(request, admitted.rate)
+    (new,) = await context.core.service.all_of(admitted.job_ids)
+    structlog.contextvars.bind_contextvars(job=new.id)
+    response.headers["Location"] = f"/v1/jobs/{new.id}"
+    return view(context, new)
 
 
 @router.head("/{job_id}/image", include_in_schema=False)
@@ -100,20 +157,44 @@ async def image(job_id: str, context: InContext, key: Caller, if_none_match: IfN
     "/{job_id}/events",
     summary="A job's progress, as it happens",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}, "description": "Events, each with a JobView."}},
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "Events, each with a JobView."},
+        204: {"description": "The job has ended, and the event of `Last-Event-ID` said so: no need to ask again."},
+    },
 )
-async def events(job_id: str, context: InContext, key: Caller) -> StreamingResponse:
-    """The first event says how the job is now, the last how it ended. A stream may be opened again at any time."""
+async def events(job_id: str, context: InContext, key: Caller, last_event_id: LastEventId = None) -> Response:
+    """The first event says how the job is now, the last how it ended. A stream may be opened again at any time; with
+    `Last-Event-ID`, which browsers send by themselves, only what is newer comes."""
     job = await _own(context, key, job_id)
+    seen = None if last_event_id is None else _seen(last_event_id)
+    if seen is not None and job.state.ended and _moment(job, None) <= seen:
+        return Response(status_code=204)
     return StreamingResponse(
-        stream(context, job, HEARTBEAT_S),
+        stream(context, job, HEARTBEAT_S, seen),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def stream(context: Context, job: Job, heartbeat_s: float) -> AsyncGenerator[str]:
-    """Server-sent events until the job ends or the router stops; a client opens the stream again then."""
+Moment = tuple[int, int, int]
+"""Of a job's life: its attempt, whether that runs, is over, or is the last; its step. They only ever grow."""
+
+
+def _moment(job: Job, progress: Progress | None) -> Moment:
+    phase = 2 if job.state.ended else int(job.state is JobState.QUEUED)
+    running = progress is not None and job.state is JobState.RUNNING and progress.attempt == job.attempt
+    return job.attempt, phase, progress.step + 1 if progress is not None and running else 0
+
+
+def _seen(event_id: str) -> Moment | None:
+    """An event's id as it was sent; None for what is none of ours."""
+    match = re.fullmatch(r"([0-9]{1,9})-([012])-([0-9]{1,9})", event_id)
+    return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
+
+
+async def stream(context: Context, job: Job, heartbeat_s: float, seen: Moment | None = None) -> AsyncGenerator[str]:
+    """Server-sent events until the job ends or the router stops; a client opens the stream again then. What was
+    `seen` is not said again."""
     async with aclosing(context.core.service.watch(job)) as watched:
         closing = asyncio.create_task(context.closing.wait())
         coming = asyncio.create_task(_next(watched))
@@ -131,7 +212,10 @@ async def stream(context: Context, job: Job, heartbeat_s: float) -> AsyncGenerat
                     return
                 coming = asyncio.create_task(_next(watched))
                 event, now, progress = happened
-                yield f"event: {event}\ndata: {view(context, now, progress).model_dump_json()}\n\n"
+                at = _moment(now, progress)
+                if seen is None or at > seen:
+                    said = view(context, now, progress).model_dump_json()
+                    yield f"event: {event}\nid: {'-'.join(map(str, at))}\ndata: {said}\n\n"
         finally:
             for task in (coming, closing):
                 task.cancel()
@@ -144,15 +228,26 @@ async def _next(watched: AsyncIterator[T]) -> T | None:
 
 def new_job(context: Context, body: JobRequest) -> NewJob:
     """What was asked, its seed drawn. Raises RefusedError where the contract does not let it pass."""
-    if body.webhook is not None and body.webhook.startswith("http:") and not context.plain_webhooks:
-        fault = Fault(("webhook",), "must be https: webhooks go over the public internet")
-        raise RefusedError(of_faults((fault,)))
+    if body.webhook is not None:
+        refuse_plain_webhook(context, body.webhook)
     fields = body.model_dump(exclude={"pool", "webhook", *TERMS})
     seed = context.draw_seed() if body.seed is None else body.seed
     try:
         return NewJob(GenerationRequest.model_validate({**fields, "seed": seed}), _terms(context, body), body.webhook)
     except ValidationError as error:
         raise of_values(error) from error
+
+
+def refuse_plain_webhook(context: Context, webhook: str) -> None:
+    """Raises RefusedError for a URL without TLS, unless the operator has named addresses that need none."""
+    if webhook.startswith("http:") and not context.plain_webhooks:
+        fault = Fault(("webhook",), "must be https: webhooks go over the public internet")
+        raise RefusedError(of_faults((fault,)))
+
+
+def _milliseconds(at: AwareDatetime | None) -> int | None:
+    """Since the epoch; what was before is the epoch."""
+    return None if at is None else max(0, int(at.timestamp() * 1000))
 
 
 def _terms(context: Context, body: JobRequest) -> Terms:

@@ -23,8 +23,9 @@ class Links:
     key: bytes = field(repr=False)
     lifetime_s: int
 
-    def url(self, job_id: str, now: float) -> str:
-        expires = (int(now) // ROUNDING_S + 1) * ROUNDING_S + self.lifetime_s
+    def url(self, job_id: str, now: float, lifetime_s: int | None = None) -> str:
+        lifetime = self.lifetime_s if lifetime_s is None else lifetime_s
+        expires = (int(now) // ROUNDING_S + 1) * ROUNDING_S + lifetime
         query = urlencode({"expires": expires, "signature": self._signature(job_id, expires)})
         return f"{self.base}/artifacts/{job_id}.png?{query}"
 

@@ -19,6 +19,7 @@ from router.contract import JobState
 from router.errors import (
     AdmissionError,
     ArtifactError,
+    FileInUseError,
     IdempotencyError,
     KeyExistsError,
     KeyQueueFullError,
@@ -43,6 +44,7 @@ class Kind(StrEnum):
     """What went wrong, by the name that problem details and OpenAI's `code` show."""
 
     INVALID_JSON = "invalid_json"
+    INVALID_FORM = "invalid_form"
     INVALID_REQUEST = "invalid_request"
     UNAUTHORIZED = "unauthorized"
     FORBIDDEN = "forbidden"
@@ -51,10 +53,10 @@ class Kind(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     NOT_FINISHED = "not_finished"
     NO_IMAGE = "no_image"
+    NOT_RETRYABLE = "not_retryable"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     BODY_TOO_LARGE = "body_too_large"
-    INVALID_FORM = "invalid_form"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     MISDIRECTED = "misdirected"
     RATE_LIMITED = "rate_limited"
@@ -62,8 +64,8 @@ class Kind(StrEnum):
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     CLIENT_GONE = "client_gone"
     INTERNAL = "internal"
-    FAILED = "failed"
     NOT_SERVED = "not_served"
+    FAILED = "failed"
     UNAVAILABLE = "unavailable"
     POOL_UNAVAILABLE = "pool_unavailable"
     QUEUE_FULL = "queue_full"
@@ -90,6 +92,7 @@ _MEANING: Mapping[Kind, tuple[int, str]] = {
     Kind.METHOD_NOT_ALLOWED: (405, "This method is not allowed here"),
     Kind.NOT_FINISHED: (409, "There is no image yet"),
     Kind.NO_IMAGE: (409, "There will be no image"),
+    Kind.NOT_RETRYABLE: (409, "This job cannot be tried again"),
     Kind.CANCELLED: (409, "The job was cancelled"),
     Kind.EXPIRED: (409, "The job's deadline has passed"),
     Kind.BODY_TOO_LARGE: (413, "The body is too large"),
@@ -173,7 +176,7 @@ _ADMISSION: Mapping[type[AdmissionError], Kind] = {
 }
 
 
-def refusal_of(error: Exception) -> Refusal:  # noqa: PLR0911 - one line a kind of error
+def refusal_of(error: Exception) -> Refusal:  # noqa: C901, PLR0911 - one line a kind of error
     """Every exception that a request may end in. What is not known by name is internal, and says nothing."""
     match error:
         case RefusedError():
@@ -186,12 +189,14 @@ def refusal_of(error: Exception) -> Refusal:  # noqa: PLR0911 - one line a kind 
             return Refusal(Kind.FORBIDDEN, str(error))
         case IdempotencyError():
             return Refusal(Kind.IDEMPOTENCY_MISMATCH, str(error))
+        case FileInUseError():
+            return Refusal(Kind.INVALID_REQUEST, str(error))
         case KeyExistsError():
             return Refusal(Kind.EXISTS, str(error))
         case StoreUnavailableError():
             return Refusal(Kind.UNAVAILABLE, "the router's store does not answer", retry_after_s=RESTART_RETRY_S)
         case ArtifactError():
-            return Refusal(Kind.INTERNAL, "the image is not in the artifact store")
+            return Refusal(Kind.INTERNAL, "the artifact store did not do its part; the log says why")
         case HTTPException():
             return _of_http(error)
         case _:

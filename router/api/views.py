@@ -37,6 +37,8 @@ def view(context: Context, job: Job, progress: Progress | None = None) -> JobVie
         progress=progress if progress and not job.state.ended and progress.attempt == job.attempt else None,
         image=image_view(context, job),
         webhook=job.webhook,
+        retry_of=job.retry_of,
+        batch=job.place and job.place.batch_id,
         error=job.error and ErrorView(type=job.error.type, detail=job.error.detail),
     )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import structlog
 from fastapi import Request
@@ -32,7 +33,29 @@ from worker.contract import GenerationRequest
 _log = structlog.stdlib.get_logger(__name__)
 
 
-async def make(
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Jobs that were taken on for an open request. Whoever holds it waits for them, or abandons them."""
+
+    context: Context
+    key: ApiKey
+    pool: str
+    jobs: tuple[Job, ...]
+    repeated: Repeatable | None
+
+    def abandon(self) -> None:
+        """The request is over, its jobs are not: in a task of its own, for the request's may be cancelled already."""
+        names = [job.id for job in self.jobs]
+        task = asyncio.create_task(_abandon(self.context, self.key, names, self.repeated))
+        _ABANDONING.add(task)
+        task.add_done_callback(_ABANDONING.discard)
+
+
+_ABANDONING: set[asyncio.Task[None]] = set()
+"""The event loop itself holds tasks only weakly."""
+
+
+async def take_on(
     context: Context,
     request: Request,
     key: ApiKey,
@@ -42,11 +65,10 @@ async def make(
     *,
     terms: Terms = ANY_TERMS,
     repeated: Repeatable | None = None,
-) -> tuple[Job, ...]:
-    """One job for each of `wanted` (a GenerationRequest's fields), all succeeded, in their order.
+) -> Taken:
+    """One job for each of `wanted` (a GenerationRequest's fields), in their order.
 
-    `names` gives the dialect's own names for those fields. Raises RefusedError or AdmissionError when not all of
-    them can be made; those that were begun are cancelled then.
+    `names` gives the dialect's own names for those fields. Raises RefusedError or AdmissionError; then there is none.
     """
     try:
         new = [NewJob(GenerationRequest.model_validate(fields), terms) for fields in wanted]
@@ -59,11 +81,34 @@ async def make(
         admitted = await asyncio.shield(submitting)
         remember_rate(request, admitted.rate)
         structlog.contextvars.bind_contextvars(jobs=list(admitted.job_ids))
-        return await _all_succeeded(context, request, pool, await service.all_of(admitted.job_ids), names)
+        return Taken(context, key, pool, tuple(await service.all_of(admitted.job_ids)), repeated)
     except BaseException:  # a cancelled task and a stopping router leave no job behind either; it is raised again
         await asyncio.wait([submitting])
         if submitting.exception() is None:
             await _abandon(context, key, submitting.result().job_ids, repeated)
+        raise
+
+
+async def make(
+    context: Context,
+    request: Request,
+    key: ApiKey,
+    pool: str,
+    wanted: Sequence[Mapping[str, object]],
+    names: Mapping[str, str] | None = None,
+    *,
+    terms: Terms = ANY_TERMS,
+    repeated: Repeatable | None = None,
+) -> tuple[Job, ...]:
+    """Takes them on as `take_on` does, and waits: all succeeded, in their order.
+
+    Raises RefusedError or AdmissionError when not all of them can be made; those that were begun are cancelled then.
+    """
+    taken = await take_on(context, request, key, pool, wanted, names, terms=terms, repeated=repeated)
+    try:
+        return await _all_succeeded(context, request, pool, taken.jobs, names)
+    except BaseException:  # likewise
+        await _abandon(context, key, [job.id for job in taken.jobs], repeated)
         raise
 
 

@@ -9,7 +9,7 @@ from router.api.artifacts import PROBLEM
 from router.api.auth import Caller
 from router.api.context import Context, InContext
 from router.api.views import image_view, moment
-from router.contract import ErrorView, JobOutcome, JobWebhook, WebhookSecrets
+from router.contract import BatchWebhook, EndedBatch, ErrorView, JobOutcome, JobWebhook, WebhookSecrets
 from router.jobs import Job
 from router.webhooks import Delivery
 
@@ -44,8 +44,21 @@ async def job_ended(body: JobWebhook) -> None:
     (or the `openai` client's `webhooks.verify_signature`) before you believe a word."""
 
 
+@described.post("batch.ended", summary="A batch has ended", status_code=204)
+async def batch_ended(body: BatchWebhook) -> None:
+    """Sent to the batch's `webhook` as a job's is, in OpenAI's form: `client.webhooks.unwrap` reads it."""
+
+
 async def body_of(context: Context, delivery: Delivery) -> bytes | None:
     """The delivery's event as it is sent now; None if its job is no longer kept."""
+    if delivery.event.startswith("batch."):
+        told = BatchWebhook(
+            id=delivery.id,
+            type=delivery.event,
+            created_at=delivery.created_at // 1000,
+            data=EndedBatch(id=delivery.subject),
+        )
+        return told.model_dump_json().encode()
     job = await context.core.store.job(delivery.subject)
     if job is None or job.finished_at is None:
         return None

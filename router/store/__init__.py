@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from router.batches import Batches
 from router.choice import Capability, Spill, Terms
 from router.contract import JobState, WorkerView
 from router.errors import AdmissionError
@@ -94,6 +95,18 @@ class RegisteredWorker:
         return f"RegisteredWorker(name={self.name!r}, url={self.url!r}, pool={self.pool!r}, {state})"
 
 
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which of a key's jobs are wanted; None: all. Times are milliseconds since the epoch: from `created_after` on,
+    and before `created_before`."""
+
+    state: JobState | None = None
+    pool: str | None = None
+    batch_id: str | None = None
+    created_after: int | None = None
+    created_before: int | None = None
+
+
 class Measure(StrEnum):
     """What is added up: of a pool's jobs how long they waited and took, of a worker how long it worked, of
     `pool/end` how many attempts ended so."""
@@ -129,6 +142,11 @@ class Store(Protocol):
     @property
     def outbox(self) -> Outbox:
         """What is to be told by webhook; whatever ends a job puts it there, in the same transaction."""
+        ...
+
+    @property
+    def batches(self) -> Batches:
+        """Files, batches, and what becomes of their lines."""
         ...
 
     async def add_job(
@@ -178,6 +196,10 @@ class Store(Protocol):
 
     async def jobs(self, job_ids: Sequence[str]) -> Sequence[Job]:
         """Those of them that there are, in this order."""
+        ...
+
+    async def listed(self, api_key_id: str, wanted: JobFilter, before: str | None, limit: int) -> Sequence[Job]:
+        """The key's own, the newest first, at most `limit`; only those that were made before the job `before`."""
         ...
 
     async def shares(self, pool: str) -> Mapping[str, Share]:

@@ -34,14 +34,12 @@ def admit(
     repeatable: Repeatable | None,
     refusal: AdmissionError | None,
 ) -> Admitted:
-    if repeatable is not None and not _claim(connection, now, key, repeatable):
+    if repeatable is not None and not claim(connection, now, key, repeatable):
         return _joined(connection, key, repeatable)
     if refusal is not None:
         raise refusal
-    rate = _within_limits(connection, now, key, pool, len(wanted))
-    queued = _count(connection, pool, None, pool_bound + 1)
-    if queued + len(wanted) > pool_bound:
-        raise QueueFullError(pool, queued, 1)
+    rate = within_limits(connection, now, key, pool, len(wanted))
+    room_of_pool(connection, pool, pool_bound, len(wanted))
     ids = job_rows.add(connection, now, entropies, key.id, pool, wanted)
     if repeatable is not None:
         mine = (idempotency.c.api_key_id == key.id, idempotency.c.name == repeatable.name)
@@ -95,7 +93,7 @@ def running(connection: Connection, pool: str) -> Share:
     return Share(count, int(work))
 
 
-def _claim(connection: Connection, now: Now, key: ApiKey, repeatable: Repeatable) -> bool:
+def claim(connection: Connection, now: Now, key: ApiKey, repeatable: Repeatable) -> bool:
     """Whether this is the first request of its name. Of two at the same moment, one waits here for the other."""
     at = connection.execute(select(now)).scalar_one()
     claimed = connection.execute(
@@ -129,23 +127,18 @@ def _joined(connection: Connection, key: ApiKey, repeatable: Repeatable) -> Admi
     return Admitted(row.job_ids.split(), joined=True, rate=None)
 
 
-def _within_limits(connection: Connection, now: Now, key: ApiKey, pool: str, more: int) -> Rate | None:
+def within_limits(connection: Connection, now: Now, key: ApiKey, pool: str, more: int) -> Rate | None:
+    """Take one token for the request, and see that `more` jobs may wait. Raises KeyQueueFullError, RateLimitedError."""
     limits = key.limits
     if limits.per_minute is None and limits.waiting is None:
+        return None
+    if limits.waiting is not None:
+        room_of_key(connection, key, pool, more)
+    if limits.per_minute is None:
         return None
     # The foreign keys of others' new rows may still point at it.
     locked = select(api_keys.c.tokens, api_keys.c.tokens_at, now.label("at")).where(api_keys.c.id == key.id)
     row = connection.execute(locked.with_for_update(key_share=True)).one()
-    if limits.waiting is not None:
-        allowed = limits.waiting + (limits.running or 0)
-        held = _count(connection, pool, key.id, allowed + 1)
-        if limits.running is not None:
-            of_key = select(func.count()).where(RUNNING, jobs.c.api_key_id == key.id)
-            held += connection.execute(of_key).scalar_one()
-        if held + more > allowed:
-            raise KeyQueueFullError(pool, allowed)
-    if limits.per_minute is None:
-        return None
     taken = take(None if row.tokens is None else Bucket(row.tokens, row.tokens_at), limits.per_minute, row.at)
     if taken.retry_after_s is not None:
         raise RateLimitedError(taken.rate, taken.retry_after_s)
@@ -159,6 +152,28 @@ _SOME = select(literal(1)).where(jobs.c.pool == bindparam("pool"), WAITING).limi
 _COUNT = select(func.count()).select_from(_SOME.subquery())
 _IN_LANES = jobs.c.lane.in_(bindparam("lanes", expanding=True))
 _COUNT_LANES = select(func.count()).select_from(_SOME.where(_IN_LANES).subquery())
+
+
+def room_of_key(connection: Connection, key: ApiKey, pool: str, more: int) -> None:
+    """Under the key's lock: whether `more` of its jobs may wait. Raises KeyQueueFullError."""
+    limits = key.limits
+    if limits.waiting is None:
+        return
+    connection.execute(select(api_keys.c.id).where(api_keys.c.id == key.id).with_for_update(key_share=True))
+    allowed = limits.waiting + (limits.running or 0)
+    held = _count(connection, pool, key.id, allowed + 1)
+    if limits.running is not None:
+        of_key = select(func.count()).where(RUNNING, jobs.c.api_key_id == key.id)
+        held += connection.execute(of_key).scalar_one()
+    if held + more > allowed:
+        raise KeyQueueFullError(pool, allowed)
+
+
+def room_of_pool(connection: Connection, pool: str, bound: int, more: int) -> None:
+    """Whether `more` jobs may wait in the pool. Raises QueueFullError."""
+    queued = _count(connection, pool, None, bound + 1)
+    if queued + more > bound:
+        raise QueueFullError(pool, queued, 1)
 
 
 def _count(connection: Connection, pool: str, api_key_id: str | None, at_most: int) -> int:

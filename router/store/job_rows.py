@@ -31,7 +31,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from router.choice import Lane, Terms, pixels_of, work_of
 from router.contract import JobState
-from router.ids import job_id
+from router.ids import ENTROPY_BYTES, job_id
 from router.jobs import (
     CRASHES,
     DEADLINE_PASSED,
@@ -45,10 +45,11 @@ from router.jobs import (
     JobError,
     Lease,
     NewJob,
+    Place,
     Requeue,
     after,
 )
-from router.store import Renewal, key_rows, sum_rows, webhook_rows, worker_rows
+from router.store import JobFilter, Renewal, key_rows, sum_rows, webhook_rows, worker_rows
 from router.store.tables import attempts, jobs
 from worker.contract import GenerationRequest, Timings
 
@@ -109,6 +110,9 @@ def _row(name: str, at: int, api_key_id: str, pool: str, new: NewJob) -> dict[st
         "lane": Lane.of(api_key_id, new.request, terms).name,
         "due_at": at + PATIENCE_MS if terms.deadline is None else terms.deadline,
         "webhook": new.webhook,
+        "retry_of": new.retry_of,
+        "batch_id": new.place and new.place.batch_id,
+        "batch_line": new.place and new.place.line,
     }
 
 
@@ -123,6 +127,24 @@ def find_all(connection: Connection, wanted: Sequence[str]) -> Sequence[Job]:
         for row in connection.execute(_FIND_ALL, {"wanted": wanted[i : i + CHUNK]}):
             found[row.id] = job(row)
     return [found[name] for name in wanted if name in found]
+
+
+def listed(connection: Connection, api_key_id: str, wanted: JobFilter, before: str | None, limit: int) -> Sequence[Job]:
+    found = select(jobs).where(jobs.c.api_key_id == api_key_id).order_by(jobs.c.id.desc()).limit(limit)
+    if before is not None:
+        found = found.where(jobs.c.id < before)
+    # A job's id begins with when it was made, so the index that keeps the order knows the time too.
+    if wanted.created_before is not None:
+        found = found.where(jobs.c.id < job_id(wanted.created_before, bytes(ENTROPY_BYTES)))
+    if wanted.created_after is not None:
+        found = found.where(jobs.c.id >= job_id(wanted.created_after, bytes(ENTROPY_BYTES)))
+    if wanted.state is not None:
+        found = found.where(jobs.c.state == wanted.state)
+    if wanted.pool is not None:
+        found = found.where(jobs.c.pool == wanted.pool)
+    if wanted.batch_id is not None:
+        found = found.where(jobs.c.batch_id == wanted.batch_id)
+    return [job(row) for row in connection.execute(found)]
 
 
 def standings(connection: Connection, wanted: Sequence[str]) -> Mapping[str, tuple[JobState, int]]:
@@ -390,6 +412,8 @@ def job(row: Row[Any]) -> Job:
         error=None if row.error_type is None else JobError(row.error_type, row.error_detail),
         terms=Terms(-row.precedence, row.deadline, row.tier, row.model),
         webhook=row.webhook,
+        retry_of=row.retry_of,
+        place=None if row.batch_id is None else Place(row.batch_id, row.batch_line),
     )
 
 

@@ -20,6 +20,7 @@ from router.store import (
     ROUTER,
     Admitted,
     ApiKey,
+    JobFilter,
     KeyRecord,
     RegisteredWorker,
     Renewal,
@@ -37,6 +38,7 @@ from router.store import (
     tally_rows,
     worker_rows,
 )
+from router.store.batches import SqlBatches
 from router.store.clock import Clock, database_clock
 from router.store.database import Database
 from router.store.outbox import SqlOutbox
@@ -54,6 +56,7 @@ class SqlStore:
         self._clock = clock
         self._entropy = entropy
         self.outbox = SqlOutbox(database, clock, entropy)
+        self.batches = SqlBatches(database, clock, entropy)
 
     @classmethod
     async def open(cls, url: str, clock: Clock = database_clock, entropy: Entropy = secrets.token_bytes) -> Self:
@@ -109,6 +112,9 @@ class SqlStore:
 
     async def jobs(self, job_ids: Sequence[str]) -> Sequence[Job]:
         return await self._database.read(job_rows.find_all, job_ids)
+
+    async def listed(self, api_key_id: str, wanted: JobFilter, before: str | None, limit: int) -> Sequence[Job]:
+        return await self._database.read(job_rows.listed, api_key_id, wanted, before, limit)
 
     async def shares(self, pool: str) -> Mapping[str, Share]:
         return await self._database.read(admission_rows.shares, pool)

@@ -25,6 +25,7 @@ from sqlalchemy import (
     text,
 )
 
+from router.batches import BatchState
 from router.contract import DeliveryState, JobState
 from router.jobs import AttemptEnd, Cause
 
@@ -149,6 +150,26 @@ jobs = Table(
     Column("lane", String(300), nullable=False),
     Column("due_at", BigInteger, nullable=False),
     Column("webhook", Text),
+    Column("retry_of", String(40)),
+    Column("batch_id", String(40)),
+    Column("batch_line", Integer),
+    # A key's own, by age: what its owner lists.
+    Index("ix_jobs_owner", "api_key_id", "id"),
+    # How a batch's lines stand, without touching a row; and whether anything of it has not ended.
+    Index(
+        "ix_jobs_batch",
+        "batch_id",
+        "batch_line",
+        "state",
+        sqlite_where=text("batch_id IS NOT NULL"),
+        postgresql_where=text("batch_id IS NOT NULL"),
+    ),
+    Index(
+        "ix_jobs_batch_open",
+        "batch_id",
+        sqlite_where=text("batch_id IS NOT NULL AND finished_at IS NULL"),
+        postgresql_where=text("batch_id IS NOT NULL AND finished_at IS NULL"),
+    ),
     # Counts jobs by pool and state without touching a row. What waits is left to the next index, also lest Postgres
     # takes this one for it where it has no statistics yet, and walks through all that waits.
     Index(
@@ -293,4 +314,73 @@ tallies = Table(
     Column("bucket", Integer, primary_key=True, autoincrement=False),
     Column("count", BigInteger, nullable=False),
     Column("total_ms", BigInteger, nullable=False),
+)
+
+# Files of batches (router.batches.StoredFile). The bytes are in the artifact store, under `path`.
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("api_key_id", String(40), ForeignKey("api_keys.id"), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("path", String(120), nullable=False, index=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Index("ix_files_owner", "api_key_id", "id"),
+    Index("ix_files_expiry", "expires_at"),
+)
+
+# router.batches.Batch, and who works at it until when. Files are named without a foreign key: one may go before it.
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("api_key_id", String(40), ForeignKey("api_keys.id"), nullable=False),
+    Column("pool", String(32), nullable=False),
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file_id", String(40), nullable=False),
+    Column("window", String(16), nullable=False),
+    Column("output_ms", BigInteger, nullable=False),
+    Column("metadata", Text),
+    Column("webhook", Text),
+    Column("state", _one_of(BatchState), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("in_progress_at", BigInteger),
+    Column("finalizing_at", BigInteger),
+    Column("cancelling_at", BigInteger),
+    Column("ended_at", BigInteger),
+    Column("total", Integer, nullable=False),
+    Column("completed", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("faults", Text),
+    Column("validated", Boolean, nullable=False),
+    Column("loaded", Boolean, nullable=False),
+    Column("read_to", BigInteger, nullable=False),
+    Column("lines_read", Integer, nullable=False),
+    Column("output_file_id", String(40)),
+    Column("error_file_id", String(40)),
+    Column("attempt", Integer, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("lease_expires_at", BigInteger),
+    Index("ix_batches_owner", "api_key_id", "id"),
+    Index("ix_batches_input", "input_file_id"),
+    Index(
+        "ix_batches_open", "due_at", sqlite_where=text("ended_at IS NULL"), postgresql_where=text("ended_at IS NULL")
+    ),
+    Index("ix_batches_ended", "ended_at"),
+)
+
+# What became of each line of a batch that is not over: jobs name their line (`jobs.batch_line`), or `refusal` says why
+# there is none (router.batches.LineRefusal as JSON).
+batch_lines = Table(
+    "batch_lines",
+    metadata,
+    Column("batch_id", String(40), primary_key=True),
+    Column("line", Integer, primary_key=True, autoincrement=False),
+    Column("custom_id", Text, nullable=False),
+    Column("by_url", Boolean, nullable=False),
+    Column("refusal", Text),
 )

@@ -41,26 +41,32 @@ AT_A_URL_THAT_SAID_GONE = "the receiver answered 410 Gone before; replay the del
 
 def promise(connection: Connection, job: Job) -> None:
     """The job has ended in this transaction: from now on its owner will be told, if one wanted to be."""
-    if job.webhook is None or job.finished_at is None:
-        return
+    if job.webhook is not None and job.finished_at is not None:
+        promise_of(connection, job.api_key_id, job.webhook, type_of(job), job.id, job.finished_at)
+
+
+def promise_of(
+    connection: Connection, api_key_id: str, url: str, event: WebhookType, subject: str, ended_at: int
+) -> None:
+    """A job or a batch, `subject`, has ended in this transaction: its owner will be told at `url`."""
     given_up = connection.execute(
-        select(refusals.c.refused_at).where(refusals.c.api_key_id == job.api_key_id, refusals.c.url == job.webhook)
+        select(refusals.c.refused_at).where(refusals.c.api_key_id == api_key_id, refusals.c.url == url)
     ).scalar_one_or_none()
     connection.execute(
         insert(deliveries).values(
-            # A job ends once, so its own name makes the message's.
-            id=f"msg_{job.id.partition('_')[2]}",
-            api_key_id=job.api_key_id,
-            url=job.webhook,
-            host=host_of(job.webhook),
-            event=type_of(job),
-            subject=job.id,
-            created_at=job.finished_at,
+            # It ends once, so its own name makes the message's.
+            id=f"msg_{subject.partition('_')[2]}",
+            api_key_id=api_key_id,
+            url=url,
+            host=host_of(url),
+            event=event,
+            subject=subject,
+            created_at=ended_at,
             state=DeliveryState.PENDING if given_up is None else DeliveryState.DEAD,
             attempt=0,
             tried_before=0,
-            due_at=job.finished_at,
-            ended_at=None if given_up is None else job.finished_at,
+            due_at=ended_at,
+            ended_at=None if given_up is None else ended_at,
             detail=None if given_up is None else AT_A_URL_THAT_SAID_GONE,
         )
     )

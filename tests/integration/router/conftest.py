@@ -39,6 +39,6 @@ async def worker() -> AsyncIterator[PacedProcess]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def router(worker: PacedProcess) -> AsyncIterator[ServedRouter]:
-    async with served_router() as served:
+    async with served_router(MODEL_ALIASES='{"house-style": "ideogram-4"}') as served:
         await served.use("w-1", worker)
         yield served

@@ -244,7 +244,7 @@ async def test_a_wrong_method_is_405_and_says_the_right_one(http: httpx.AsyncCli
     assert dialect.said(answer) == "use POST here"
 
 
-@pytest.mark.parametrize("path", ["/generate/more", "/v1/images/edits", "/nowhere"])
+@pytest.mark.parametrize("path", ["/generate/more", "/v1/images/more", "/v1/files/x/more", "/nowhere"])
 async def test_an_unknown_path_is_404_in_the_dialect_that_it_begins_with(http: httpx.AsyncClient, path: str) -> None:
     answer = await http.get(path)
     assert answer.status_code == 404

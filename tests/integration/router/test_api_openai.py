@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import AsyncIterator
+from typing import Literal
 
 import httpx
 import httpx2
 import openai
 import pytest
 import pytest_asyncio
+from openai.types import ImageGenCompletedEvent
 
 from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.emulators.paced_worker import Fault, Pace
@@ -80,10 +83,11 @@ async def test_quality_chooses_a_preset_and_its_old_words_are_answered_in_new_on
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("output_format", "jpeg"),
+        ("output_format", "gif"),
         ("background", "transparent"),
         ("style", "vivid"),
-        ("stream", True),
+        ("stream", "yes"),
+        ("partial_images", 4),
         ("partial_images", 2),
         ("output_compression", 50),
         ("n", 11),
@@ -130,10 +134,102 @@ async def test_models_are_ours_and_the_workers(client: openai.AsyncOpenAI) -> No
 
 async def test_an_unknown_model_is_not_found(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="there is: ideogram-4, paced") as caught:
-        await client.images.generate(prompt="a press", model="dall-e-3")
+        await client.images.generate(prompt="a press", model="stable-diffusion")
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("some/other")
+
+
+@pytest.mark.parametrize("model", ["gpt-image-1", "dall-e-3", "gpt-image-2-2026-04-21", "house-style"])
+async def test_names_that_clients_have_written_down_mean_the_model_that_there_is(
+    client: openai.AsyncOpenAI, model: str
+) -> None:
+    answer = await client.images.generate(prompt="a press", size="256x256", model=model, extra_body=SMALL)
+    assert answer.data
+    assert (await client.models.retrieve(model)).id == model
+
+
+@pytest.mark.parametrize("form", ["jpeg", "webp"])
+async def test_other_formats_are_asked_of_the_worker_with_their_compression(
+    router: ServedRouter, client: openai.AsyncOpenAI, form: Literal["jpeg", "webp"]
+) -> None:
+    raw = await client.images.with_raw_response.generate(
+        prompt="a press", size="256x256", output_format=form, output_compression=50, extra_body=SMALL
+    )
+    assert raw.parse().output_format == form
+    async with router.http() as http:
+        job = (await http.get(f"/v1/jobs/{raw.headers['x-job-id']}")).json()
+    assert job["state"] == "succeeded"
+
+
+async def test_usage_is_told_and_the_end_user_is_echoed(client: openai.AsyncOpenAI) -> None:
+    answer = await client.images.generate(prompt="a press", size="256x256", user="me", extra_body=SMALL)
+    assert answer.usage
+    assert answer.usage.output_tokens == 256
+    assert answer.usage.total_tokens == 256 + answer.usage.input_tokens
+    assert answer.safety_identifier == "me"
+
+
+async def test_streamed_images_come_as_events_that_the_client_knows(client: openai.AsyncOpenAI) -> None:
+    stream = await client.images.generate(
+        prompt="a press", size="256x256", n=2, stream=True, partial_images=2, extra_body={**SMALL, "seed": 5}
+    )
+    events = [event async for event in stream]
+    assert [event.type for event in events] == ["image_generation.completed"] * 2
+    assert sorted((event.model_extra or {})["seed"] for event in events) == [5, 6]
+    assert all(base64.b64decode(event.b64_json).startswith(b"\x89PNG") for event in events)
+    assert isinstance(events[0], ImageGenCompletedEvent)
+    assert (events[0].size, events[0].quality, events[0].usage.output_tokens) == ("256x256", "auto", 256)
+
+
+async def test_a_stream_tells_progress_as_comments(router: ServedRouter) -> None:
+    async with router.http() as http:
+        body = {"prompt": "a press", "size": "256x256", "stream": True, **SMALL}
+        answer = await http.post("/v1/images/generations", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert re.search(r"^: job_[0-9a-z]{26} step 1 of 2$", answer.text, re.MULTILINE)
+
+
+async def test_what_goes_wrong_in_a_stream_is_raised_by_the_client(
+    client: openai.AsyncOpenAI,
+) -> None:
+    stream = await client.images.generate(prompt="word " * 3000, size="256x256", stream=True)
+    with pytest.raises(openai.APIError, match="3000 tokens"):
+        _ = [event async for event in stream]
+
+
+async def test_a_stream_that_nobody_reads_leaves_no_job_behind(router: ServedRouter, worker: PacedProcess) -> None:
+    await worker.pace(Pace(step_s=0.2))
+    try:
+        async with router.admin() as admin:
+            (before,) = await admin.pools()
+            body = {"prompt": "a press", "n": 2, "stream": True}
+            async with router.http() as http, http.stream("POST", "/v1/images/generations", json=body) as answer:
+                assert answer.status_code == 200
+                await anext(answer.aiter_bytes())
+
+            async def cancelled() -> bool:
+                (pool,) = await admin.pools()
+                return pool.cancelled == before.cancelled + 2 and pool.running == 0
+
+            await until(cancelled, "both images are cancelled")
+    finally:
+        await worker.pace(Pace())
+
+
+async def test_an_edit_is_refused_by_name_and_not_tried_again(router: ServedRouter) -> None:
+    async with _client(router) as client:
+        patient = client.with_options(max_retries=3)
+        with pytest.raises(openai.InternalServerError, match="from text alone") as caught:
+            await patient.images.edit(image=b"x" * 2_000_000, prompt="a")
+    assert (caught.value.status_code, caught.value.code) == (501, "not_served")
+    assert router.log.count('"path": "/v1/images/edits"') <= 1
+
+
+async def test_a_variation_is_refused_by_name(router: ServedRouter) -> None:
+    async with router.http() as http:
+        answer = await http.post("/v1/images/variations", files={"image": b"x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (501, "not_served")
 
 
 async def test_one_image_that_fails_cancels_the_others_and_is_named(router: ServedRouter, worker: PacedProcess) -> None:
@@ -142,6 +238,8 @@ async def test_one_image_that_fails_cancels_the_others_and_is_named(router: Serv
     try:
         async with paced_worker(Pace(step_s=0.05, fault=Fault.CRASH)) as second:
             await router.use("w-2", second)
+            async with router.admin() as admin:
+                (before,) = await admin.pools()
             async with router.http() as http:
                 body = {"prompt": "a press", "n": 4, "size": "256x256", **SMALL}
                 answer = await http.post("/v1/images/generations", json=body)
@@ -156,7 +254,7 @@ async def test_one_image_that_fails_cancels_the_others_and_is_named(router: Serv
 
                 await until(nothing_left, "the other images are cancelled")
                 (pool,) = await admin.pools()
-                assert pool.failed + pool.cancelled == 4
+                assert pool.failed + pool.cancelled == before.failed + before.cancelled + 4
                 await admin.remove("w-2")
     finally:
         await worker.pace(Pace())

@@ -34,7 +34,7 @@ async def test_a_quiet_stream_beats_until_the_router_stops(tmp_path: Path) -> No
         )
         async with asyncio.timeout(20), aclosing(stream(context, job, heartbeat_s=0.02)) as said:
             assert await anext(said) == "retry: 1000\n\n"
-            assert (await anext(said)).startswith("event: queued\ndata: {")
+            assert (await anext(said)).startswith("event: queued\nid: 0-1-0\ndata: {")
             assert await anext(said) == ": still here\n\n"
             assert await anext(said) == ": still here\n\n"
             context.closing.set()

@@ -1,0 +1,154 @@
+"""A batch's lines in OpenAI's words: requests as they come in, answers as they go out (`router.batches.keeper`)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints, ValidationError
+
+from router.api.context import Context
+from router.api.errors import OpenAIErrorBody, openai_error, openai_status
+from router.api.explain import Fault, faults
+from router.api.images import NAMES, ImagesRequest, data_by_url, data_inline, head_of, spliced
+from router.api.models import resolved
+from router.api.refusals import Refusal, RefusedError, of_faults, of_job, of_values
+from router.batches import Batch, DoneLine, LineRefusal, NewLine
+from router.batches.keeper import CANCELLED, EXPIRED, BadLineError, line_expired
+from router.choice import Terms
+from router.contract import JobState
+from router.jobs import Job, NewJob, Place
+from worker.contract import Frozen, GenerationRequest
+
+LINKS_S = 7 * 86_400
+"""How long a URL in an output file is good: a batch is read some time after it was written."""
+
+
+class BatchLine(Frozen):
+    """One line of a batch's input."""
+
+    custom_id: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    method: str = Field(pattern="^POST$")
+    url: str
+    body: dict[str, Any]
+
+
+class LineResponse(Frozen):
+    status_code: int
+    request_id: str = Field(description="The line's first job, for GET /v1/jobs/{id}; empty if it became none.")
+    body: Mapping[str, Any]
+
+
+class LineError(Frozen):
+    code: str
+    message: str
+
+
+class LineOutput(Frozen):
+    """One line of an output or error file."""
+
+    id: str
+    custom_id: str
+    response: LineResponse | None
+    error: LineError | None
+
+
+class ImageLines:
+    """Lines that ask for images."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def check(self, batch: Batch, line: bytes) -> str:
+        try:
+            asked = BatchLine.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            if first["type"] == "json_invalid":
+                raise BadLineError("invalid_json_line", "the line is not JSON") from error
+            (fault, *_) = faults([first])
+            raise BadLineError(str(fault.code), str(fault), fault.fields[0] if fault.fields else None) from error
+        if asked.url != batch.endpoint:
+            raise BadLineError("mismatched_url", f"url is '{asked.url[:80]}', and the batch's {batch.endpoint}", "url")
+        return asked.custom_id
+
+    def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
+        asked = BatchLine.model_validate_json(line)
+        try:
+            body = ImagesRequest.model_validate(asked.body)
+            wanted = self._wanted(batch, number, body)
+        except ValidationError as error:
+            return NewLine(number, asked.custom_id, refusal=_refusal(_wrong(error)))
+        except RefusedError as error:
+            return NewLine(number, asked.custom_id, refusal=_refusal(error.refusal))
+        return NewLine(number, asked.custom_id, wanted, body.by_url)
+
+    def _wanted(self, batch: Batch, number: int, body: ImagesRequest) -> list[NewJob]:
+        if body.stream:
+            raise RefusedError(of_faults((Fault(("stream",), "a batch's answers come in its files"),)))
+        if "pool" in body.model_fields_set and body.pool != batch.pool:
+            raise RefusedError(of_faults((Fault(("pool",), f"is {body.pool}, and the batch's {batch.pool}"),)))
+        terms = Terms(deadline=batch.at.expires, model=resolved(self._context, body.model))
+        place = Place(batch.id, number)
+        try:
+            requests = [GenerationRequest.model_validate(one) for one in body.wanted(self._context.draw_seed())]
+        except ValidationError as error:
+            raise of_values(error, NAMES) from error
+        return [NewJob(request, terms, place=place) for request in requests]
+
+    async def render(self, batch: Batch, line: DoneLine) -> AsyncIterator[bytes]:
+        name = f"batch_req_{batch.id.partition('_')[2]}_{line.line}"
+        refusal = line.refusal or _why(line)
+        request_id = line.jobs[0].id if line.jobs else ""
+        if refusal is not None:
+            yield _refused(name, line.custom_id, request_id, refusal).model_dump_json().encode() + b"\n"
+            return
+        # The answer has megabytes, and goes between two halves of what is said around it.
+        empty = LineResponse(status_code=200, request_id=request_id, body={})
+        said = LineOutput(id=name, custom_id=line.custom_id, response=empty, error=None).model_dump_json().encode()
+        before, after = said.rsplit(b'"body":{}', 1)
+        yield before + b'"body":'
+        head = head_of(line.jobs, (line.jobs[-1].finished_at or 0) // 1000)
+        async for piece in spliced(head, [self._image(job, by_url=line.by_url) for job in line.jobs]):
+            yield piece
+        yield after + b"\n"
+
+    async def _image(self, job: Job, *, by_url: bool) -> AsyncIterator[bytes]:
+        """Its bytes are read when it is their turn."""
+        if by_url:
+            links = self._context.links
+            pieces = data_by_url(job, links.url(job.id, self._context.clock(), max(LINKS_S, links.lifetime_s)))
+        else:
+            pieces = data_inline(job, await self._context.core.service.image_bytes(job))
+        async for piece in pieces:
+            yield piece
+
+
+def _why(line: DoneLine) -> LineRefusal | None:
+    """Why not all of the line's images were made; None if they were."""
+    if line_expired(line):
+        return EXPIRED
+    for job in line.jobs:
+        if job.state is JobState.CANCELLED:
+            return CANCELLED
+        if job.image is None:
+            return _refusal(of_job(job, NAMES))
+    return None
+
+
+def _wrong(error: ValidationError) -> Refusal:
+    return of_faults(faults(error.errors(include_url=False)))
+
+
+def _refusal(refusal: Refusal) -> LineRefusal:
+    said = openai_error(refusal).error
+    return LineRefusal(said.code or refusal.kind, said.message, openai_status(refusal), said.type, said.param)
+
+
+def _refused(name: str, custom_id: str, request_id: str, why: LineRefusal) -> LineOutput:
+    if why.status is None:
+        error = LineError(code=why.code, message=why.message)
+        return LineOutput(id=name, custom_id=custom_id, response=None, error=error)
+    body = OpenAIErrorBody(message=why.message, type=why.type, param=why.param, code=why.code)
+    response = LineResponse(status_code=why.status, request_id=request_id, body={"error": body.model_dump()})
+    return LineOutput(id=name, custom_id=custom_id, response=response, error=None)

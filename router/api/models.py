@@ -1,0 +1,73 @@
+"""Which models there are by name: ours, what registered workers say that they serve, and names that clients know.
+
+A client with `gpt-image-1` or `dall-e-3` written into it need change nothing else; the operator may add names
+(`LETTERPRESS_ROUTER_MODEL_ALIASES`). An alias is taken and can be looked up, and the list has only what is real.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from router.api.auth import Caller
+from router.api.context import Context, InContext
+from router.api.errors import OPENAI
+from router.api.images import MODEL
+from router.api.refusals import Kind, refused
+from worker.contract import Frozen
+
+PUBLISHED = 1_780_444_800
+"""2026-06-03, the day of the weights' licence; OpenAI's model objects must carry a time."""
+KNOWN_ABROAD = re.compile(r"(gpt-image-|chatgpt-image-|dall-e-|ideogram-v)[a-z0-9.-]{1,60}")
+"""Names of hosted image models, with their snapshots; here they all mean the one model that there is."""
+
+router = APIRouter(prefix="/v1/models", tags=["openai"], responses=OPENAI)
+
+
+class Model(Frozen):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="Seconds since the epoch.")
+    owned_by: str = "ideogram-ai"
+
+
+class ModelList(Frozen):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+@router.get("", summary="The models that are served")
+async def models(context: InContext, _: Caller) -> ModelList:
+    return ModelList(data=[_described(name) for name in _served(context)])
+
+
+@router.get("/{model:path}", summary="One model")
+async def model(model: str, context: InContext, _: Caller) -> Model:
+    """By a name of ours, a worker's, or an alias."""
+    resolved(context, model)
+    return _described(model)
+
+
+def resolved(context: Context, name: str | None) -> str | None:
+    """What a worker must say of itself to make images of this model; None: any will do. Raises RefusedError."""
+    if name is None:
+        return None
+    meant = context.aliases.get(name, name)
+    served = _served(context)
+    if meant == MODEL or (meant not in served and KNOWN_ABROAD.fullmatch(meant)):
+        return None
+    if meant not in served:
+        raise refused(Kind.MODEL_NOT_FOUND, f"model '{name[:80]}' is not served here; there is: {', '.join(served)}")
+    return meant
+
+
+def _served(context: Context) -> tuple[str, ...]:
+    theirs = {view.model for view in context.core.fleet.views() if view.model}
+    return (MODEL, *sorted(theirs - {MODEL}))
+
+
+def _described(name: str) -> Model:
+    return Model(id=name, created=PUBLISHED)
