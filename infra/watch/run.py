@@ -12,11 +12,11 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from infra.clouds import Cloud, CloudError
+from infra.clouds import Cloud, CloudError, Presence
 from infra.console import say
 from infra.deployment import Deployment, forget
 from infra.engine import EngineError, operate
@@ -25,8 +25,8 @@ from infra.engine.guard import BusyError, only_operation
 from infra.errors import InfraError
 from infra.files import replace_file
 from infra.identity import Identity, ensure_identity
-from infra.planner import placed, plan, programs_here
-from infra.program import Programs
+from infra.planner import Plan, placed, plan
+from infra.program import Declared
 from infra.provider.site import Site
 from infra.safekeeping import Safekeeping
 from infra.watch.decide import Action, Decision, Deed, Memory, decide
@@ -43,12 +43,12 @@ class WatchError(InfraError):
 
 @dataclass(slots=True)
 class Watch:
-    """One stack's watch. `clock` is seconds since the epoch; `programs` replaces what hosts run, in tests."""
+    """One stack's watch. `clock` is seconds since the epoch; `part` is what of a plan it brings about: all of it."""
 
     deployment: Deployment
     keeping: Safekeeping
     clock: Callable[[], float] = time.time
-    programs: Programs | None = None
+    part: Callable[[Plan], Sequence[Declared]] = lambda plan: plan.declared
     memory: Memory = field(default_factory=Memory)
     counts: Counter[str] = field(default_factory=Counter)
     observer: Observer | None = None
@@ -83,7 +83,7 @@ class Watch:
         self.observer = observer
         placement, _ = placed(self.deployment.paths)
         world = await observer.look(placement, self.clock())
-        if any(seen.presence.value == "gone" for pool in world.pools for seen in pool.machines):
+        if any(seen.presence is Presence.GONE for pool in world.pools for seen in pool.machines):
             world = await verified(self._cloud(), world, identity)
         return decide(self.deployment.description, world, self.memory)
 
@@ -93,9 +93,9 @@ class Watch:
     def _bring_about(self, decision: Decision) -> None:
         description, paths = self.deployment.description, self.deployment.paths
         name = description.name
-        wanted = asyncio.run(plan(description, paths, self.programs or programs_here(), decision.placement))
+        wanted = asyncio.run(plan(description, paths, wanting=decision.placement))
         try:
-            with operate(name, paths, wanted.declared, self.keeping.settings, f"watch {name}") as engine:
+            with operate(name, paths, self.part(wanted), self.keeping.settings, f"watch {name}") as engine:
                 wanted.keep(paths)
                 self.keeping.keep_up()
                 engine.up(self._follow)

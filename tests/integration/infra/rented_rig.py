@@ -24,7 +24,7 @@ from infra.engine.guard import orphans
 from infra.hosts.processes import command
 from infra.paths import StackPaths, repository_root
 from infra.planner import Plan, plan
-from infra.program import Program, Programs
+from infra.program import Declared, Program, Programs
 from infra.provider.resource import Kind
 from infra.setup.engine import find_engine
 from infra.stack import parse
@@ -45,6 +45,11 @@ MACHINES = ("interactive-1", "batch-1", "batch-2")
 
 def environment(url: str) -> dict[str, str]:
     return {"SPHERON_API_URL": url, "SPHERON_API_KEY": KEY}
+
+
+def machines(decided: Plan) -> list[Declared]:
+    """Without what runs on them."""
+    return [each for each in decided.declared if each.kind is Kind.MACHINE]
 
 
 @dataclass
@@ -77,7 +82,7 @@ class Rig:
     def engine(self, decided: Plan | None) -> Iterator[Engine]:
         binary = find_engine()
         assert binary, "no Pulumi engine: run `make setup-test`"
-        declared = [each for each in decided.declared if each.kind is Kind.MACHINE] if decided else []
+        declared = machines(decided) if decided else []
         with operate(
             NAME, self.paths, declared, EngineSettings(binary, f"file://{self.paths.pulumi}"), "test"
         ) as engine:

@@ -1,0 +1,89 @@
+"""Watch's rounds on a real engine: what a cloud takes back is rented again, and said; a stack's time ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infra.deployment import Deployment
+from infra.emulate.account import Account
+from infra.emulate.server import Fault, Trouble, serving
+from infra.emulate.spheron import SpheronApi, published
+from infra.engine.guard import BusyError, only_operation
+from infra.safekeeping import Safekeeping
+from infra.stack import parse
+from infra.watch.decide import Deed
+from infra.watch.run import Watch, watch
+from tests.integration.infra.rented_rig import DESCRIPTION, MACHINES, NAME, Rig, environment, machines
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    api = SpheronApi(Account(), [replace(each, minimum_minutes=0) for each in published()])
+    with serving(api) as emulator, tempfile.TemporaryDirectory(prefix="lp-", dir="/tmp") as run:
+        for name, value in environment(emulator.url).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("LETTERPRESS_RUN", run)
+        monkeypatch.setenv("LETTERPRESS_HOME", str(tmp_path / "home"))
+        (tmp_path / "stack.yaml").write_text(DESCRIPTION + "lives_for_hours: 2\n")
+        yield Rig(tmp_path, emulator)
+
+
+def told(rig: Rig) -> list[tuple[str, str]]:
+    lines = [json.loads(line) for line in (rig.paths.logs / "watch.log").read_text().splitlines()]
+    return [(line["deed"], line["machine"]) for line in lines if line["deed"] != "progress"]
+
+
+def test_a_lost_pool_is_replaced_silence_changes_nothing_and_its_time_ends(rig: Rig) -> None:
+    rig.up()
+    description = parse((rig.folder / "stack.yaml").read_text(), "stack.yaml", rig.folder)
+    deployment = Deployment(description, rig.paths)
+    deployment.remember()
+    later = [0.0]
+    watching = Watch(deployment, Safekeeping.remembered(rig.paths), lambda: time.time() + later[0], machines)
+
+    quiet = watching.round()
+    assert quiet is not None
+    assert quiet.actions == ()
+
+    lost = rig.emulator.account.take_back("batch")
+    replaced = watching.round()
+    assert replaced is not None
+    assert [(action.deed, action.machine) for action in replaced.actions] == [
+        (Deed.REPLACE, "batch-1"),
+        (Deed.REPLACE, "batch-2"),
+    ]
+    assert rig.alive() == sorted(MACHINES)
+    assert {rental.name for rental in rig.emulator.account.alive()}.isdisjoint(lost), "under new names"
+
+    rig.emulator.faults.append(Fault(Trouble.BROKEN, times=99))
+    assert watching.round() is None
+    rig.emulator.faults.clear()
+    assert rig.alive() == sorted(MACHINES)
+    assert told(rig) == [("replace", "batch-1"), ("replace", "batch-2"), ("unanswered", "")]
+    assert 'letterpress_watch_deeds_total{deed="replace"} 2' in (rig.paths.root / "watch.prom").read_text()
+
+    later[0] = 2 * 3600.0 + 60
+    ended = watching.round()
+    assert ended is not None
+    assert ended.ends
+    assert rig.alive() == []
+
+
+def test_one_stack_is_watched_from_one_terminal(rig: Rig) -> None:
+    rig.paths.create()
+    description = parse((rig.folder / "stack.yaml").read_text(), "stack.yaml", rig.folder)
+    Deployment(description, rig.paths).remember()
+    with only_operation(rig.paths.root / "watch.lock", "watch hired"), pytest.raises(BusyError, match="`watch hired`"):
+        watch(NAME, rounds=1)
+    assert os.environ["SPHERON_API_URL"] == rig.emulator.url
+    assert rig.emulator.asked == []
