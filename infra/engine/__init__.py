@@ -124,6 +124,10 @@ class Engine:
         self._run(lambda: self._workspace.remove_stack(self._name))
         return outcome
 
+    def interrupt(self) -> None:
+        """From another thread: end what is under way, cleanly; asked again, at once."""
+        self._command.interrupt()
+
     def state(self) -> StackState:
         """The resources as they were last seen; none if there is no such stack."""
         exported = self._export()

@@ -12,29 +12,32 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from infra.clouds import Cloud, CloudError, Presence
 from infra.console import say
 from infra.deployment import Deployment, forget
-from infra.engine import EngineError, operate
+from infra.engine import operate
 from infra.engine.events import Progress
 from infra.engine.guard import BusyError, only_operation
 from infra.errors import InfraError
 from infra.files import replace_file
 from infra.identity import Identity, ensure_identity
-from infra.planner import Plan, placed, plan
-from infra.program import Declared
+from infra.placement import Placement
+from infra.planner import placed
 from infra.provider.site import Site
 from infra.safekeeping import Safekeeping
-from infra.watch.decide import Action, Decision, Deed, Memory, decide
+from infra.watch.decide import Action, Decision, Deed, Memory, Seen, World, decide
 from infra.watch.observe import Observer, verified
+from infra.watch.work import Part, Work
 
 EVERY_S = 15.0
 """Spheron wants to be asked no oftener than every 10 s; a loss is then noticed within 30."""
 BEGAN = "watch-began"
+URGENT = {Deed.REPLACE, Deed.GROW, Deed.END}
+"""Does not wait for what is under way: that is ended cleanly, and goes on together with it."""
 
 
 class WatchError(InfraError):
@@ -48,62 +51,96 @@ class Watch:
     deployment: Deployment
     keeping: Safekeeping
     clock: Callable[[], float] = time.time
-    part: Callable[[Plan], Sequence[Declared]] = lambda plan: plan.declared
+    part: Part = lambda plan: plan.declared
     memory: Memory = field(default_factory=Memory)
     counts: Counter[str] = field(default_factory=Counter)
     observer: Observer | None = None
+    work: Work | None = None
+    _met: set[tuple[str, int]] = field(default_factory=set)
     _held: frozenset[Action] = frozenset()
+    _unfinished: bool = False
 
     def round(self) -> Decision | None:
-        """Look, decide, act. None if the cloud did not say enough, or the stack is somebody else's just now."""
-        paths = self.deployment.paths
-        placement, identity = placed(paths)
+        """Look, decide, begin to act. None if the cloud did not say enough."""
+        self._heed()
+        placement, identity = placed(self.deployment.paths)
         try:
-            decision = asyncio.run(self._decide(identity))
+            decision = asyncio.run(self._decide(placement, identity))
         except CloudError as error:
             self._tell("unanswered", "", str(error))
             return None
         self.memory = decision.memory
+        urgent = {action.deed for action in decision.actions} & URGENT
+        if self.work and not urgent:
+            return decision  # what can wait waits for what is under way
         for action in decision.actions:
             if action.deed is not Deed.HOLD or action not in self._held:
                 self._tell(action.deed, action.machine, action.why)
         self._held = frozenset(action for action in decision.actions if action.deed is Deed.HOLD)
+        changed = decision.placement != placement and any(a.deed is not Deed.HOLD for a in decision.actions)
         if decision.ends:
+            self.leave()
             self._end()
-        elif decision.placement != placement and any(a.deed is not Deed.HOLD for a in decision.actions):
-            self._bring_about(decision)
+        elif changed or self._unfinished:
+            self._begin(decision.placement)
         self._count(decision)
         return decision
 
-    async def _decide(self, identity: Identity) -> Decision:
+    def leave(self) -> None:
+        """End what is under way; what it has begun is kept."""
+        if self.work:
+            self.work.stop()
+        self.work = None
+
+    async def _decide(self, placement: Placement, identity: Identity) -> Decision:
         """Within one loop: an observer's connections belong to it."""
         cloud = self._cloud()
         observer = self.observer or Observer(self.deployment, cloud, identity, self._began())
         observer.cloud = cloud
         self.observer = observer
-        placement, _ = placed(self.deployment.paths)
         world = await observer.look(placement, self.clock())
         if any(seen.presence is Presence.GONE for pool in world.pools for seen in pool.machines):
             world = await verified(self._cloud(), world, identity)
-        return decide(self.deployment.description, world, self.memory)
+        return decide(self.deployment.description, self._expected(world), self.memory)
+
+    def _expected(self, world: World) -> World:
+        """What is being ordered just now is not lost; it is not there yet, or will have failed."""
+        for pool in world.pools:
+            self._met |= {
+                (seen.placed.machine, seen.placed.generation)
+                for seen in pool.machines
+                if seen.presence is Presence.THERE
+            }
+        if self.work is None:
+            return world
+
+        def known(seen: Seen) -> Seen:
+            met = (seen.placed.machine, seen.placed.generation) in self._met
+            return seen if met or seen.presence is not Presence.GONE else replace(seen, presence=Presence.UNKNOWN)
+
+        pools = tuple(replace(pool, machines=tuple(map(known, pool.machines))) for pool in world.pools)
+        return replace(world, pools=pools)
+
+    def _begin(self, placement: Placement) -> None:
+        self.leave()
+        self.work = Work(self.deployment, self.keeping, placement, self.part, self._follow)
+        self._unfinished = True
+        self.work.start()
+
+    def _heed(self) -> None:
+        """What became of the work that was under way, if it is done."""
+        if self.work is None or not self.work.done:
+            return
+        work, self.work = self.work, None
+        work.wait()
+        if work.failure is None:
+            self._unfinished = False
+        else:
+            # What was not brought about is seen, and decided upon, from now on.
+            self._tell("busy" if isinstance(work.failure, BusyError) else "failed", "", str(work.failure))
 
     def _cloud(self) -> Cloud:
         return Site(self.deployment.paths, os.environ).cloud(self.deployment.description.cloud)
-
-    def _bring_about(self, decision: Decision) -> None:
-        description, paths = self.deployment.description, self.deployment.paths
-        name = description.name
-        wanted = asyncio.run(plan(description, paths, wanting=decision.placement))
-        try:
-            with operate(name, paths, self.part(wanted), self.keeping.settings, f"watch {name}") as engine:
-                wanted.keep(paths)
-                self.keeping.keep_up()
-                engine.up(self._follow)
-        except BusyError as error:
-            self._tell("busy", "", str(error))
-        except EngineError as error:
-            # What was not brought about is seen, and decided upon, in the next round.
-            self._tell("failed", "", str(error))
 
     def _end(self) -> None:
         name, paths = self.deployment.description.name, self.deployment.paths
@@ -161,12 +198,17 @@ def watch(stack: str, every_s: float = EVERY_S, rounds: int | None = None) -> No
         keeping.catch_up()
         watching = Watch(deployment, keeping)
         done = 0
-        while rounds is None or done < rounds:
-            begun = time.monotonic()
-            decision = watching.round()
-            done += 1
-            if decision and decision.ends:
-                say(f"Stack {name} is gone: its time is over.")
-                return
-            if rounds is None or done < rounds:
-                time.sleep(max(0.0, every_s - (time.monotonic() - begun)))
+        try:
+            while rounds is None or done < rounds:
+                begun = time.monotonic()
+                decision = watching.round()
+                done += 1
+                if decision and decision.ends:
+                    say(f"Stack {name} is gone: its time is over.")
+                    return
+                if rounds is None or done < rounds:
+                    time.sleep(max(0.0, every_s - (time.monotonic() - begun)))
+            if watching.work:
+                watching.work.wait()
+        finally:
+            watching.leave()

@@ -22,6 +22,7 @@ from infra.stack import parse
 from infra.watch.decide import Deed
 from infra.watch.run import Watch, watch
 from tests.integration.infra.rented_rig import DESCRIPTION, MACHINES, NAME, Rig, environment, machines
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.engine
 
@@ -55,15 +56,26 @@ def test_a_lost_pool_is_replaced_silence_changes_nothing_and_its_time_ends(rig: 
     assert quiet is not None
     assert quiet.actions == ()
 
-    lost = rig.emulator.account.take_back("batch")
-    replaced = watching.round()
-    assert replaced is not None
-    assert [(action.deed, action.machine) for action in replaced.actions] == [
-        (Deed.REPLACE, "batch-1"),
-        (Deed.REPLACE, "batch-2"),
-    ]
+    lost = rig.emulator.account.take_back("batch-1")
+    rig.emulator.faults.append(Fault(Trouble.SLOW, "createDeployment", seconds=4.0))
+    first = watching.round()
+    assert first is not None
+    assert [(action.deed, action.machine) for action in first.actions] == [(Deed.REPLACE, "batch-1")]
+    eventually(lambda: len(rig.alive()) == 3, 60, "its order is being carried out")
+
+    # Another is lost while the first is still being brought up: nobody waits for that.
+    lost += rig.emulator.account.take_back("batch-2")
+    assert watching.work is not None
+    second = watching.round()
+    assert second is not None
+    assert [(action.deed, action.machine) for action in second.actions] == [(Deed.REPLACE, "batch-2")]
+    eventually(lambda: watching.work is not None and watching.work.done, 120, "all is brought about")
+    settled = watching.round()
+    assert settled is not None
+    assert settled.actions == ()
     assert rig.alive() == sorted(MACHINES)
     assert {rental.name for rental in rig.emulator.account.alive()}.isdisjoint(lost), "under new names"
+    assert len(rig.emulator.account.rentals) == 5, "nothing was rented twice"
 
     rig.emulator.faults.append(Fault(Trouble.BROKEN, times=99))
     assert watching.round() is None

@@ -1,0 +1,85 @@
+"""A decision being brought about, in a thread of its own: watch goes on looking meanwhile.
+
+Bringing a machine up takes a cold start, and others may be lost during it. What a stopped work has begun is kept
+by the engine's state and by names, and the next one goes on with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from infra.deployment import Deployment
+from infra.engine import Engine, operate
+from infra.engine.events import OnProgress
+from infra.errors import InfraError
+from infra.placement import Placement
+from infra.planner import Plan, plan
+from infra.program import Declared
+from infra.safekeeping import Safekeeping
+
+Part = Callable[[Plan], Sequence[Declared]]
+STOPS_WITHIN_S = 60.0
+
+
+@dataclass(slots=True)
+class Work:
+    """One placement of one stack. Start it, look at `done` from time to time, and read `failure` then."""
+
+    deployment: Deployment
+    keeping: Safekeeping
+    placement: Placement
+    part: Part
+    follow: OnProgress
+    failure: InfraError | None = None
+    fault: BaseException | None = None
+    stopped: bool = False
+    _engine: Engine | None = None
+    _kept: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Returns once the placement is written down, or cannot be."""
+        self._thread = threading.Thread(target=self._run, name="watch-work", daemon=True)
+        self._thread.start()
+        self._kept.wait()
+
+    @property
+    def done(self) -> bool:
+        return self._thread is not None and not self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Let the engine write down what it is at, and end."""
+        self.stopped = True
+        if self._engine:
+            self._engine.interrupt()
+        self.wait(STOPS_WITHIN_S)
+        if not self.done and self._engine:
+            self._engine.interrupt()  # asked again, it just ends
+            self.wait(STOPS_WITHIN_S)
+
+    def wait(self, seconds: float | None = None) -> None:
+        if self._thread:
+            self._thread.join(seconds)
+        if self.fault:
+            raise self.fault
+
+    def _run(self) -> None:
+        name, paths = self.deployment.description.name, self.deployment.paths
+        try:
+            wanted = asyncio.run(plan(self.deployment.description, paths, wanting=self.placement))
+            with operate(name, paths, self.part(wanted), self.keeping.settings, f"watch {name}") as engine:
+                wanted.keep(paths)
+                self.keeping.keep_up()
+                self._engine = engine
+                self._kept.set()
+                if not self.stopped:
+                    engine.up(self.follow)
+        except InfraError as error:
+            self.failure = error
+        except BaseException as error:  # noqa: BLE001 - another thread's: `wait` raises it where it is heard
+            self.fault = error
+        finally:
+            self._kept.set()
