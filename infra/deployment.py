@@ -17,8 +17,8 @@ from infra.description import DescriptionError
 from infra.endpoint import Endpoint
 from infra.files import replace_file
 from infra.paths import StackPaths
-from infra.provider.router_host import reachable_url
-from infra.secrets import ADMIN_KEY, API_KEY, SecretStore
+from infra.provider.router_host import HTTPS, reachable_url
+from infra.secrets import ADMIN_KEY, API_KEY, TLS_CERTIFICATE, SecretStore
 from infra.stack import TINY, StackDescription, load, with_model
 from router.contract import INTERACTIVE
 
@@ -84,8 +84,16 @@ class Deployment:
     def endpoint(self) -> Endpoint:
         edge, admin = self.description.router.edge, self.description.router.admin
         secrets = SecretStore(self.paths.secrets)
+        scheme = "https" if edge.tls else "http"
+        near = reachable_url(edge.host, edge.port, scheme)
+        shown = self.paths.router / "edge/tls/chain.pem" if edge.tls and not edge.tls.certificate else None
+        if edge.tls and edge.tls.certificate:
+            shown = secrets.path(TLS_CERTIFICATE)
+        named = f"https://{edge.tls.domain}" if edge.tls and edge.tls.domain else ""
         return Endpoint(
-            url=reachable_url(edge.host, edge.port),
+            url=named + ("" if edge.port == HTTPS else f":{edge.port}") if named else near,
+            near=near,
+            certificate=shown,
             admin_url=reachable_url(admin.host, admin.port),
             api_key_file=secrets.path(API_KEY),
             admin_key_file=secrets.path(ADMIN_KEY),

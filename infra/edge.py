@@ -32,6 +32,19 @@ ROUTER_KEEPALIVE_S = 4
 """Under the 5 s after which uvicorn closes an idle connection: the side that sends must be the first to
 let go, or a request now and then meets a connection that has just closed."""
 
+HSTS_S = 63_072_000
+CHALLENGES = "/.well-known/acme-challenge/"
+"""Where a certificate authority looks (RFC 8555, 8.3)."""
+INSECURE = "This is sent in the clear, your key too: use https, and revoke a key that was sent here."
+CIPHERS = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+)
+
 LARGE_PATHS = ("/v1/jobs/batch", "/v1/files")
 """Where a body may be larger than everywhere else."""
 
@@ -59,6 +72,21 @@ class ArtifactsFolder:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """What the edge shows and proves. `id` changes with the files' content, so that a new one is a reload.
+
+    `plain_port` is where plain HTTP is answered, with a way to HTTPS alone and, from `challenges`, with what a
+    certificate authority asks for; None: nowhere.
+    """
+
+    certificate: Path
+    key: Path
+    id: str
+    plain_port: int | None = None
+    challenges: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EdgeSettings:
     """`folder` keeps the configuration and nginx's pid file, `run` is a short one for temporary files.
 
@@ -78,6 +106,7 @@ class EdgeSettings:
     max_body_bytes: int = MAX_BODY_BYTES
     artifacts: ArtifactsFolder | None = None
     setting: str = "router.edge.port"
+    tls: Tls | None = None
     more_sockets: tuple[Path, ...] = ()
     """Of further routers on this host; they take turns, and when one is away the others have its requests."""
 
@@ -168,6 +197,7 @@ def edge_config(settings: EdgeSettings) -> str:
             "  server {",
             *_indented(_server(settings, answers), 4),
             "  }",
+            *_indented(_plain_server(settings)),
             "}",
             "",
         )
@@ -242,9 +272,10 @@ def _dialects() -> Iterator[str]:
 
 
 def _server(settings: EdgeSettings, answers: tuple[Refusal, ...]) -> Iterator[str]:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    yield f"listen {host}:{settings.port};"
-    yield "add_header X-Request-Id $edge_request_id always;"
+    yield f"listen {_address(settings.host, settings.port)}{' ssl' if settings.tls else ''};"
+    if settings.tls:
+        yield from _tls(settings.tls)
+    yield from _headers(settings)
     for answer in answers:
         causes = " ".join(str(cause) for cause in answer.causes)
         # In the server and by a variable: many of these happen before a location is chosen.
@@ -261,14 +292,14 @@ def _server(settings: EdgeSettings, answers: tuple[Refusal, ...]) -> Iterator[st
         yield "}"
     if settings.artifacts is not None:
         yield f"location {ARTIFACTS} {{"
-        yield from _indented(_images(settings.artifacts.path))
+        yield from _indented(_images(settings, settings.artifacts.path))
         yield "}"
     for answer in answers:
         for dialect in Dialect:
             yield f"location = {_REFUSALS}/{dialect}/{answer.status} {{"
             yield f"  internal; types {{ }} default_type {dialect.media_type};"
             if answer.retry_after is not None:
-                yield "  add_header X-Request-Id $edge_request_id always;"  # one add_header here hides the server's
+                yield from _indented(_headers(settings))  # one add_header here hides the server's
                 yield f"  add_header Retry-After {answer.retry_after} always;"
             yield f"  return {answer.status} '{answer.body(dialect)}';"
             yield "}"
@@ -290,7 +321,7 @@ def _proxy() -> Iterator[str]:
     yield f"proxy_read_timeout {READ_TIMEOUT_S}s;"
 
 
-def _images(folder: Path) -> Iterator[str]:
+def _images(settings: EdgeSettings, folder: Path) -> Iterator[str]:
     """Files that the router names by X-Accel-Redirect; to clients this location does not exist."""
     yield "internal;"
     yield f"alias {_quoted(f'{folder}/')};"
@@ -299,7 +330,50 @@ def _images(folder: Path) -> Iterator[str]:
     # The router's, which is the image's digest; nginx's own would change with a restored backup's times.
     yield "etag off;"
     yield "add_header ETag $upstream_http_etag;"
-    yield "add_header X-Request-Id $edge_request_id always;"  # one add_header here hides the server's
+    yield from _headers(settings)  # one add_header here hides the server's
+
+
+def _headers(settings: EdgeSettings) -> Iterator[str]:
+    yield "add_header X-Request-Id $edge_request_id always;"
+    if settings.tls:
+        # This host alone: what else its domain serves is not ours to promise for.
+        yield f'add_header Strict-Transport-Security "max-age={HSTS_S}" always;'
+
+
+def _tls(tls: Tls) -> Iterator[str]:
+    """Mozilla's intermediate configuration: every client of the last ten years, and nothing that is broken."""
+    yield f"# certificate {tls.id}"
+    yield f"ssl_certificate {_quoted(tls.certificate)};"
+    yield f"ssl_certificate_key {_quoted(tls.key)};"
+    yield "ssl_protocols TLSv1.2 TLSv1.3;"
+    yield f"ssl_ciphers {':'.join(CIPHERS)};"
+    yield "ssl_prefer_server_ciphers off;"
+    yield "ssl_session_cache shared:edge:10m;"
+    yield "ssl_session_timeout 1d;"
+    yield "ssl_session_tickets off;"
+
+
+def _plain_server(settings: EdgeSettings) -> Iterator[str]:
+    """Port 80: certificates are proved there, and browsers sent on. A request with a key gets no second chance."""
+    if settings.tls is None or settings.tls.plain_port is None:
+        return
+    port = "" if settings.port == 443 else f":{settings.port}"
+    yield "server {"
+    yield f"  listen {_address(settings.host, settings.tls.plain_port)};"
+    if settings.tls.challenges:
+        yield f"  location {CHALLENGES} {{"
+        yield f"    root {_quoted(settings.tls.challenges)};"
+        yield "    types { } default_type text/plain;"
+        yield "  }"
+    yield "  location / {"
+    yield f"    if ($request_method !~ ^(GET|HEAD)$) {{ return 403 '{INSECURE}\n'; }}"
+    yield f"    return 301 https://$host{port}$request_uri;"
+    yield "  }"
+    yield "}"
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _indented(lines: Iterator[str], by: int = 2) -> Iterator[str]:

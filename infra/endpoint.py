@@ -8,6 +8,9 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
+from infra.certificate import self_signed, trusting
 from router.contract import INTERACTIVE
 
 _PROMPT = "a letterpress print shop at night"
@@ -16,12 +19,22 @@ _SAVE = "import sys,json,base64; sys.stdout.buffer.write(base64.b64decode(json.l
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`url` is the edge's, `admin_url` the admin app's on the router host's loopback."""
+    """`url` is the edge's as clients call it, `near` as this computer reaches it; `admin_url` is the admin app's, on
+    the router host's loopback. `certificate` is one that the edge shows and no system need trust."""
 
     url: str
     admin_url: str
     api_key_file: Path
     admin_key_file: Path
+    near: str = ""
+    certificate: Path | None = None
+
+    @property
+    def transport(self) -> httpx.AsyncHTTPTransport:
+        """For our own requests to the edge."""
+        if self.certificate is None or not self.certificate.exists():
+            return httpx.AsyncHTTPTransport(trust_env=False)
+        return httpx.AsyncHTTPTransport(verify=trusting(self.certificate.read_bytes()), trust_env=False)
 
     def as_json(self) -> str:
         """What scripts read: the addresses, and the keys themselves."""
@@ -45,11 +58,19 @@ class Endpoint:
             body = {"prompt": _PROMPT, "size": "512x512", "pool": pool}
         key = shlex.quote(str(relative_to(self.api_key_file, cwd)))
         return (
-            f"curl -sS --fail-with-body {self.url}{path}"
+            f"curl -sS --fail-with-body {self._trust(cwd)}{self.url}{path}"
             f' -H "Authorization: Bearer $(cat {key})"'
             f" -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
             f" | python3 -c {shlex.quote(_SAVE.format(where))} > {picture}"
         )
+
+    def _trust(self, cwd: Path) -> str:
+        """One that signed itself is trusted by name."""
+        if self.certificate is None or not self.certificate.exists():
+            return ""
+        if not self_signed(self.certificate.read_bytes()):
+            return ""
+        return f"--cacert {shlex.quote(str(relative_to(self.certificate, cwd)))} "
 
 
 def relative_to(path: Path, cwd: Path) -> Path:

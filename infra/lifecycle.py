@@ -211,7 +211,7 @@ async def _first_image(endpoint: Endpoint, pool: str) -> None:
     try:
         async with (
             asyncio.timeout(FIRST_IMAGE_WITHIN_S),
-            RouterClient(endpoint.url, endpoint.api_key_file.read_text().strip()) as client,
+            RouterClient(endpoint.near, endpoint.api_key_file.read_text().strip(), endpoint.transport) as client,
         ):
             await client.generate(FIRST_IMAGE.model_copy(update={"pool": pool}))
     except TimeoutError:

@@ -14,6 +14,7 @@ import os
 import pwd
 import shutil
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,6 +36,28 @@ def find_nginx() -> Path | None:
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), *FOLDERS))
     found = shutil.which("nginx", path=path)
     return Path(found) if found else None
+
+
+def find_certbot() -> Path | None:
+    """The certbot on PATH, or where packages put it."""
+    found = shutil.which("certbot", path=os.pathsep.join((os.environ.get("PATH", os.defpath), *FOLDERS)))
+    return Path(found) if found else None
+
+
+def open_to_edge(folder: Path, user: EdgeUser | None) -> None:
+    """Let nginx's workers read what is in there, and nobody else who is not its owner."""
+    if user:
+        os.chown(folder, -1, user.gid)
+        folder.chmod(0o2750)
+
+
+def prune_certificates(settings: EdgeSettings) -> None:
+    """Remove those that the edge has shown before; it has taken over what it shows now."""
+    if settings.tls is None:
+        return
+    for file in settings.tls.certificate.parent.glob("*-*.*"):
+        if settings.tls.id not in file.name:
+            file.unlink(missing_ok=True)
 
 
 def edge_user() -> EdgeUser | None:
@@ -70,12 +93,18 @@ def edge_unit(settings: EdgeSettings, nginx: Path) -> Unit:
     return Unit(
         name="edge",
         argv=(str(nginx), "-p", str(settings.folder), "-c", str(_config(settings)), "-g", "daemon off;"),
-        listens=(Listen(settings.host, settings.port, settings.setting),),
+        listens=tuple(_listens(settings)),
         stop_signal="SIGQUIT",
         stop_grace=STOP_GRACE_S,
         config=hashlib.sha256(edge_config(settings).encode()).hexdigest()[:16],
         reload_signal="SIGHUP",
     )
+
+
+def _listens(settings: EdgeSettings) -> Iterator[Listen]:
+    yield Listen(settings.host, settings.port, settings.setting)
+    if settings.tls and settings.tls.plain_port is not None:
+        yield Listen(settings.host, settings.tls.plain_port, "router.edge.tls.plain_port")
 
 
 def _config(settings: EdgeSettings) -> Path:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+from infra.certificate import CertificateError, covers, read_certificate
 from infra.choice import Judge
 from infra.clouds import Cloud
 from infra.code import code_fingerprint
@@ -22,7 +24,7 @@ from infra.paths import StackPaths, repository_root
 from infra.placement import Placement, PlacementError, place, read_placement, write_placement
 from infra.program import Declared, Programs, given_secrets, resources, secret_names
 from infra.provider.site import Site
-from infra.secrets import S3_CREDENTIALS, SecretStore
+from infra.secrets import S3_CREDENTIALS, TLS_CERTIFICATE, TLS_KEY, SecretStore
 from infra.stack import StackDescription, resolve
 
 
@@ -91,6 +93,9 @@ def keep_given(description: StackDescription, secrets: SecretStore, environ: Map
 
     Raises DescriptionError if one was never brought.
     """
+    tls = description.router.edge.tls
+    if tls and tls.certificate and tls.key:
+        keep_certificate((tls.certificate, tls.key), tls.domain, secrets, environ)
     bucket = description.router.s3
     if bucket is None or bucket.access_key_id is None or bucket.secret_access_key is None:
         return
@@ -102,6 +107,26 @@ def keep_given(description: StackDescription, secrets: SecretStore, environ: Map
             return
         raise
     secrets.keep(S3_CREDENTIALS, f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}")
+
+
+def keep_certificate(
+    files: tuple[str, str], domain: str | None, secrets: SecretStore, environ: Mapping[str, str]
+) -> None:
+    """Keep the edge's certificate as its files have it now: they are read anew with each deploy.
+
+    Raises CertificateError if nginx could not use it, or nobody would take it for the described name.
+    """
+    chain = Path(resolve(files[0], environ, "router.edge.tls.certificate"))
+    key = Path(resolve(files[1], environ, "router.edge.tls.key"))
+    if not chain.exists() and secrets.path(TLS_CERTIFICATE).exists():
+        return  # taken over with the bundle, by somebody who has no such files
+    found = read_certificate(chain, key, datetime.now(UTC))
+    if domain and not covers(found, domain):
+        raise CertificateError(
+            f"router.edge.tls.certificate: {chain} is for {', '.join(found.names) or 'no name'}, not for {domain}"
+        )
+    secrets.keep(TLS_CERTIFICATE, found.chain.decode().strip())
+    secrets.keep(TLS_KEY, found.key.decode().strip())
 
 
 def placed(paths: StackPaths) -> tuple[Placement, Identity]:

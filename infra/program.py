@@ -17,10 +17,10 @@ from infra.placement import Placed, Placement, devices, machine_names, names
 from infra.provider.machine import MachineInputs
 from infra.provider.registration import RegistrationInputs
 from infra.provider.resource import Inputs, Kind
-from infra.provider.router_host import RouterHostInputs, reachable_url
+from infra.provider.router_host import RouterHostInputs, TlsInputs, reachable_url
 from infra.provider.worker_host import WorkerHostInputs, WorkerInputs, worker_url
-from infra.secrets import ADMIN_KEY, API_KEY, S3_CREDENTIALS, SIGNING_KEY, worker_token
-from infra.stack import TINY, Bucket, CloudName, Pool, StackDescription, first_port_setting
+from infra.secrets import ADMIN_KEY, API_KEY, S3_CREDENTIALS, SIGNING_KEY, TLS_CERTIFICATE, TLS_KEY, worker_token
+from infra.stack import TINY, Bucket, CloudName, Pool, StackDescription, Tls, first_port_setting
 
 if TYPE_CHECKING:
     import pulumi
@@ -98,9 +98,12 @@ def seats(name: str, pool: Pool, placement: Placement) -> Iterator[tuple[Placed,
 
 
 def given_secrets(description: StackDescription) -> tuple[str, ...]:
-    """Secrets that the user brings by the environment."""
-    bucket = description.router.s3
-    return () if bucket is None or bucket.access_key_id is None else (S3_CREDENTIALS,)
+    """Secrets that the user brings: by the environment, or as files."""
+    bucket, tls = description.router.s3, description.router.edge.tls
+    return (
+        *((S3_CREDENTIALS,) if bucket and bucket.access_key_id else ()),
+        *((TLS_CERTIFICATE, TLS_KEY) if tls and tls.certificate else ()),
+    )
 
 
 def secret_names(placement: Placement) -> tuple[str, ...]:
@@ -144,12 +147,24 @@ def _router_host(description: StackDescription, fingerprints: Mapping[str, str],
         code=program.code,
         edge_host=edge.host,
         edge_port=edge.port,
+        tls=_tls(edge.tls),
         admin_host=admin.host,
         admin_port=admin.port,
         keys={name: fingerprints[name] for name in (*ROUTER_KEYS, *given_secrets(description))},
         settings=_bucket_settings(description.router.s3) | _webhook_settings(description.router.webhook_allow),
     )
     return Declared(Kind.ROUTER_HOST, ROUTER_HOST, inputs)
+
+
+def _tls(described: Tls | None) -> TlsInputs | None:
+    if described is None:
+        return None
+    return TlsInputs(
+        domain=described.domain or "",
+        email=described.email or "",
+        own=described.certificate is not None,
+        plain_port=described.plain,
+    )
 
 
 def _webhook_settings(allow: Sequence[str]) -> dict[str, str]:

@@ -18,6 +18,8 @@ API_KEY = "api-key"
 ADMIN_KEY = "admin-key"
 SIGNING_KEY = "signing-key"
 S3_CREDENTIALS = "s3-credentials"
+TLS_CERTIFICATE = "tls-certificate"
+TLS_KEY = "tls-key"
 
 
 def worker_token(worker: str) -> str:

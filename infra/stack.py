@@ -103,11 +103,44 @@ class Described(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Tls(Described):
+    """HTTPS at the edge: by a certificate of your own, or by one that certbot gets and renews for `domain`."""
+
+    certificate: Text | None = Field(None, description="File: the server's own certificate, then its chain, in PEM.")
+    key: Text | None = Field(None, description="File: its private key, in PEM.")
+    domain: Annotated[str, StringConstraints(pattern=r"^([a-z0-9-]{1,63}\.){1,8}[a-z]{2,63}$")] | None = Field(
+        None,
+        description="The name by which clients call the edge. certbot gets a certificate for it unless you have one.",
+    )
+    email: Text | None = Field(None, description="Where the authority writes to when a certificate runs out.")
+    accept_terms: bool = Field(False, strict=True, description="Of the authority, Let's Encrypt: read and accepted.")
+    plain_port: Port | None = Field(
+        None, description="Plain HTTP, to send browsers on to HTTPS; default with certbot: 80, otherwise none."
+    )
+
+    @property
+    def plain(self) -> int | None:
+        """The port of plain HTTP. An authority asks on 80 and nowhere else (RFC 8555, 8.3)."""
+        return self.plain_port or (None if self.certificate else 80)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        own = (self.certificate, self.key)
+        if any(own) != all(own) or not (any(own) or self.domain):
+            raise PydanticCustomError("tls", "should have certificate and key, or else a domain for certbot")
+        if not any(own) and not self.accept_terms:
+            raise PydanticCustomError(
+                "tls", "should say `accept_terms: true`, once you have read https://letsencrypt.org/repository/"
+            )
+        return self
+
+
 class Edge(Described):
     """Where the edge listens: the stack's one public address."""
 
     host: Host = "127.0.0.1"
     port: Port = 8080
+    tls: Tls | None = Field(None, description="HTTPS; without it the edge is for a network that you trust.")
 
 
 class Admin(Described):
@@ -294,6 +327,8 @@ class StackDescription(Described):
 
     def _ports(self) -> Iterator[tuple[str, int]]:
         yield "router.edge.port", self.router.edge.port
+        if self.router.edge.tls and (plain := self.router.edge.tls.plain):
+            yield "router.edge.tls.plain_port", plain
         yield "router.admin.port", self.router.admin.port
         for name, pool in self.pools.items():
             for index in range(pool.most * pool.gpus_per_machine):
@@ -323,8 +358,18 @@ def parse(text: str, source: str, folder: Path) -> StackDescription:
         update={
             "model": _anchored(description.model, folder),
             "cache": description.cache and _anchored(description.cache, folder),
+            "router": _router_anchored(description.router, folder),
         }
     )
+
+
+def _router_anchored(router: Router, folder: Path) -> Router:
+    tls = router.edge.tls
+    if tls is None or tls.certificate is None or tls.key is None:
+        return router
+    files = {"certificate": _anchored(tls.certificate, folder), "key": _anchored(tls.key, folder)}
+    edge = router.edge.model_copy(update={"tls": tls.model_copy(update=files)})
+    return router.model_copy(update={"edge": edge})
 
 
 def load(name_or_path: str, stacks: Path | None = None) -> StackDescription:

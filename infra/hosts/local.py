@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path, PurePath
 
-import httpx
-
 from infra.files import replace_file
 from infra.hosts import HostError, Progress, Unit, UnitState, UnitStatus, launch
 from infra.hosts.logs import Position, end, last_lines, rotate, whole_lines_since
@@ -142,6 +140,8 @@ class LocalHost:
 
     async def get(self, port: int, path: str) -> tuple[int, bytes] | None:
         """A proxy from the environment has no business between us and this computer's own ports."""
+        import httpx  # noqa: PLC0415 - keeping units needs nothing but Python
+
         async with httpx.AsyncClient(timeout=ANSWER_S, trust_env=False) as client:
             try:
                 answer = await client.get(f"http://127.0.0.1:{port}{path}")

@@ -8,24 +8,51 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 from pydantic import Field
 
-from infra.edge import ArtifactsFolder, EdgeError, EdgeSettings
+from infra import certbot
+from infra.certificate import placeholder, trusting
+from infra.edge import ArtifactsFolder, EdgeError, EdgeSettings, Tls
 from infra.errors import InfraError
+from infra.files import replace_file
 from infra.hosts import HostError, Listen, Progress, Unit
-from infra.nginx import configure_edge, edge_unit, edge_user, find_nginx, may_send_from
-from infra.provider.readiness import Verdict, ask_router, loopback_client, until_ready
+from infra.nginx import (
+    configure_edge,
+    edge_unit,
+    edge_user,
+    find_certbot,
+    find_nginx,
+    may_send_from,
+    open_to_edge,
+    prune_certificates,
+)
+from infra.provider.readiness import ANSWER_S, Verdict, ask_router, loopback_client, until_ready
 from infra.provider.resource import Condition, Found, IncompleteError, Inputs, ProviderError, UnitSeen, worst
 from infra.provider.site import Site
-from infra.secrets import ADMIN_KEY, API_KEY, S3_CREDENTIALS, SIGNING_KEY
+from infra.secrets import ADMIN_KEY, API_KEY, S3_CREDENTIALS, SIGNING_KEY, TLS_CERTIFICATE, TLS_KEY
 
 ROUTER = "router"
 EDGE = "edge"
 READY_WITHIN_S = 60.0
 STOP_GRACE_S = 15.0
 SOCKET = "router.sock"
+HTTPS = 443
+CERTBOT_ADVICE = "install it (Debian, Ubuntu: apt-get install certbot) and deploy again"
+ACME_SERVER = "LETTERPRESS_ACME_SERVER"
+"""An ACME directory in the place of Let's Encrypt's: its staging one, or a company's own."""
+
+
+class TlsInputs(Inputs):
+    """HTTPS at the edge, by the user's `own` certificate (among the keys) or by certbot's for `domain`."""
+
+    domain: str = ""
+    email: str = ""
+    own: bool
+    plain_port: int | None = None
 
 
 class RouterHostInputs(Inputs):
@@ -36,6 +63,7 @@ class RouterHostInputs(Inputs):
     code: str
     edge_host: str
     edge_port: int
+    tls: TlsInputs | None = None
     admin_host: str
     admin_port: int
     keys: dict[str, str]
@@ -48,14 +76,23 @@ class RouterHostState(RouterHostInputs, Found):
     units: tuple[UnitSeen, ...] = ()
 
 
-def reachable_url(host: str, port: int) -> str:
+def reachable_url(host: str, port: int, scheme: str = "http") -> str:
     """How this computer reaches a server that listens there; "everywhere" includes loopback."""
     match host:
         case "0.0.0.0":  # noqa: S104 - read from a description, not bound
             host = "127.0.0.1"
         case "::":
             host = "::1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def public_url(inputs: RouterHostInputs) -> str:
+    """What clients call the edge by."""
+    if inputs.tls is None:
+        return reachable_url(inputs.edge_host, inputs.edge_port)
+    if not inputs.tls.domain:
+        return reachable_url(inputs.edge_host, inputs.edge_port, "https")
+    return f"https://{inputs.tls.domain}" + ("" if inputs.edge_port == HTTPS else f":{inputs.edge_port}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +113,17 @@ class RouterHostResource:
                 self.site.secrets.ensure(name)
             await host.ensure(self.router_unit(inputs), _named(ROUTER, progress))
             progress("edge: checking its configuration")
-            edge = await configure_edge(self.edge_settings(inputs), _nginx())
+            self.prepare_certificate(inputs)
+            settings, nginx = self.edge_settings(inputs), _nginx()
+            edge = await configure_edge(settings, nginx)
             await host.ensure(edge, _named(EDGE, progress))
-            async with loopback_client() as client:
-                url = reachable_url(inputs.edge_host, inputs.edge_port)
+            prune_certificates(settings)
+            if authority := self.authority(inputs):
+                await host.ensure(certbot.unit(authority), _named(certbot.NAME, progress))
+            else:
+                await host.remove(certbot.NAME, _named(certbot.NAME, progress))
+            async with self._edge_client(inputs) as client:
+                url = self._near_url(inputs)
                 await until_ready(host, ROUTER, lambda: ask_router(client, url), READY_WITHIN_S, progress)
         except InfraError as error:
             raise IncompleteError(str(error), await self._look(_state(inputs))) from error
@@ -95,7 +139,7 @@ class RouterHostResource:
     async def delete(self, _state: RouterHostState, progress: Progress) -> None:
         host = self.site.router_host()
         # The edge first: while it stands it speaks for a router that is going away.
-        for unit in (EDGE, ROUTER):
+        for unit in (certbot.NAME, EDGE, ROUTER):
             await host.remove(unit, _named(unit, progress))
 
     def router_unit(self, inputs: RouterHostInputs) -> Unit:
@@ -108,14 +152,16 @@ class RouterHostResource:
             "API_KEY_FILE": str(secrets.path(API_KEY)),
             "ADMIN_KEY_FILE": str(secrets.path(ADMIN_KEY)),
             "SIGNING_KEY_FILE": str(secrets.path(SIGNING_KEY)),
-            "PUBLIC_URL": reachable_url(inputs.edge_host, inputs.edge_port),
+            "PUBLIC_URL": public_url(inputs),
             **inputs.settings,
         }
         if S3_CREDENTIALS in inputs.keys:
             settings["S3_CREDENTIALS_FILE"] = str(secrets.path(S3_CREDENTIALS))
         if self._artifacts(inputs):
             settings["EDGE_SENDS_ARTIFACTS"] = "true"
-        keys = " ".join(f"{name}={inputs.keys[name]}" for name in sorted(inputs.keys))
+        # A new certificate is the edge's business alone.
+        known = sorted(inputs.keys.keys() - {TLS_CERTIFICATE, TLS_KEY})
+        keys = " ".join(f"{name}={inputs.keys[name]}" for name in known)
         return Unit(
             name=ROUTER,
             argv=inputs.program,
@@ -136,7 +182,65 @@ class RouterHostResource:
             logs=paths.logs,
             artifacts=self._artifacts(inputs),
             user=edge_user(),
+            tls=self._tls(inputs),
         )
+
+    def prepare_certificate(self, inputs: RouterHostInputs) -> None:
+        """Put what the edge is to show where nginx reads it; beside what it shows now, so that either can be read."""
+        tls = self._tls(inputs)
+        if tls is None or inputs.tls is None:
+            return
+        tls.certificate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if inputs.tls.own:
+            secrets = self.site.secrets
+            replace_file(tls.certificate, secrets.path(TLS_CERTIFICATE).read_bytes())
+            replace_file(tls.key, secrets.path(TLS_KEY).read_bytes())
+            return
+        authority = self.authority(inputs)
+        if authority is None:
+            return
+        if find_certbot() is None:
+            raise ProviderError(f"router.edge.tls.domain wants certbot, which is not on this machine; {CERTBOT_ADVICE}")
+        Path(authority.challenges).mkdir(parents=True, exist_ok=True)
+        open_to_edge(Path(authority.challenges), edge_user())
+        if not tls.certificate.exists():
+            made = placeholder(inputs.tls.domain, datetime.now(UTC))
+            replace_file(tls.key, made.key)
+            replace_file(tls.certificate, made.chain)
+        replace_file(Path(authority.hook), certbot.hook(authority, _nginx()).encode(), 0o700)
+
+    def authority(self, inputs: RouterHostInputs) -> certbot.Authority | None:
+        """Who signs the edge's certificate; None where the user has one, or wants none."""
+        if inputs.tls is None or inputs.tls.own:
+            return None
+        return certbot.Authority(
+            program=find_certbot() or Path("certbot"),
+            domain=inputs.tls.domain,
+            email=inputs.tls.email,
+            folder=self.site.paths.router / EDGE,
+            challenges=self.site.paths.run / "acme",
+            server=self.site.environ.get(ACME_SERVER, ""),
+        )
+
+    def _tls(self, inputs: RouterHostInputs) -> Tls | None:
+        if inputs.tls is None:
+            return None
+        folder = self.site.paths.router / EDGE / "tls"
+        if not inputs.tls.own:
+            challenges = self.site.paths.run / "acme"
+            return Tls(folder / "chain.pem", folder / "key.pem", certbot.NAME, inputs.tls.plain_port, challenges)
+        # By content: what is in force keeps its files until its successor has been accepted.
+        mark = f"{inputs.keys[TLS_CERTIFICATE]}-{inputs.keys[TLS_KEY]}"
+        return Tls(folder / f"{mark}.pem", folder / f"{mark}.key", mark, inputs.tls.plain_port)
+
+    def _near_url(self, inputs: RouterHostInputs) -> str:
+        return reachable_url(inputs.edge_host, inputs.edge_port, "https" if inputs.tls else "http")
+
+    def _edge_client(self, inputs: RouterHostInputs) -> httpx.AsyncClient:
+        tls = self._tls(inputs)
+        if tls is None:
+            return loopback_client()
+        return httpx.AsyncClient(timeout=ANSWER_S, trust_env=False, verify=trusting(tls.certificate.read_bytes()))
 
     def _artifacts(self, inputs: RouterHostInputs) -> ArtifactsFolder | None:
         """The images' folder, if the edge can send from it: else the router does, which costs it time."""
@@ -145,13 +249,15 @@ class RouterHostResource:
 
     async def _look(self, state: RouterHostState) -> RouterHostState:
         host = self.site.router_host()
-        described = (self.router_unit(state), edge_unit(self.edge_settings(state), _nginx()))
+        described = [self.router_unit(state), edge_unit(self.edge_settings(state), _nginx())]
+        if authority := self.authority(state):
+            described.append(certbot.unit(authority))
         units = tuple([UnitSeen.of(unit.name, await host.observe(unit.name), unit.fingerprint) for unit in described])
         condition = worst([unit.condition for unit in units])
         reason = ", ".join(f"{unit.name}: {unit.condition}" for unit in units if not unit.condition.good)
         if condition is Condition.RUNNING:
-            async with loopback_client() as client:
-                answer = await ask_router(client, reachable_url(state.edge_host, state.edge_port))
+            async with self._edge_client(state) as client:
+                answer = await ask_router(client, self._near_url(state))
             if answer.verdict is not Verdict.READY:
                 condition, reason = Condition.NOT_READY, answer.reason
         return state.model_copy(
@@ -159,7 +265,7 @@ class RouterHostResource:
                 "units": units,
                 "condition": condition,
                 "reason": reason,
-                "url": reachable_url(state.edge_host, state.edge_port),
+                "url": public_url(state),
                 "admin_url": reachable_url(state.admin_host, state.admin_port),
             }
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import jsonschema
@@ -227,3 +228,29 @@ def test_half_a_key_is_no_key() -> None:
         "router.s3: should have both access_key_id and secret_access_key, or neither, got "
         "{'bucket': 'images', 'endpoint': 'https://s3.example', 'acce…, in stacks/x.yaml line 6"
     )
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("state: ftp://x", r"state: should be a URL: file:///folder"),
+        ("state: s3://key:sesame@bucket", r"state: should hold no credentials"),
+        ("state: file://folder", r"state: should be file:// and an absolute path"),
+        ("router: {edge: {tls: {certificate: ./a.pem}}}", r"should have certificate and key, or else a domain"),
+        ("router: {edge: {tls: {domain: a.example.com}}}", r"should say `accept_terms: true`"),
+        ("router: {edge: {tls: {domain: a.example.com, accept_terms: true, plain_port: 8080}}}", r"already taken"),
+    ],
+)
+def test_where_the_state_goes_and_how_the_edge_proves_itself_is_checked(setting: str, said: str) -> None:
+    text = GOOD.replace("router:\n  edge: {port: 9000}\n", "") + setting
+    assert re.search(said, complaint(text)), complaint(text)
+    assert "sesame" not in complaint(text)
+
+
+def test_certbot_answers_on_port_80_and_a_certificate_of_ones_own_needs_no_plain_port() -> None:
+    text = GOOD.replace("edge: {port: 9000}", "edge: {port: 9000, tls: {TLS}}")
+    own = parse(text.replace("TLS", "certificate: ./a.pem, key: ./a.key"), "x", Path("/stacks")).router.edge.tls
+    got = parse(text.replace("TLS", "domain: a.example.com, accept_terms: true"), "x", Path("/stacks")).router.edge.tls
+    assert own
+    assert got
+    assert (own.certificate, own.plain, got.plain) == ("/stacks/a.pem", None, 80)
