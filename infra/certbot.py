@@ -53,8 +53,10 @@ set -eu
 umask 077
 cp -p {chain} {chain}.before
 cp -p {key} {key}.before
-cp "$RENEWED_LINEAGE/fullchain.pem" {chain}
-cp "$RENEWED_LINEAGE/privkey.pem" {key}
+cp "$RENEWED_LINEAGE/fullchain.pem" {chain}.new
+cp "$RENEWED_LINEAGE/privkey.pem" {key}.new
+mv {chain}.new {chain}
+mv {key}.new {key}
 if ! {check}; then
     mv {chain}.before {chain}
     mv {key}.before {key}
