@@ -10,7 +10,8 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -96,7 +97,7 @@ def generate(
     requests = [_request({**fields, "seed": None if seed is None else seed + i}) for i in range(count)]
     where = _where(url, api_key, api_key_file, stack)
     names = [output if count == 1 else output.with_stem(f"{output.stem}-{i}") for i in range(1, count + 1)]
-    with _told():
+    with _told("stopped; the images that were not there yet are cancelled"):
         asyncio.run(make_all(where.url, where.key, [Once(*pair) for pair in zip(requests, names, strict=True)]))
 
 
@@ -156,7 +157,7 @@ def batch(
         if price is None and url is None:
             settings = _priced(settings, stack, defaults.pool or "")
         maker = _router_maker(where)
-    with _told():
+    with _told("stopped; run the same again and it goes on where it stopped"):
         outcome = asyncio.run(_drawn(settings, maker, patience))
     if not outcome.whole:
         raise typer.Exit(NOT_WHOLE)
@@ -189,7 +190,7 @@ def _worker_maker(url: str, token: str) -> Callable[[Patience], Maker]:
 
 def _where(url: str | None, key: str | None, key_file: Path | None, stack: str) -> Where:
     """The router that is meant; its key from the option, the variable, a file or the stack."""
-    key = _read(key_file) if key_file is not None else key
+    key = _read(key_file) if key_file is not None else _key(key, "--api-key (LETTERPRESS_API_KEY)") if key else None
     if url is not None:
         if not key:
             raise AskingError(f"{url} wants a key: give --api-key-file, or set LETTERPRESS_API_KEY")
@@ -238,16 +239,15 @@ def _preset(preset: str | None) -> str | None:
 def _request(fields: dict[str, object]) -> JobRequest:
     from pydantic import ValidationError
 
-    from router.client.batch.lines import generation
+    from router.client.batch.lines import explained, generation
     from router.contract import JobRequest
-    from worker.captions import faults
 
     given = {name: value for name, value in fields.items() if value is not None}
     try:
         request = JobRequest.model_validate(given, strict=False)
         generation(request if request.seed is not None else request.model_copy(update={"seed": 0}))
     except ValidationError as error:
-        raise AskingError("; ".join(faults(error)).removeprefix(": ")) from None
+        raise AskingError(explained(error)) from None
     return request
 
 
@@ -260,26 +260,33 @@ def _defaults(fields: dict[str, object]) -> Defaults:
 
 
 def _read(path: Path) -> str:
+    """The key or token in a file."""
     try:
-        return path.read_text(encoding="utf-8").strip()
+        found = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise AskingError(f"{path} cannot be read: {error}") from None
+    return _key(found, str(path))
 
 
-class _told:  # noqa: N801 - used as a word
-    """Errors that are for people end the command with one message."""
+def _key(text: str, where: str) -> str:
+    """What can travel in a header: what cannot would fail only when it is sent, and then each time."""
+    if not re.fullmatch(r"[!-~]+", text):
+        raise AskingError(f"{where} holds no key: that is one line of visible ASCII characters")
+    return text
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        from router.client import RouterClientError
-        from router.client.batch import BatchError
+@contextmanager
+def _told(stopped: str) -> Iterator[None]:
+    """Errors that are for people end the command with one message; `stopped` is what Ctrl-C says."""
+    from router.client import RouterClientError
+    from router.client.batch import BatchError
 
-        if isinstance(error, KeyboardInterrupt):
-            typer.echo("stopped; run the same again and it goes on where it stopped", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-        if isinstance(error, BatchError | RouterClientError):
-            raise AskingError(str(error)) from None
-        if isinstance(error, OSError):
-            raise AskingError(f"{error.filename or 'the folder'}: {error.strerror or error}") from None
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(stopped, err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except (BatchError, RouterClientError) as error:
+        raise AskingError(str(error)) from None
+    except OSError as error:
+        raise AskingError(f"{error.filename or 'the folder'}: {error.strerror or error}") from None

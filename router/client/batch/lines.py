@@ -93,7 +93,7 @@ def parse(line: Line, defaults: Defaults, batch: str) -> Asked:
         request = JobRequest.model_validate_json(to_json(asked))
         generation(request)
     except ValidationError as error:
-        raise BadLineError("; ".join(captions.faults(error)).removeprefix(": ")) from None
+        raise BadLineError(explained(error)) from None
     return Asked(own_id, request)
 
 
@@ -101,6 +101,12 @@ def generation(request: JobRequest) -> GenerationRequest:
     """The image itself, as a worker is asked for it. Raises ValidationError."""
     fields = request.model_dump(include=set(GenerationRequest.model_fields))
     return GenerationRequest.model_validate(fields)
+
+
+def explained(error: ValidationError) -> str:
+    """What is wrong with a request, for people."""
+    said = "; ".join(captions.faults(error)).removeprefix(": ")
+    return said.replace("Extra inputs are not permitted", "is not a field of a job")
 
 
 def seed_of(batch: str, line: Line) -> int:

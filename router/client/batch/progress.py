@@ -121,7 +121,7 @@ def account(tally: Tally, out: Path) -> list[str]:
     if tally.unsafe:
         lines.append(f"{tally.unsafe} of those made now look refused by the weights: is_image_safe in their .json")
     if tally.invalid:
-        lines.append(f"{tally.invalid} lines cannot be asked for as they are; put them right and run it again")
+        lines.append(f"{tally.invalid} cannot be asked for as they are; put them right and run it again")
     if tally.failed:
         lines.append(f"{tally.failed} failed, {out / NAME} says why; --retry-failed tries them again")
     return lines

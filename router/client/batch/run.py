@@ -186,8 +186,8 @@ class _Run:
     def _what_changed(self, changed: list[int]) -> str:
         some = ", ".join(map(str, changed[:CHANGED_SHOWN])) + (", …" if len(changed) > CHANGED_SHOWN else "")
         return (
-            f"{self._settings.source}: {len(changed)} lines are not those that images were made of ({some}). Put them "
-            "back, give another folder, or say --redo-changed to make these anew"
+            f"{self._settings.source}: lines {some} are not those that images were made of ({len(changed)} in all). "
+            "Put them back, give another folder, or say --redo-changed to make these anew"
         )
 
     async def _check(self, found: _Found) -> None:

@@ -119,7 +119,7 @@ async def test_again_makes_nothing_and_a_file_that_was_damaged_or_lost_is_fetche
 async def test_lines_edited_after_their_image_stop_it_unless_they_are_meant(maker: ByRouter, tmp_path: Path) -> None:
     await ran(settings(tmp_path, "one", "two"), maker)
     edited = settings(tmp_path, "one", "TWO", "three")
-    with pytest.raises(BatchError, match=r"1 lines are not those that images were made of \(2\)"):
+    with pytest.raises(BatchError, match=r"lines 2 are not those that images were made of \(1 in all\)"):
         await ran(edited, maker)
     outcome, _ = await ran(settings(tmp_path, "one", "TWO", "three", redo_changed=True), maker)
     assert (outcome.whole, outcome.tally.done) == (True, 2)
@@ -216,6 +216,15 @@ async def test_generate_saves_images_and_says_their_seeds(router: ServedRouter, 
         assert [picture(tmp_path / f"x-{number}.png").size for number in (1, 2)] == [(256, 320)] * 2
         code, out, said = await _letterpress(url, "generate", "-", "-o", "-", *small, stdin=b"a fox")
         assert (code, Image.open(io.BytesIO(out)).size) == (0, (256, 320)), said
+
+
+async def test_a_token_that_is_none_and_a_router_that_is_away_are_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("one\ntwo\n")
+    words = ("batch", str(tmp_path / "p.txt"), str(tmp_path / "out"), "--worker", "http://127.0.0.1:1", "--token-file")
+    code, _, said = await _letterpress("http://127.0.0.1:1", *words, str(tmp_path / "p.txt"))
+    assert (code, "holds no key" in said) == (1, True), said
+    code, _, said = await _letterpress("http://127.0.0.1:1", "generate", "a fox", "-o", str(tmp_path / "x.png"))
+    assert (code, "the router does not answer" in said) == (1, True), said
 
 
 @pytest.mark.parametrize(
