@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from infra.identity import Identity
 from infra.placement import Placed, Placement, devices, machine_names, names
+from infra.provider.endpoint import EndpointInputs
 from infra.provider.machine import MachineInputs
 from infra.provider.registration import RegistrationInputs
 from infra.provider.resource import Inputs, Kind
 from infra.provider.router_host import RouterHostInputs, TlsInputs, reachable_url
 from infra.provider.worker_host import WorkerHostInputs, WorkerInputs, worker_url
 from infra.secrets import ADMIN_KEY, API_KEY, S3_CREDENTIALS, SIGNING_KEY, TLS_CERTIFICATE, TLS_KEY, worker_token
-from infra.stack import TINY, Bucket, CloudName, Pool, StackDescription, Tls, first_port_setting
+from infra.stack import TINY, Bucket, CloudName, Pool, Serverless, StackDescription, Tls, first_port_setting
 
 if TYPE_CHECKING:
     import pulumi
@@ -126,7 +127,8 @@ def resources(
         for name, pool in description.pools.items()
         for resource in _pool(name, pool, description, placement, identity, fingerprints, programs.worker)
     )
-    return (router, *machines)
+    endpoints = (_endpoint(name, each, description, identity) for name, each in description.serverless.items())
+    return (router, *machines, *endpoints)
 
 
 def declare(declared: Sequence[Declared]) -> None:
@@ -241,6 +243,25 @@ def _machine(
         ready_within_s=READY_WITHIN_TINY_S if description.model == TINY else READY_WITHIN_S,
     )
     yield Declared(Kind.WORKER_HOST, _worker_host_name(placed.machine), worker_host, (placed.machine,))
+
+
+def _endpoint(name: str, described: Serverless, description: StackDescription, identity: Identity) -> Declared:
+    settings = {"MODEL": description.model, "TIER": described.tier.value}
+    if description.accept_license:
+        settings["ACCEPT_LICENSE"] = "true"
+    inputs = EndpointInputs(
+        name=identity.machine(f"endpoint-{name}", 1),
+        image=described.image,
+        gpu_pools=described.gpu_pools,
+        least=described.least,
+        most=described.most,
+        idle_s=described.idle_s,
+        settings={f"LETTERPRESS_WORKER_{key}": value for key, value in settings.items()},
+        hub_secret=described.hub_secret,
+        volume_gb=described.volume_gb,
+        data_center=described.data_center,
+    )
+    return Declared(Kind.ENDPOINT, f"{name}-endpoint", inputs)
 
 
 def _registration(worker: WorkerInputs, machine: str, pool: str, description: StackDescription) -> Declared:

@@ -267,6 +267,30 @@ class Pool(Described):
         return self
 
 
+class Serverless(Described):
+    """An endpoint of RunPod's, beside the stack's own workers: it takes jobs itself, and costs nothing while idle."""
+
+    image: Text = Field(description="The worker's image (docs/container.md), which runs as `serverless` there.")
+    gpu_pools: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
+        description="RunPod's own pools of cards: AMPERE_80, ADA_80_PRO, HOPPER_141."
+    )
+    least: Annotated[int, Field(strict=True, ge=0, le=100)] = Field(0, description="Workers that are always there.")
+    most: Annotated[int, Field(strict=True, ge=1, le=100)] = 3
+    idle_s: Annotated[int, Field(strict=True, ge=1, le=3600)] = 10
+    tier: Tier = Tier.EXACT
+    hub_secret: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]*$")] = Field(
+        "", description="The name of the RunPod secret that holds the hub's token; its value is never seen here."
+    )
+    volume_gb: Annotated[int, Field(strict=True, ge=10, le=4096)] = Field(60, description="Keeps the weights.")
+    data_center: Text = Field(description="Where the volume is, and so the workers: EU-RO-1.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.least > self.most:
+            raise PydanticCustomError("serverless", "should have `least` no greater than `most`")
+        return self
+
+
 class StackDescription(Described):
     """One stack file."""
 
@@ -308,6 +332,7 @@ class StackDescription(Described):
         None, description="After so long `letterpress watch` gives everything back; a stack of an experiment."
     )
     router: Router = Router()
+    serverless: dict[PoolName, Serverless] = Field({}, description="By name; RUNPOD_API_KEY is the account's.")
     pools: Annotated[dict[PoolName, Pool], Field(min_length=1)] = Field(description="By name.")
 
     @model_validator(mode="after")

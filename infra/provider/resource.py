@@ -19,6 +19,7 @@ class Kind(StrEnum):
     WORKER_HOST = "letterpress:index:WorkerHost"
     ROUTER_HOST = "letterpress:index:RouterHost"
     REGISTRATION = "letterpress:index:Registration"
+    ENDPOINT = "letterpress:index:Endpoint"
 
     @property
     def short(self) -> str:

@@ -27,6 +27,7 @@ from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc, st
 from infra.errors import InfraError
 from infra.hosts.processes import ended
 from infra.provider.border import Border, struct_of
+from infra.provider.endpoint import EndpointResource
 from infra.provider.enginelog import EngineLog
 from infra.provider.machine import MachineResource
 from infra.provider.registration import RegistrationResource
@@ -51,6 +52,7 @@ def borders(site: Site) -> Borders:
         Kind.WORKER_HOST: Border(WorkerHostResource(site)),
         Kind.ROUTER_HOST: Border(RouterHostResource(site)),
         Kind.REGISTRATION: Border(RegistrationResource(site)),
+        Kind.ENDPOINT: Border(EndpointResource(site.serverless, site.environ)),
     }
 
 

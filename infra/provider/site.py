@@ -13,6 +13,7 @@ from infra.clouds import Cloud, Machine, runpod, spheron
 from infra.clouds.local import LocalCloud
 from infra.clouds.quota import Limit, Quota
 from infra.clouds.runpod import RunpodCloud
+from infra.clouds.runpod_serverless import Serverless
 from infra.clouds.spheron import SpheronCloud
 from infra.errors import InfraError
 from infra.hosts import Host
@@ -72,6 +73,10 @@ class Site:
             case CloudName.RUNPOD:
                 pods = self._clouds.get(name) or RunpodCloud.of(self.environ, self.quota(name, runpod.LIMITS))
                 return self._clouds.setdefault(name, pods)
+
+    def serverless(self) -> Serverless:
+        """The RunPod account's endpoints."""
+        return Serverless.of(self.environ, self.quota(CloudName.RUNPOD, runpod.LIMITS))
 
     def quota(self, name: CloudName, limits: Mapping[str, Limit]) -> Quota:
         """Beside the stacks' folders, for all of them share the account."""

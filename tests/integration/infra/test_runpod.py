@@ -18,8 +18,9 @@ from infra.emulate.account import Account
 from infra.emulate.runpod import KEY, RunpodApi
 from infra.emulate.server import Answer, Emulator, Fault, Request, Trouble, serving
 from infra.gpus import GpuModel
+from infra.provider.endpoint import EndpointInputs, EndpointResource, EndpointState
 from infra.provider.machine import MachineInputs, MachineResource
-from infra.provider.resource import Condition, ProviderError
+from infra.provider.resource import Condition, IncompleteError, ProviderError
 from infra.stack import CloudName
 from tests.emulators.runpod_published import problems
 
@@ -186,3 +187,56 @@ def test_an_answer_that_is_lost_makes_no_second_endpoint(
             asyncio.run(account.ensure(ENDPOINT))
     asyncio.run(account.ensure(ENDPOINT))
     assert asyncio.run(account.left("abcdefgh")) == [ENDPOINT.name] * 3
+
+
+def endpoint_inputs() -> EndpointInputs:
+    return EndpointInputs(
+        name=ENDPOINT.name,
+        image="${WORKER_IMAGE}",
+        gpu_pools=ENDPOINT.pools,
+        least=0,
+        most=3,
+        idle_s=10,
+        settings=dict(ENDPOINT.env),
+        hub_secret="hub",
+        volume_gb=60,
+        data_center="EU-RO-1",
+    )
+
+
+def test_an_endpoint_that_failed_in_the_middle_is_remembered_until_all_of_it_is_gone(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    account = serverless(emulator, tmp_path)
+    kept = EndpointResource(lambda: account, {"WORKER_IMAGE": ENDPOINT.image})
+    emulator.faults.append(Fault(Trouble.NO_STOCK, "createEndpoint"))
+    with pytest.raises(IncompleteError) as failed:
+        asyncio.run(kept.ensure(endpoint_inputs(), None, print))
+    assert asyncio.run(account.left("abcdefgh")) == [ENDPOINT.name] * 2, "a volume is paid for, and a template is there"
+    begun = failed.value.state
+    assert isinstance(begun, EndpointState)
+    seen = asyncio.run(kept.read(begun))
+    assert seen is not None
+    assert not seen.condition.good, "so that the next deploy makes it whole"
+    whole = asyncio.run(kept.ensure(endpoint_inputs(), seen, print))
+    assert whole.url.startswith("https://")
+    assert "RUNPOD_SECRET" not in whole.model_dump_json(), "not even the secret's place is in the state"
+    again = asyncio.run(kept.read(whole))
+    assert again is not None
+    assert again.condition is Condition.RUNNING
+    asyncio.run(kept.delete(whole, print))
+    assert asyncio.run(account.left("abcdefgh")) == []
+
+
+def test_an_endpoint_that_somebody_changed_is_put_right(emulator: Emulator, tmp_path: Path) -> None:
+    account = serverless(emulator, tmp_path)
+    kept = EndpointResource(lambda: account, {"WORKER_IMAGE": ENDPOINT.image})
+    state = asyncio.run(kept.ensure(endpoint_inputs(), None, print))
+    asyncio.run(account.ensure(replace(ENDPOINT, most=9)))
+    seen = asyncio.run(kept.read(state))
+    assert seen is not None
+    assert seen.condition is Condition.DIFFERENT
+    asyncio.run(kept.ensure(endpoint_inputs(), seen, print))
+    found = asyncio.run(account.find(ENDPOINT.name))
+    assert found is not None
+    assert found.workers.max == 3
