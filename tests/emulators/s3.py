@@ -18,6 +18,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote
 from xml.sax.saxutils import escape
 
@@ -67,6 +69,10 @@ class EmulatedS3:
     token: str | None = None
     objects: dict[str, tuple[bytes, str]] = field(default_factory=dict)
     parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    modified: dict[str, datetime] = field(default_factory=dict)
+    """When each object was written; a test may make it older."""
+    page: int = 1000
+    """Objects in one answer to a listing."""
     faults: deque[str] = field(default_factory=deque)
     asked: list[str] = field(default_factory=list)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
@@ -132,14 +138,15 @@ class EmulatedS3:
         if source := request.headers.get("x-amz-copy-source"):
             return self._copy(source, key)
         self.objects[key] = body, request.headers.get("content-type", "binary/octet-stream")
+        self.modified[key] = datetime.now(UTC)
         return Response(headers={"ETag": _etag(body)})
 
     def _copy(self, source: str, key: str) -> Response:
         bucket, _, name = unquote(source).removeprefix("/").partition("/")
         if bucket != self.bucket or name not in self.objects:
             raise RefusedError("NoSuchKey")
-        self.objects[key] = self.objects[name]
-        moment = "<LastModified>2026-11-24T10:00:00.000Z</LastModified>"
+        self.objects[key], self.modified[key] = self.objects[name], datetime.now(UTC)
+        moment = f"<LastModified>{self._written(key)}</LastModified>"
         xml = f"<CopyObjectResult>{moment}<ETag>{_etag(self.objects[key][0])}</ETag></CopyObjectResult>"
         return Response(f"<?xml version='1.0'?>{xml}", media_type="application/xml")
 
@@ -173,7 +180,7 @@ class EmulatedS3:
         if key not in self.objects:
             raise RefusedError("NoSuchKey")
         data, media_type = self.objects[key]
-        headers = {"ETag": _etag(data), "Last-Modified": "Tue, 24 Nov 2026 10:00:00 GMT"}
+        headers = {"ETag": _etag(data), "Last-Modified": format_datetime(self._moment(key), usegmt=True)}
         ranged = re.fullmatch(r"bytes=([0-9]+)-", request.headers.get("range", ""))
         if ranged:
             begin = int(ranged[1])
@@ -183,17 +190,28 @@ class EmulatedS3:
 
     def _list(self, request: Request) -> Response:
         prefix, after = request.query_params.get("prefix", ""), request.query_params.get("start-after", "")
+        after = request.query_params.get("continuation-token", after)
         keys = [key for key in sorted(self.objects) if key.startswith(prefix) and key > after]
         delimiter = request.query_params.get("delimiter", "")
         folders = {found for key in keys if (found := _folder(key, prefix, delimiter)) is not None}
         keys = [key for key in keys if _folder(key, prefix, delimiter) is None]
+        more, keys = len(keys) > self.page, keys[: self.page]
+        token = f"<NextContinuationToken>{escape(keys[-1])}</NextContinuationToken>" if more else ""
         rows = "".join(
-            f"<Contents><Key>{escape(key)}</Key><LastModified>2026-11-24T10:00:00.000Z</LastModified>"
+            f"<Contents><Key>{escape(key)}</Key><LastModified>{self._written(key)}</LastModified>"
             f"<Size>{len(self.objects[key][0])}</Size><ETag>{_etag(self.objects[key][0])}</ETag></Contents>"
             for key in keys
         ) + "".join(f"<CommonPrefixes><Prefix>{escape(each)}</Prefix></CommonPrefixes>" for each in sorted(folders))
-        xml = f"<?xml version='1.0'?><ListBucketResult><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>"
+        cut = f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}"
+        xml = f"<?xml version='1.0'?><ListBucketResult>{cut}{rows}</ListBucketResult>"
         return Response(xml, media_type="application/xml")
+
+    def _written(self, key: str) -> str:
+        return self._moment(key).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def _moment(self, key: str) -> datetime:
+        """Of what a test has put in itself: when it was first looked at."""
+        return self.modified.setdefault(key, datetime.now(UTC))
 
 
 def _folder(key: str, prefix: str, delimiter: str) -> str | None:
@@ -282,3 +300,9 @@ async def emulated_s3(port: int = 0) -> AsyncIterator[EmulatedS3]:
             service.closing.set()
             server.should_exit = True
             await serving
+
+
+def write_credentials(path: Path, service: EmulatedS3) -> None:
+    text = f"[default]\naws_access_key_id = {service.access_key}\naws_secret_access_key = {service.secret_key}\n"
+    path.write_text(text + (f"aws_session_token = {service.token}\n" if service.token else ""))
+    path.chmod(0o600)

@@ -14,7 +14,7 @@ from router.artifacts import AtUrl, file_path
 from router.artifacts.s3 import Bucket, S3Artifacts, read_credentials
 from router.errors import ArtifactError
 from router.jobs import Image
-from tests.emulators.s3 import REGION, EmulatedS3, emulated_s3
+from tests.emulators.s3 import REGION, EmulatedS3, emulated_s3, write_credentials
 
 JOB = ids.job_id(1, bytes(10))
 FILE = file_path(ids.file_id(1, bytes(10)))
@@ -29,7 +29,7 @@ async def service() -> AsyncIterator[EmulatedS3]:
 @pytest.fixture
 def bucket(service: EmulatedS3, tmp_path: Path) -> Bucket:
     credentials = tmp_path / "credentials"
-    write(credentials, service)
+    write_credentials(credentials, service)
     return Bucket("images", "prod/eu", REGION, service.endpoint, credentials=credentials)
 
 
@@ -42,12 +42,6 @@ def artifacts(bucket: Bucket) -> S3Artifacts:
 def hasty(bucket: Bucket) -> S3Artifacts:
     """Gives up at once, so that a fault is seen."""
     return S3Artifacts(bucket, retries=0, answer_s=0.5)
-
-
-def write(path: Path, service: EmulatedS3) -> None:
-    text = f"[default]\naws_access_key_id = {service.access_key}\naws_secret_access_key = {service.secret_key}\n"
-    path.write_text(text + (f"aws_session_token = {service.token}\n" if service.token else ""))
-    path.chmod(0o600)
 
 
 async def put(artifacts: S3Artifacts, attempt: int = 1, data: bytes = b"pixels", job: str = JOB) -> Image:
@@ -175,7 +169,7 @@ async def test_a_wrong_secret_is_told_from_a_wrong_bucket(bucket: Bucket, servic
 async def test_session_credentials_sign_too(service: EmulatedS3, bucket: Bucket) -> None:
     service.token = "a session"
     assert bucket.credentials
-    write(bucket.credentials, service)
+    write_credentials(bucket.credentials, service)
     artifacts = S3Artifacts(bucket)
     place = await artifacts.place(await put(artifacts), 60)
     async with httpx.AsyncClient(trust_env=False) as anybody:

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from router.artifacts.local import LocalArtifacts
+from router.artifacts.s3 import Bucket, S3Artifacts
 from router.contract import JobState
 from router.db import BackupError, backup, upgrade
 from router.jobs import Image, NewJob
@@ -22,6 +24,7 @@ from router.retention import collect, forget
 from router.store import Repeatable
 from router.store.clock import database_clock
 from router.store.sql import SqlStore
+from tests.emulators.s3 import REGION, emulated_s3, write_credentials
 from tests.integration.router.served import ROOT
 from tests.stores import NO_TIME, SteeredClock, opened_at, request, url
 
@@ -97,6 +100,35 @@ async def test_an_image_that_no_job_names_yet_is_left_alone_while_it_is_young(st
         age(artifacts, path)
     assert await collect(store, artifacts, GRACE_S) == 2
     assert await artifacts.mark() == "ours"
+
+
+async def test_a_bucket_is_collected_page_by_page_and_what_jobs_name_stays(store: SqlStore, tmp_path: Path) -> None:
+    key = await store.put_api_key("x", "a" * 64)
+    async with emulated_s3() as service:
+        service.page = 2
+        credentials = tmp_path / "credentials"
+        write_credentials(credentials, service)
+        artifacts = S3Artifacts(Bucket("images", "prod", REGION, service.endpoint, credentials=credentials))
+        await artifacts.set_mark("ours")
+        named = []
+        for number in range(5):
+            job_id = (await store.admit(key, POOL, [NewJob(request(seed=number))], 1000)).job_ids[0]
+            lease = await store.lease_next("a", 60_000)
+            assert lease is not None
+            image = await artifacts.put(lease.generation_id, job_id.encode(), "image/png")
+            await artifacts.put(f"{job_id}.9", b"of a lost attempt", "image/png")
+            assert await store.finish(lease, image, NO_TIME)
+            named.append(image)
+        assert await collect(store, artifacts, GRACE_S) == 0, "all of it is young"
+        for each in service.modified:
+            service.modified[each] -= timedelta(seconds=2 * GRACE_S)
+        young = await artifacts.put("job_01mcc5rm007524k7qzqtcdn88q.1", b"not committed yet", "image/png")
+        assert await collect(store, artifacts, GRACE_S) == 5
+        for image in named:
+            assert await artifacts.read(image)
+        assert await artifacts.read(young) == b"not committed yet"
+        assert await artifacts.mark() == "ours"
+        assert len(service.objects) == 5 + 1 + 1
 
 
 async def test_a_request_may_be_repeated_for_a_day(store: SqlStore, clock: SteeredClock) -> None:
