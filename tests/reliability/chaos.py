@@ -150,8 +150,8 @@ class Chaos:
     async def freeze_consumer(self) -> None:
         consumer = self.draw.choice(self.house.consumers)
         async with self.alone(consumer):
-            if consumer.process is None:
-                raise RuntimeError("the consumer was never started")
+            if consumer.process is None or consumer.process.returncode is not None:
+                raise RuntimeError(f"the consumer does not run, and nobody has ended it:\n{consumer.log}")
             consumer.process.send_signal(signal.SIGSTOP)
             await asyncio.sleep(LEASE_S * self.draw.uniform(1.1, 1.6))
             consumer.process.send_signal(signal.SIGCONT)
