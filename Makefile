@@ -14,7 +14,7 @@ TEST_PROCESSES ?= 2
 export TORCH_BACKEND PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup installed setup-test deploy plan preview status logs admin destroy sweep watch endpoint test bench bench-gpu soak lint format pins schema
+.PHONY: help setup installed setup-test deploy plan preview doctor status logs admin destroy sweep watch endpoint test bench bench-gpu soak lint format pins schema
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,9 @@ plan: installed ## what it would cost, per image, beside the hosted API (IMAGES=
 
 preview: setup ## show what `make deploy` would change
 	@$(LETTERPRESS) preview '$(STACK)' $(if $(MODEL),--model '$(MODEL)')
+
+doctor: installed ## look for what would make a deploy fail, before anything is spent
+	@$(LETTERPRESS) doctor '$(STACK)' $(if $(MODEL),--model '$(MODEL)')
 
 status: installed ## a table: resource, state, since, url, pool, jobs
 	@$(LETTERPRESS) status '$(STACK)'

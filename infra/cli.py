@@ -178,6 +178,18 @@ def logs(
 
 
 @app.command()
+def doctor(
+    stack: Stack = "local",
+    model: Model = None,
+    json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Look for what would make a deploy fail, and say what to do; changes nothing. Exit code 1 if anything would."""
+    from infra.doctor.command import run
+
+    sys.exit(run(stack, model, as_json=json))
+
+
+@app.command()
 def admin(stack: Stack = "local") -> None:
     """Open the way to the admin console and print its address."""
     from infra.lifecycle import admin as run
