@@ -140,11 +140,11 @@ async def begin(
 ) -> Begun:
     """The job is committed before this answers. `webhook_url` is sent a `Generation`; so is whoever asks for it."""
     body = await read(request, GenerateV4)
-    _check_receiver(context, webhook_url)
     try:
         asked = JobRequest.model_validate({**body.wanted(), "webhook": webhook_url})
     except ValidationError as error:
         raise of_values(error, {**NAMES_V4, "webhook": "webhook_url"}) from error
+    _check_receiver(context, asked.webhook or "")
     new = new_job(context, asked)
     new = replace(new, webhook=f"{new.webhook}{MARK}")
     repeated = repeatable(idempotency_key, request, f"{webhook_url}\n{body.model_dump_json()}".encode(), waits=False)
@@ -201,7 +201,7 @@ def _drawn(context: Context, job: Job) -> Drawn:
 
 
 def _check_receiver(context: Context, url: str) -> None:
-    """What can be seen of an address without asking for its name; the rest is judged when it is connected to."""
+    """What can be seen of a URL's address without asking for its name; the rest is judged when it is connected to."""
     if url.startswith("http:") and not context.plain_webhooks:
         raise RefusedError(of_faults((Fault(("webhook_url",), "must be https: it goes over the public internet"),)))
     host = (urlsplit(url).hostname or "").rstrip(".").lower()
