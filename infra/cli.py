@@ -222,6 +222,33 @@ def tunnels(stack: Stack = "local") -> None:
     asyncio.run(show(Deployment.remembered(stack)))
 
 
+@app.command("ssh-key")
+def ssh_key(stack: StackOption = "local") -> None:
+    """The line for authorized_keys of machines that you have already: the stack's own key, made now if need be."""
+    from infra.deployment import stack_name
+    from infra.paths import StackPaths
+    from infra.provider.site import Site
+
+    paths = StackPaths.of(stack_name(stack))
+    paths.create()
+    typer.echo(Site(paths, os.environ).public_key())
+
+
+@app.command("forget-host-key")
+def forget_host_key(
+    machine: Annotated[str, typer.Argument(metavar="MACHINE", help="As the message named it.")],
+    stack: StackOption = "local",
+) -> None:
+    """Take the next host key of a machine that you made anew; the one that was met first counts no more."""
+    from infra.console import say
+    from infra.deployment import stack_name
+    from infra.paths import StackPaths
+    from infra.ssh.pins import Pins
+
+    Pins(StackPaths.of(stack_name(stack)).known_hosts).forget(machine)
+    say(f"The host key of {machine} is forgotten; the next deploy pins the one that it meets.")
+
+
 @webhooks.command("list")
 def webhooks_list(
     stack: StackOption = "local",

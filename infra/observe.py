@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from infra.deployment import Deployment
 from infra.hosts import Host, UnitStatus
 from infra.planner import placed
-from infra.program import seats
+from infra.program import access_of, seats
+from infra.provider.elsewhere import host_of
 from infra.provider.router_host import EDGE, ROUTER
 from infra.provider.site import Site
 from infra.provider.worker_host import worker_url
+from infra.ssh.target import Patience
 from infra.status import Described, RouterSays, Row, rows
 from router.client import AdminClient, RouterClientError
 
@@ -51,21 +53,26 @@ async def units(deployment: Deployment) -> tuple[Kept, ...]:
         Kept(front, Described(ROUTER, ROUTER, endpoint.admin_url)),
     ]
     cloud = site.cloud(deployment.description.cloud)
-    for rented_name, workers in _workers(deployment):
+    for rented_name, host_name, workers in _workers(deployment):
         machine = await cloud.find(rented_name)
         if machine:
-            host = site.machine_host(deployment.description.cloud, machine)
+            own = deployment.description.hosts.get(host_name)
+            host: Host = (
+                host_of(site, rented_name, access_of(own), lambda _: None, Patience(reach_s=0.0))
+                if own
+                else site.machine_host(deployment.description.cloud, machine)
+            )
             kept += [Kept(host, worker) for worker in workers]
     return tuple(kept)
 
 
-def _workers(deployment: Deployment) -> Iterator[tuple[str, list[Described]]]:
-    """Each machine's rented name and its workers, with the ports that the description gives them."""
+def _workers(deployment: Deployment) -> Iterator[tuple[str, str, list[Described]]]:
+    """Each machine's rented name, the name of its host if it is one of the user's own, and its workers."""
     placement, identity = placed(deployment.paths)
     for pool, described in deployment.description.pools.items():
         for place, seated in seats(pool, described, placement):
             workers = [Described(seat.worker, seat.worker, worker_url(seat.port), pool) for seat in seated]
-            yield identity.machine(place.machine, place.generation), workers
+            yield identity.machine(place.machine, place.generation), place.offer.region, workers
 
 
 async def _ask_router(deployment: Deployment) -> RouterSays | None:

@@ -182,6 +182,9 @@ def _suits(offer: Offer, description: StackDescription, pool: Pool) -> bool:
         return False
     if offer.cloud == CloudName.LOCAL:
         return offer.market == pool.market and bool(offer.gpus) == wants_gpu(description, pool)
+    if offer.cloud == CloudName.HOSTS:
+        wanted = not wants_gpu(description, pool) or offer.gpus > 0
+        return wanted and offer.market == pool.market and offer.region in (pool.hosts or description.hosts)
     unpriced = (replace(wish, max_price=None) for wish in wishes(pool))
     return any(not Judge().judge(offer, wish).refused for wish in unpriced)
 
@@ -190,6 +193,9 @@ def _ranked(description: StackDescription, pool: Pool, offers: Sequence[Offer], 
     """Offers that suit the pool, the best first; what it would take instead comes after all that it wants."""
     if description.cloud == CloudName.LOCAL:
         return sorted((o for o in offers if _suits(o, description, pool)), key=lambda offer: (offer.price, offer.id))
+    if description.cloud == CloudName.HOSTS:
+        names = list(pool.hosts or description.hosts)
+        return sorted((o for o in offers if _suits(o, description, pool)), key=lambda offer: names.index(offer.region))
     own = [offer for offer in offers if offer.cloud == description.cloud]
     considered = [judge.consider(own, wish) for wish in wishes(pool)]
     return [one.offer for each in considered for one in each if not one.refused]
@@ -197,11 +203,18 @@ def _ranked(description: StackDescription, pool: Pool, offers: Sequence[Offer], 
 
 def _exclusive(offer: Offer) -> tuple[str, ...]:
     """What no two machines can have: a GPU of this computer, in whichever market. Clouds have stock."""
+    if offer.cloud == CloudName.HOSTS:
+        return (f"host-{offer.region}",)
     index = gpu_index(offer.id) if offer.cloud == CloudName.LOCAL else None
     return () if index is None else (f"gpu-{index}",)
 
 
 def _no_offer(description: StackDescription, machine: str, pool: Pool, offers: Sequence[Offer], judge: Judge) -> str:
+    if description.cloud == CloudName.HOSTS:
+        return (
+            f"stack {description.name}: no host is left for {machine}. `hosts` names {len(description.hosts)}, "
+            "and each machine takes one; describe another, or lower the pools' `machines`"
+        )
     if description.cloud != CloudName.LOCAL:
         reasons = Counter(one.why for one in judge.consider(offers, wishes(pool)[0]))
         said = "; ".join(f"{number} x {why}" for why, number in reasons.most_common(SHOWN_REASONS))

@@ -6,15 +6,18 @@ what was decided in the stack's folder, before anything is brought about by it.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from infra.bootstrap.context import context_fingerprint
 from infra.certificate import CertificateError, covers, read_certificate
 from infra.choice import Judge
-from infra.clouds import Cloud
+from infra.clouds import Cloud, Offer
+from infra.clouds.hosts import offers_of
 from infra.code import code_fingerprint
 from infra.costs import Charge, charges
 from infra.description import DescriptionError
@@ -70,14 +73,38 @@ async def plan(
     cloud = Site(paths, os.environ).cloud(description.cloud)
     fleet = read_figures(paths)
     alive = await alive_machines(cloud, before, identity)
-    offers = () if wanting is not None else await cloud.offers()
+    offers: Sequence[Offer] = () if wanting is not None else await cloud.offers()
+    if description.hosts:
+        offers = offers_of(
+            {name: (host.gpu or "", host.gpus, host.gpu_memory_gib or 0.0) for name, host in description.hosts.items()}
+        )
     placement = wanting if wanting is not None else place(description, offers, before, alive, Judge(fleet))
     secrets = SecretStore(paths.secrets)
     keep_given(description, secrets, os.environ)
     names = (*secret_names(placement), *given_secrets(description))
     fingerprints = {name: secrets.fingerprint(name) for name in names}
-    declared = resources(description, placement, identity, fingerprints, programs or programs_here())
+    programs = programs or programs_here()
+    if description.hosts:
+        programs = replace(programs, image=image_tag(description))
+    declared = resources(description, placement, identity, fingerprints, programs)
     return Plan(declared, placement, before, charges(description, placement, alive, fleet))
+
+
+def image_tag(description: StackDescription) -> str:
+    """What the worker's image is called on a machine: it changes when the image does. Raises DescriptionError."""
+    image = description.image
+    if image.pull:
+        return image.pull
+    if image.archive:
+        archive = Path(resolve(image.archive, os.environ, "image.archive"))
+        try:
+            found = archive.stat()
+        except OSError as error:
+            raise DescriptionError(f"image.archive: {archive} cannot be read: {error.strerror}") from None
+        mark = f"{archive.name} {found.st_size} {found.st_mtime_ns}"
+    else:
+        mark = f"{context_fingerprint(repository_root())} {image.base_image} {image.torch_backend}"
+    return f"letterpress-worker:{hashlib.sha256(mark.encode()).hexdigest()[:16]}"
 
 
 async def alive_machines(cloud: Cloud, placement: Placement, identity: Identity) -> frozenset[str]:

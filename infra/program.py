@@ -12,16 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from infra.clouds import Access
 from infra.identity import Identity
 from infra.placement import Placed, Placement, devices, machine_names, names
+from infra.provider.elsewhere import Elsewhere, ImageInputs, MachineFacts
 from infra.provider.endpoint import EndpointInputs
 from infra.provider.machine import MachineInputs
 from infra.provider.registration import RegistrationInputs
 from infra.provider.resource import Inputs, Kind
 from infra.provider.router_host import RouterHostInputs, TlsInputs, reachable_url
+from infra.provider.site import TUNNELLED
 from infra.provider.worker_host import WorkerHostInputs, WorkerInputs, worker_url
 from infra.secrets import ADMIN_KEY, API_KEY, S3_CREDENTIALS, SIGNING_KEY, TLS_CERTIFICATE, TLS_KEY, worker_token
-from infra.stack import TINY, Bucket, CloudName, Pool, Serverless, StackDescription, Tls, first_port_setting
+from infra.stack import TINY, Bucket, CloudName, OwnHost, Pool, Serverless, StackDescription, Tls, first_port_setting
 
 if TYPE_CHECKING:
     import pulumi
@@ -47,6 +50,8 @@ class Program:
 class Programs:
     worker: Program
     router: Program
+    image: str = ""
+    """What the worker's image is called on machines that are reached through SSH."""
 
     @classmethod
     def of_this_interpreter(cls, code: Mapping[str, str]) -> Programs:
@@ -125,7 +130,7 @@ def resources(
     machines = (
         resource
         for name, pool in description.pools.items()
-        for resource in _pool(name, pool, description, placement, identity, fingerprints, programs.worker)
+        for resource in _pool(name, pool, description, placement, identity, fingerprints, programs)
     )
     endpoints = (_endpoint(name, each, description, identity) for name, each in description.serverless.items())
     return (router, *machines, *endpoints)
@@ -154,6 +159,7 @@ def _router_host(description: StackDescription, fingerprints: Mapping[str, str],
         admin_port=admin.port,
         keys={name: fingerprints[name] for name in (*ROUTER_KEYS, *given_secrets(description))},
         settings=_bucket_settings(description.router.s3) | _webhook_settings(description.router.webhook_allow),
+        tunnels=bool(description.hosts),
     )
     return Declared(Kind.ROUTER_HOST, ROUTER_HOST, inputs)
 
@@ -193,7 +199,7 @@ def _pool(
     placement: Placement,
     identity: Identity,
     fingerprints: Mapping[str, str],
-    program: Program,
+    programs: Programs,
 ) -> Iterator[Declared]:
     for machine in names(name, pool, placement):
         if placement.of(machine) is None:
@@ -210,7 +216,7 @@ def _pool(
             )
             for seat in seated
         )
-        yield from _machine(placed, pool, identity, description, program, workers)
+        yield from _machine(placed, pool, identity, description, programs, workers)
         for worker in workers:
             yield _registration(worker, placed.machine, name, description)
 
@@ -220,18 +226,25 @@ def _machine(
     pool: Pool,
     identity: Identity,
     description: StackDescription,
-    program: Program,
+    programs: Programs,
     workers: tuple[WorkerInputs, ...],
 ) -> Iterator[Declared]:
     rented_name = identity.machine(placed.machine, placed.generation)
-    image = description.pod_image or "" if description.cloud == CloudName.RUNPOD else ""
-    machine = MachineInputs(name=rented_name, cloud=description.cloud, offer=placed.offer, image=image)
+    host = description.hosts.get(placed.offer.region) if description.hosts else None
+    elsewhere = _elsewhere(host, description, programs.image) if host else None
+    machine = MachineInputs(
+        name=rented_name,
+        cloud=description.cloud,
+        offer=placed.offer,
+        image=description.pod_image or "" if description.cloud == CloudName.RUNPOD else "",
+        access=access_of(host) if host else None,
+    )
     yield Declared(Kind.MACHINE, placed.machine, machine)
     worker_host = WorkerHostInputs(
         machine=rented_name,
         cloud=description.cloud,
-        program=program.argv,
-        code=program.code,
+        program=() if elsewhere else programs.worker.argv,
+        code="" if elsewhere else programs.worker.code,
         model=description.model,
         engine=description.engine,
         tier=pool.tier,
@@ -241,6 +254,7 @@ def _machine(
         accept_license=description.accept_license,
         workers=workers,
         ready_within_s=READY_WITHIN_TINY_S if description.model == TINY else READY_WITHIN_S,
+        elsewhere=elsewhere,
     )
     yield Declared(Kind.WORKER_HOST, _worker_host_name(placed.machine), worker_host, (placed.machine,))
 
@@ -264,12 +278,41 @@ def _endpoint(name: str, described: Serverless, description: StackDescription, i
     return Declared(Kind.ENDPOINT, f"{name}-endpoint", inputs)
 
 
+def access_of(host: OwnHost) -> Access:
+    return Access(host.address, host.port, host.user, host.key or "", host.sudo_password or "", host.kind)
+
+
+def _elsewhere(host: OwnHost, description: StackDescription, image: str) -> Elsewhere:
+    admin, wanted = description.router.admin, description.image
+    build = {"BASE_IMAGE": wanted.base_image, "TORCH_BACKEND": wanted.torch_backend}
+    return Elsewhere(
+        access=access_of(host),
+        image=ImageInputs(
+            tag=image,
+            pull=wanted.pull or "",
+            username=wanted.username or "",
+            password=wanted.password or "",
+            archive=wanted.archive or "",
+            build_args={name: value for name, value in build.items() if value},
+        ),
+        facts=MachineFacts(
+            gpus=host.gpus,
+            gpu=host.gpu or "",
+            gpu_memory_gib=host.gpu_memory_gib or 0.0,
+            disk_gib=host.disk_gib,
+            download_mbit_s=host.download_mbit_s or 0.0,
+            worker_memory_gib=host.worker_memory_gib,
+        ),
+        admin_url=reachable_url(admin.host, admin.port),
+    )
+
+
 def _registration(worker: WorkerInputs, machine: str, pool: str, description: StackDescription) -> Declared:
     admin = description.router.admin
     inputs = RegistrationInputs(
         worker=worker.name,
         pool=pool,
-        url=worker_url(worker.port),
+        url=f"{TUNNELLED}{worker.name}" if description.hosts else worker_url(worker.port),
         token=worker.token,
         admin_url=reachable_url(admin.host, admin.port),
     )

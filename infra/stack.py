@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 from infra.backend import fault
-from infra.clouds import Market
+from infra.clouds import HostKind, Market
 from infra.description import DescriptionError, read_yaml, say
 from infra.gpus import GpuModel
 from infra.paths import repository_root
@@ -39,6 +39,7 @@ class CloudName(StrEnum):
     LOCAL = "local"
     SPHERON = "spheron"
     RUNPOD = "runpod"
+    HOSTS = "hosts"
 
 
 class Device(StrEnum):
@@ -231,6 +232,53 @@ class Scale(Described):
 Dollars = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+def _user(text: str) -> str:
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", text):
+        raise PydanticCustomError("user", "should be a user's name on that machine")
+    return text
+
+
+class OwnHost(Described):
+    """A machine that you have already, reached through SSH."""
+
+    address: Host = Field(description="Its name or address.")
+    port: Port = 22
+    user: Annotated[str, AfterValidator(_user)] = Field("root", description="Anybody else needs sudo there.")
+    key: Text | None = Field(None, description="A private key's file here; default: the stack's own key.")
+    sudo_password: Reference | None = Field(None, description="What sudo asks of `user`; default: it asks nothing.")
+    kind: Literal[HostKind.VM, HostKind.CONTAINER] = Field(
+        HostKind.VM, description="vm: a machine with systemd. container: a pod that runs the worker's image as `host`."
+    )
+    gpus: Annotated[int, Field(strict=True, ge=0, le=16)] = Field(1, description="How many it has; one worker each.")
+    gpu: Text | None = Field(None, description="Their model, as in H100: a deploy refuses another. Default: any.")
+    gpu_memory_gib: Annotated[float, Field(gt=0)] | None = Field(None, description="Of one GPU, at the least.")
+    disk_gib: Annotated[float, Field(gt=0)] = Field(60.0, description="Free for image and weights, at the least.")
+    download_mbit_s: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="A deploy measures it, and refuses a machine that is slower than half of that."
+    )
+    worker_memory_gib: Annotated[float, Field(gt=0)] = Field(64.0, description="Main memory that one worker may take.")
+
+
+class Image(Described):
+    """Where machines get the worker's image from. Default: each builds it from this checkout."""
+
+    pull: Text | None = Field(None, description="A registry's reference, best by digest: ghcr.io/acme/worker@sha256:…")
+    username: Text | None = Field(None, description="For a registry that asks who pulls.")
+    password: Reference | None = None
+    archive: Text | None = Field(None, description="A file of `docker save`, which is copied to each machine.")
+    base_image: Text | None = Field(None, description="Of an image that is built; see worker/Dockerfile.")
+    torch_backend: Literal["cpu", "cu126", "cu128", "cu130"] | None = Field(None, description="Of one that is built.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        ways = [self.pull, self.archive, self.base_image or self.torch_backend]
+        if sum(way is not None for way in ways) > 1:
+            raise PydanticCustomError("image", "should have one of: pull, archive, or what a build is told")
+        if (self.username is None) != (self.password is None) or (self.username and not self.pull):
+            raise PydanticCustomError("image", "should have username and password together, and with pull")
+        return self
+
+
 class Pool(Described):
     """Workers of one kind of traffic."""
 
@@ -249,6 +297,7 @@ class Pool(Described):
     gpus: tuple[GpuModel, ...] = Field(
         (), description="Cards to rent, the most liked first; the cheapest image decides. Default: any that fits."
     )
+    hosts: tuple[Text, ...] = Field((), description="Which of `hosts` it may have. Default: those left, in order.")
     gpus_per_machine: Annotated[int, Field(strict=True, ge=1, le=16)] = 1
     regions: tuple[Text, ...] = Field((), description="Where to rent, by the cloud's names. Default: anywhere.")
     max_price: Dollars | None = Field(None, description="US dollars an hour that one machine may cost.")
@@ -331,9 +380,25 @@ class StackDescription(Described):
     lives_for_hours: Dollars | None = Field(
         None, description="After so long `letterpress watch` gives everything back; a stack of an experiment."
     )
+    hosts: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")], OwnHost] = Field(
+        {}, description="Of `cloud: hosts`: the machines that you have, by names of your own."
+    )
+    image: Image = Field(Image(), description="The worker's container image, for machines reached through SSH.")
     router: Router = Router()
     serverless: dict[PoolName, Serverless] = Field({}, description="By name; RUNPOD_API_KEY is the account's.")
     pools: Annotated[dict[PoolName, Pool], Field(min_length=1)] = Field(description="By name.")
+
+    @model_validator(mode="after")
+    def _hosts_are_there(self) -> Self:
+        if bool(self.hosts) != (self.cloud is CloudName.HOSTS):
+            raise PydanticCustomError("hosts", "should have `hosts` with `cloud: hosts`, and only then")
+        for name, pool in self.pools.items():
+            for host in pool.hosts:
+                if host not in self.hosts:
+                    raise PydanticCustomError(
+                        "hosts", "should name in pools.{pool}.hosts one of its hosts", {"pool": name}
+                    )
+        return self
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
@@ -384,6 +449,9 @@ def parse(text: str, source: str, folder: Path) -> StackDescription:
             "model": _anchored(description.model, folder),
             "cache": description.cache and _anchored(description.cache, folder),
             "router": _router_anchored(description.router, folder),
+            "image": description.image.model_copy(
+                update={"archive": description.image.archive and _anchored(description.image.archive, folder)}
+            ),
         }
     )
 

@@ -47,6 +47,7 @@ import re
 from collections.abc import Iterable
 from datetime import date, datetime
 from enum import StrEnum
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -461,6 +462,13 @@ class TunnelsView(Frozen):
     written_at: datetime | None = None
     trouble: str = Field(default="", description="Why the machines' file could not be followed; empty if it could.")
     tunnels: list[TunnelView] = Field(default_factory=list)
+
+
+def tunnel_socket(run: PurePath, worker: str) -> PurePath:
+    """The near end of the way to a worker, in the tunnel service's run directory. Named by a digest where the name is
+    long: a socket's path ends at 107 bytes."""
+    name = worker if len(worker) <= 24 else f"{worker[:11]}-{hashlib.sha256(worker.encode()).hexdigest()[:12]}"
+    return run / "w" / name
 
 
 def forward_only(public_key: str, ports: Iterable[int]) -> str:

@@ -99,6 +99,8 @@ class MachineSpec:
     name: str
     offer: Offer
     labels: tuple[tuple[str, str], ...] = ()
+    access: Access | None = None
+    """How the machine is reached that the user has already; None where the cloud itself will say."""
     public_key: str = ""
     image: str = ""
 

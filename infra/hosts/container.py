@@ -96,6 +96,15 @@ class ContainerHost:
         whole = said[: said.rfind("\n") + 1]
         return whole, Position(now.inode, start + len(whole.encode(errors="surrogateescape")))
 
+    async def keep_previous(self, unit: str) -> bytes | None:
+        """The unit's description as it is now, to be given to `restore`."""
+        return await self.read(UNITS / f"{unit}.json")
+
+    async def restore(self, unit: str, before: bytes) -> None:
+        """Make a unit run again as it ran before it was changed."""
+        await self.write(UNITS / f"{unit}.json", before)
+        await self._keeper(f"start {self.root / UNITS} {unit}", f"putting {unit} back", 300)
+
     async def units(self) -> Mapping[str, UnitStatus]:
         return {name: _status(seen) for name, seen in (await self._kept()).items()}
 

@@ -137,6 +137,17 @@ class SshHost:
                 last = max(last, at)
         return "".join(f"{line}\n" for line in lines), Position(0, last)
 
+    async def keep_previous(self, unit: str) -> bytes | None:
+        """The unit's file as it is now, to be given to `restore`."""
+        return await (await self.connect()).read(FOLDER / self._service(unit))
+
+    async def restore(self, unit: str, before: bytes) -> None:
+        """Make a unit run again as it ran before it was changed."""
+        connection, service = await self.connect(), self._service(unit)
+        await connection.write(FOLDER / service, before, 0o644)
+        script = f"systemctl daemon-reload; systemctl reset-failed {service} 2>/dev/null; systemctl restart {service}"
+        await connection.run(script, f"putting {service} back", within_s=300)
+
     async def units(self) -> Mapping[str, UnitStatus]:
         """Everything of this stack that was installed here."""
         listing = f"ls {FOLDER} 2>/dev/null | grep '^{self.prefix}.*\\.service$' || :"
@@ -217,7 +228,7 @@ def _seen(name: str, values: Mapping[str, str], booted: float) -> Seen:
         active=values.get("ActiveState", "inactive"),
         sub=values.get("SubState", ""),
         pid=int(values.get("MainPID") or 0),
-        since=datetime.fromtimestamp(booted + entered / 1e6, UTC) if entered else None,
+        since=datetime.fromtimestamp(round(booted + entered / 1e6), UTC) if entered else None,
         started=values.get("Started") or None,
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from infra.clouds import (
+    Access,
     Cloud,
     CloudError,
     LimitedError,
@@ -40,6 +41,7 @@ class MachineInputs(Inputs):
     cloud: CloudName
     offer: Offer
     image: str = ""
+    access: Access | None = None
 
 
 class MachineState(MachineInputs, Found):
@@ -73,7 +75,8 @@ class MachineResource:
         while True:
             progress(f"looking for {inputs.name}")
             try:
-                machine = await cloud.find(inputs.name)
+                # How a machine is reached that the user has already may have changed; nothing is rented twice there.
+                machine = None if inputs.access else await cloud.find(inputs.name)
                 if machine and machine.phase is Phase.STOPPED:
                     progress("it has stopped; giving it back")
                     await cloud.delete(machine.id)
@@ -88,9 +91,10 @@ class MachineResource:
     async def _rent(self, cloud: Cloud, inputs: MachineInputs, progress: Progress) -> Machine:
         offer = inputs.offer
         where = f" in {offer.region}" if offer.price else ""
-        progress(f"renting {offer.gpu or 'the CPU'} ({offer.market}) from {inputs.cloud}{where}")
+        if not inputs.access:
+            progress(f"renting {offer.gpu or 'the CPU'} ({offer.market}) from {inputs.cloud}{where}")
         image = resolve(inputs.image, self.environ, "pod_image")
-        spec = MachineSpec(inputs.name, offer, public_key=self.public_key(), image=image)
+        spec = MachineSpec(inputs.name, offer, public_key=self.public_key(), image=image, access=inputs.access)
         try:
             return await cloud.create(spec)
         except OutcomeUnknownError as error:
@@ -170,6 +174,7 @@ def _state(inputs: MachineInputs, machine: Machine) -> MachineState:
         name=inputs.name,
         cloud=inputs.cloud,
         offer=inputs.offer,
+        access=inputs.access,
         image=inputs.image,
         condition=Condition.STOPPED if machine.phase is Phase.STOPPED else Condition.RUNNING,
         machine_id=machine.id,

@@ -47,9 +47,20 @@ async def ask_worker(client: httpx.AsyncClient, url: str) -> Answer:
     """Ask a worker for its readiness."""
     try:
         response = await client.get(f"{url}/readyz")
-        status = WorkerStatus.model_validate_json(response.content)
     except httpx.TransportError:
         return Answer(Verdict.WAIT, "does not answer yet")
+    return _worker_says(response.content)
+
+
+async def ask_worker_on(host: Host, port: int) -> Answer:
+    """Ask a worker on a host's loopback for its readiness."""
+    answer = await host.get(port, "/readyz")
+    return _worker_says(answer[1]) if answer else Answer(Verdict.WAIT, "does not answer yet")
+
+
+def _worker_says(content: bytes) -> Answer:
+    try:
+        status = WorkerStatus.model_validate_json(content)
     except ValidationError:
         return Answer(Verdict.WAIT, "answers, but not as a worker does")
     match status.state:

@@ -10,8 +10,9 @@ import asyncio
 from dataclasses import dataclass
 
 from infra.hosts import Progress
+from infra.provider import tunnels
 from infra.provider.resource import Condition, Found, Inputs, ProviderError
-from infra.provider.site import Site
+from infra.provider.site import TUNNELLED, Site
 from infra.secrets import ADMIN_KEY, worker_token
 from router.client import AdminClient, RouterAwayError, RouterClientError, RouterNotFoundError, RouterUnavailableError
 from router.contract import WorkerRegistration, WorkerView
@@ -46,7 +47,10 @@ class RegistrationResource:
         self, inputs: RegistrationInputs, _before: RegistrationState | None, progress: Progress
     ) -> RegistrationState:
         token = self.site.secrets.ensure(worker_token(inputs.worker))
-        registration = WorkerRegistration(url=inputs.url, token=token, pool=inputs.pool)
+        if inputs.url.startswith(TUNNELLED):
+            await tunnels.until_up(self.site, inputs.worker, progress)
+        url = self.site.worker_url(inputs.url)
+        registration = WorkerRegistration(url=url, token=token, pool=inputs.pool)
         progress(f"telling the router of {inputs.worker} in pool {inputs.pool}")
         try:
             async with self._admin(inputs) as admin:
@@ -56,12 +60,12 @@ class RegistrationResource:
                 f"{inputs.worker} could not be registered: {error}. `make logs` shows the router's side; "
                 "`make deploy` tries again"
             ) from error
-        return _seen(RegistrationState.model_validate(inputs.model_dump()), view)
+        return self._seen(RegistrationState.model_validate(inputs.model_dump()), view)
 
     async def read(self, state: RegistrationState) -> RegistrationState | None:
         try:
             async with self._admin(state) as admin:
-                return _seen(state, await admin.worker(state.worker))
+                return self._seen(state, await admin.worker(state.worker))
         except RouterNotFoundError:
             return None
         except RouterClientError as error:  # the router is away, or is not ours: nothing is known
@@ -93,12 +97,15 @@ class RegistrationResource:
     def _admin(self, inputs: RegistrationInputs) -> AdminClient:
         return AdminClient(inputs.admin_url, self.site.secrets.ensure(ADMIN_KEY))
 
+    def _seen(self, state: RegistrationState, view: WorkerView) -> RegistrationState:
+        return _seen(state, view, self.site.worker_url(state.url))
 
-def _seen(state: RegistrationState, view: WorkerView) -> RegistrationState:
+
+def _seen(state: RegistrationState, view: WorkerView, url: str) -> RegistrationState:
     differs = [
         name
         for name, here, there in (
-            ("url", state.url, view.url),
+            ("url", url, view.url),
             ("pool", state.pool, view.pool),
             ("token", state.token, view.token_fingerprint),
         )

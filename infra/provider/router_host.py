@@ -57,7 +57,8 @@ class TlsInputs(Inputs):
 
 class RouterHostInputs(Inputs):
     """`keys` holds the fingerprints of the router's secrets by name, `code` the digest of `program`. `settings`
-    are the router's own (`router.settings`), by name without their prefix; no secret is among them."""
+    are the router's own (`router.settings`), by name without their prefix; no secret is among them. `tunnels` says
+    that workers are reached through the tunnel service."""
 
     program: tuple[str, ...]
     code: str
@@ -68,6 +69,7 @@ class RouterHostInputs(Inputs):
     admin_port: int
     keys: dict[str, str]
     settings: dict[str, str] = Field(default_factory=dict)
+    tunnels: bool = False
 
 
 class RouterHostState(RouterHostInputs, Found):
@@ -155,6 +157,8 @@ class RouterHostResource:
             "PUBLIC_URL": public_url(inputs),
             **inputs.settings,
         }
+        if inputs.tunnels:
+            settings["TUNNELS_STATUS_FILE"] = str(paths.router / "tunnels" / "status.json")
         if S3_CREDENTIALS in inputs.keys:
             settings["S3_CREDENTIALS_FILE"] = str(secrets.path(S3_CREDENTIALS))
         if self._artifacts(inputs):

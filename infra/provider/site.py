@@ -6,10 +6,13 @@ elsewhere must not lead to somebody's folders.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from infra.clouds import Cloud, Machine, runpod, spheron
+from infra.clouds import Access, Cloud, Machine, runpod, spheron
+from infra.clouds.hosts import HostsCloud
 from infra.clouds.local import LocalCloud
 from infra.clouds.quota import Limit, Quota
 from infra.clouds.runpod import RunpodCloud
@@ -18,15 +21,31 @@ from infra.clouds.spheron import SpheronCloud
 from infra.errors import InfraError
 from infra.hosts import Host
 from infra.hosts.local import LocalHost
+from infra.identity import ensure_identity
 from infra.paths import StackPaths
 from infra.secrets import SecretStore
 from infra.ssh.keys import LOGIN, ensure_key, public_line
-from infra.stack import CloudName
+from infra.ssh.pins import Pins
+from infra.ssh.pool import Connections
+from infra.ssh.target import Target
+from infra.stack import CloudName, resolve
+from router.contract import tunnel_socket
 
 STACK = "LETTERPRESS_STACK"
 """Names the stack that the provider works for; `LETTERPRESS_HOME` and `LETTERPRESS_RUN` say where it lies."""
 
 NO_WAIT = "LETTERPRESS_NO_WAIT"
+TUNNELLED = "tunnel:"
+"""Begins the address of a worker that is reached through the tunnel service, as properties have it: no folder of this
+computer is in a state."""
+
+
+class Upgrades:
+    """Workers that serve are replaced one after the other, and not at all once one has not come back."""
+
+    def __init__(self) -> None:
+        self.one_at_a_time = asyncio.Lock()
+        self.failed = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +55,9 @@ class Site:
     paths: StackPaths
     environ: Mapping[str, str]
     _clouds: dict[CloudName, Cloud] = field(default_factory=dict, compare=False)
+    _connections: list[Connections] = field(default_factory=list, compare=False)
+    tunnels_changing: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
+    upgrades: Upgrades = field(default_factory=Upgrades, compare=False)
 
     @classmethod
     def here(cls, environ: Mapping[str, str]) -> Site:
@@ -57,15 +79,52 @@ class Site:
         """What lets us in on rented machines: the stack's own SSH key, drawn now if there is none."""
         return public_line(ensure_key(self.paths.secrets, LOGIN), f"letterpress-{self.paths.root.name}")
 
+    @property
+    def stack_id(self) -> str:
+        return ensure_identity(self.paths.root / "stack-id").id
+
+    @property
+    def connections(self) -> Connections:
+        """Open for as long as this process works on the stack."""
+        if not self._connections:
+            self._connections.append(Connections(Pins(self.paths.known_hosts), self.paths.logs))
+        return self._connections[0]
+
+    @property
+    def tunnel_run(self) -> Path:
+        """For the tunnel service's sockets."""
+        return self.paths.run / "t"
+
+    def target(self, machine: str, access: Access) -> Target:
+        """How a machine is reached, with what the environment alone knows; DescriptionError for what it lacks."""
+        key = Path(resolve(access.key, self.environ, "hosts.key")).expanduser() if access.key else None
+        password = resolve(access.sudo_password, self.environ, "hosts.sudo_password") if access.sudo_password else ""
+        own = ensure_key(self.paths.secrets, LOGIN)
+        return Target(machine, access.address, access.port, access.user, key or own, password)
+
+    def worker_url(self, url: str) -> str:
+        """A worker's address as the router has it: `tunnel:NAME` is the near end of the way to it."""
+        if not url.startswith(TUNNELLED):
+            return url
+        name = url.removeprefix(TUNNELLED)
+        return f"unix:{tunnel_socket(self.tunnel_run, name)}"
+
     def accounts(self) -> tuple[CloudName, ...]:
         """Clouds that can be asked from here: those that the environment has a key for."""
-        keys = {CloudName.LOCAL: "", CloudName.SPHERON: spheron.API_KEY, CloudName.RUNPOD: runpod.API_KEY}
+        keys = {
+            CloudName.LOCAL: "",
+            CloudName.HOSTS: "",
+            CloudName.SPHERON: spheron.API_KEY,
+            CloudName.RUNPOD: runpod.API_KEY,
+        }
         return tuple(name for name, key in keys.items() if not key or self.environ.get(key))
 
     def cloud(self, name: CloudName) -> Cloud:
         match name:
             case CloudName.LOCAL:
                 return LocalCloud(self.paths)
+            case CloudName.HOSTS:
+                return HostsCloud(self.paths)
             case CloudName.SPHERON:
                 # One a site: what it saw a moment ago is shared by all resources that look.
                 found = self._clouds.get(name) or SpheronCloud.of(self.environ, self.quota(name, spheron.LIMITS))
@@ -87,7 +146,7 @@ class Site:
         match cloud:
             case CloudName.LOCAL:
                 return LocalCloud(self.paths).host(machine)
-            case CloudName.SPHERON | CloudName.RUNPOD:
+            case CloudName.SPHERON | CloudName.RUNPOD | CloudName.HOSTS:
                 raise InfraError(f"{machine.name} wants SSH, which this version does not speak yet")
 
     def router_host(self) -> LocalHost:

@@ -13,15 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
-import httpx
-
 from infra.clouds import CloudError
 from infra.errors import InfraError
-from infra.hosts import Host, HostError, Listen, Progress, Unit
-from infra.provider.readiness import Verdict, ask_worker, loopback_client, until_ready
+from infra.hosts import Host, HostError, Listen, Progress, Unit, UnitState
+from infra.hosts.container import ContainerHost
+from infra.hosts.ssh import SshHost
+from infra.provider.elsewhere import Elsewhere, host_of, prepare, remote_unit, take_leave, write_token
+from infra.provider.readiness import Verdict, ask_worker_on, until_ready
 from infra.provider.resource import Condition, Found, IncompleteError, Inputs, ProviderError, UnitSeen, worst
 from infra.provider.site import Site
+from infra.provider.upgrade import upgrade
 from infra.secrets import worker_token
+from infra.ssh.target import Patience
 from infra.stack import TINY, CloudName, resolve
 from worker.contract import Metadata, Tier
 
@@ -59,6 +62,7 @@ class WorkerHostInputs(Inputs):
     accept_license: bool = False
     workers: tuple[WorkerInputs, ...]
     ready_within_s: float
+    elsewhere: Elsewhere | None = None
 
 
 class WorkerHostState(WorkerHostInputs, Found):
@@ -71,24 +75,7 @@ def worker_url(port: int) -> str:
 
 def worker_unit(inputs: WorkerHostInputs, worker: WorkerInputs, root: PurePath, environ: Mapping[str, str]) -> Unit:
     """The worker as a unit of a host whose folder is `root`. Raises DescriptionError for a missing reference."""
-    settings = {
-        "MODEL": resolve(inputs.model, environ, "model"),
-        "ENGINE": inputs.engine,
-        "TIER": inputs.tier,
-        "DEVICE": worker.device,
-        "HOST": LOOPBACK,
-        "PORT": str(worker.port),
-        "TOKEN_FILE": str(root / _token_file(worker)),
-    }
-    if inputs.model == TINY and worker.device == "cpu":
-        # Tiny workers share this computer's cores, and are slower when each takes all of them.
-        settings["CPU_THREADS"] = "1"
-    if inputs.warm_sizes:
-        settings["WARM_SIZES"] = ",".join(inputs.warm_sizes)
-    if inputs.metadata is not Metadata.ALL:
-        settings["METADATA"] = inputs.metadata
-    if inputs.accept_license:
-        settings["ACCEPT_LICENSE"] = "true"
+    settings = _settings(inputs, worker, environ) | {"TOKEN_FILE": str(root / _token_file(worker))}
     if inputs.cache:
         settings["CACHE_DIR"] = resolve(inputs.cache, environ, "cache")
     return Unit(
@@ -102,6 +89,28 @@ def worker_unit(inputs: WorkerHostInputs, worker: WorkerInputs, root: PurePath, 
         # A new token, or new code after an upgrade, takes effect only in a new process.
         config=hashlib.sha256(f"{worker.token} {inputs.code}".encode()).hexdigest()[:16],
     )
+
+
+def _settings(inputs: WorkerHostInputs, worker: WorkerInputs, environ: Mapping[str, str]) -> dict[str, str]:
+    """What a worker is told wherever it is."""
+    settings = {
+        "MODEL": resolve(inputs.model, environ, "model"),
+        "ENGINE": inputs.engine,
+        "TIER": inputs.tier,
+        "DEVICE": worker.device,
+        "HOST": LOOPBACK,
+        "PORT": str(worker.port),
+    }
+    if inputs.model == TINY and worker.device == "cpu":
+        # Tiny workers share this computer's cores, and are slower when each takes all of them.
+        settings["CPU_THREADS"] = "1"
+    if inputs.warm_sizes:
+        settings["WARM_SIZES"] = ",".join(inputs.warm_sizes)
+    if inputs.metadata is not Metadata.ALL:
+        settings["METADATA"] = inputs.metadata
+    if inputs.accept_license:
+        settings["ACCEPT_LICENSE"] = "true"
+    return settings
 
 
 def _token_file(worker: WorkerInputs) -> PurePath:
@@ -122,6 +131,8 @@ class WorkerHostResource:
         host = await self._host(inputs)
         if host is None:
             raise ProviderError(f"{inputs.machine}: the machine is gone; run `make deploy` again to rent it anew")
+        if inputs.elsewhere:
+            await self._prepare(inputs, inputs.elsewhere, progress)
         described = {worker.name for worker in inputs.workers}
         for worker in before.workers if before else ():
             if worker.name not in described:
@@ -140,45 +151,93 @@ class WorkerHostResource:
 
     async def read(self, state: WorkerHostState) -> WorkerHostState | None:
         try:
-            host = await self._host(state)
+            host = await self._host(state, Patience(reach_s=0.0))
             return await self._look(host, state) if host else None
         except (CloudError, HostError) as error:
             return state.model_copy(update={"condition": Condition.UNKNOWN, "reason": str(error)})
 
     async def delete(self, state: WorkerHostState, progress: Progress) -> None:
+        if state.elsewhere:
+            names = tuple(worker.name for worker in state.workers)
+            await take_leave(self.site, state.machine, state.elsewhere.access, names, progress)
+            return
         host = await self._host(state)
         if host:  # without its machine there is nothing left of it
             await asyncio.gather(*(host.remove(worker.name, progress) for worker in state.workers))
 
-    async def _host(self, inputs: WorkerHostInputs) -> Host | None:
+    async def _host(self, inputs: WorkerHostInputs, patience: Patience = Patience()) -> Host | None:  # noqa: B008 - a value
         machine = await self.site.cloud(inputs.cloud).find(inputs.machine)
+        if machine and inputs.elsewhere:
+            return host_of(self.site, inputs.machine, inputs.elsewhere.access, lambda _: None, patience)
         return self.site.machine_host(inputs.cloud, machine) if machine else None
+
+    async def _prepare(self, inputs: WorkerHostInputs, elsewhere: Elsewhere, progress: Progress) -> None:
+        """Raises IncompleteError: what was put on the machine so far is remembered, to be gone on with or removed."""
+        ports = {worker.name: worker.port for worker in inputs.workers}
+        model = resolve(inputs.model, self.site.environ, "model")
+        try:
+            await prepare(
+                self.site,
+                inputs.machine,
+                elsewhere,
+                model,
+                inputs.cache,
+                inputs.accept_license,
+                ports,
+                progress,
+            )
+        except InfraError as error:
+            state = _state(inputs).model_copy(update={"condition": Condition.NOT_READY, "reason": str(error)})
+            raise IncompleteError(str(error), state) from error
+
+    def _unit(self, host: Host, inputs: WorkerHostInputs, worker: WorkerInputs) -> Unit:
+        if inputs.elsewhere is None:
+            return worker_unit(inputs, worker, host.root, self.site.environ)
+        return remote_unit(
+            worker.name,
+            _settings(inputs, worker, self.site.environ),
+            worker.device,
+            Listen(LOOPBACK, worker.port, worker.setting),
+            worker.token,
+            inputs.elsewhere,
+            self.site,
+            inputs.cache,
+        )
 
     async def _bring_up(self, host: Host, inputs: WorkerHostInputs, worker: WorkerInputs, progress: Progress) -> None:
         def say(stage: str) -> None:
             progress(stage if len(inputs.workers) == 1 else f"{worker.name}: {stage}")
 
         token = self.site.secrets.ensure(worker_token(worker.name))
-        await host.write(_token_file(worker), token.encode())
-        await host.ensure(worker_unit(inputs, worker, host.root, self.site.environ), say)
-        async with loopback_client() as client:
-            url = worker_url(worker.port)
-            await until_ready(host, worker.name, lambda: ask_worker(client, url), inputs.ready_within_s, say)
+        unit = self._unit(host, inputs, worker)
+
+        async def begin() -> None:
+            if isinstance(host, (SshHost, ContainerHost)):
+                await write_token(host, worker.name, token)
+            else:
+                await host.write(_token_file(worker), token.encode())
+            await host.ensure(unit, say)
+            await until_ready(host, worker.name, lambda: ask_worker_on(host, worker.port), inputs.ready_within_s, say)
+
+        if inputs.elsewhere and isinstance(host, (SshHost, ContainerHost)):
+            seen = await host.observe(worker.name)
+            serves = seen.state is UnitState.RUNNING and seen.fingerprint != unit.fingerprint
+            if serves and (await ask_worker_on(host, worker.port)).verdict is Verdict.READY:
+                await upgrade(self.site, inputs.elsewhere.admin_url, worker.name, host, begin, say)
+                return
+        await begin()
 
     async def _look(self, host: Host, state: WorkerHostState) -> WorkerHostState:
-        async with loopback_client() as client:
-            units = await asyncio.gather(*(self._see(host, state, worker, client) for worker in state.workers))
+        units = await asyncio.gather(*(self._see(host, state, worker) for worker in state.workers))
         condition = worst([unit.condition for unit in units])
         reason = ", ".join(f"{unit.name}: {unit.condition}" for unit in units if not unit.condition.good)
         return state.model_copy(update={"units": tuple(units), "condition": condition, "reason": reason})
 
-    async def _see(
-        self, host: Host, state: WorkerHostState, worker: WorkerInputs, client: httpx.AsyncClient
-    ) -> UnitSeen:
-        described = worker_unit(state, worker, host.root, self.site.environ)
+    async def _see(self, host: Host, state: WorkerHostState, worker: WorkerInputs) -> UnitSeen:
+        described = self._unit(host, state, worker)
         seen = UnitSeen.of(worker.name, await host.observe(worker.name), described.fingerprint)
         if seen.condition is Condition.RUNNING:
-            answer = await ask_worker(client, worker_url(worker.port))
+            answer = await ask_worker_on(host, worker.port)
             if answer.verdict is not Verdict.READY:
                 return seen.model_copy(update={"condition": Condition.NOT_READY})
         return seen

@@ -69,6 +69,20 @@ def _on_path(program: str) -> Path | None:
     return Path(found) if found else None
 
 
+def find_nft() -> Path | None:
+    """The firewall of test machines."""
+    return _on_path("nft")
+
+
+def find_sudo() -> Path | None:
+    return _on_path("sudo")
+
+
+def find_systemd_analyze() -> Path | None:
+    """systemd's own checker of unit files."""
+    return _on_path("systemd-analyze")
+
+
 SERVERS = (
     Server("postgresql", "postgresql", "postgresql", find_postgres),
     Server("redis-server", "redis-server", "redis-server", find_redis),
@@ -76,6 +90,9 @@ SERVERS = (
     Server("sshd", "openssh-server", "ssh", find_sshd),
     Server("promtool", "prometheus", "prometheus", find_promtool),
     Server("buildah", "buildah", "", find_buildah),
+    Server("nft", "nftables", "nftables", find_nft),
+    Server("sudo", "sudo", "", find_sudo),
+    Server("systemd-analyze", "systemd", "", find_systemd_analyze),
     Server("debootstrap", "debootstrap", "", find_debootstrap),
 )
 

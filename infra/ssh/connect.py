@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 import time
+from functools import partial
 from pathlib import Path
 
 import paramiko
@@ -41,7 +42,9 @@ async def connect(
     Raises UnreachableError, LoginRefusedError, HostKeyChangedError, SudoRefusedError, or SshError for a key of
     ours that cannot be used.
     """
-    return await in_thread(_connect, target, pins, progress, patience, log)
+    connection = await in_thread(_connect, target, pins, progress, patience, log)
+    connection.another = partial(connect, target, pins, progress, Patience(reach_s=0.0), log)
+    return connection
 
 
 def _connect(target: Target, pins: Pins, progress: Progress, patience: Patience, log: Log) -> Connection:
@@ -161,7 +164,10 @@ def _log_in(transport: paramiko.Transport, target: Target, key: paramiko.PKey) -
 
 def _become_root(connection: Connection, target: Target) -> None:
     """How commands become root: not at all, by sudo, or by sudo with a password on its standard input."""
-    if connection.ask("id -u").strip() == "0":
+    user, *taken = connection.ask('id -u; echo "$SSH_CONNECTION"').split()
+    if len(taken) == 4:
+        connection.server_port = int(taken[3])
+    if user == "0":
         return
     if connection.try_as_user("sudo -k -n true").status == 0:
         connection.root = ("sudo", "-n", "--")

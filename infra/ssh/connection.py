@@ -9,7 +9,7 @@ import http.client
 import select
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO
@@ -56,8 +56,12 @@ class Connection:
         self.target = target
         self.root: tuple[str, ...] = ()
         self.preamble = b""
+        self.server_port = target.port
+        """The port that sshd took this connection at, as the machine itself sees it: providers map ports."""
         self._transport = transport
         self._log = log
+        self.another: Callable[[], Awaitable[Connection]] = self._no_other
+        """A second connection to the same machine, made anew."""
 
     @property
     def alive(self) -> bool:
@@ -69,14 +73,11 @@ class Connection:
         key = self._transport.get_remote_server_key()
         return f"{key.get_name()} {key.get_base64()}"
 
-    @property
-    def server(self) -> tuple[str, int]:
-        """The address and the port that sshd took this connection at, as the machine itself sees them."""
-        _, _, address, port = self.ask('printf %s "$SSH_CONNECTION"').split()
-        return address, int(port)
-
     def close(self) -> None:
         self._transport.close()
+
+    async def _no_other(self) -> Connection:
+        raise self._lost()
 
     async def run(
         self,

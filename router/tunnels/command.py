@@ -10,14 +10,14 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from router.contract import TunnelMachine
+from router.contract import TunnelMachine, tunnel_socket
 
 ALIVE_EVERY_S = 2
 ALIVE_MISSES = 2
 """ssh gives up when it would have to ask a third time: a dead machine is noticed after six to eight seconds."""
 CONNECT_S = 8
 SOCKETS = "w"
-"""The folder of the workers' sockets: short, because a socket's path ends at 107 bytes."""
+"""The folder of the workers' sockets (`router.contract.tunnel_socket`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,8 @@ class Places:
     key: Path
 
     def socket(self, worker: str) -> Path:
-        """The near end of the way to a worker. Named by a digest where the name is long."""
-        name = worker if len(worker) <= 24 else f"{worker[:11]}-{hashlib.sha256(worker.encode()).hexdigest()[:12]}"
-        return self.run / SOCKETS / name
+        """The near end of the way to a worker."""
+        return Path(tunnel_socket(self.run, worker))
 
     def control(self, machine: str) -> Path:
         """Where ssh listens for being told of more forwards."""

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the container runs: server | balanced | serverless | pod, a verb of the `letterpress` command, or any program.
+# What the container runs: server | balanced | serverless | pod | host, a verb of the `letterpress` command, or any program.
 # Each replaces this shell, so that a signal reaches it.
 set -eu
 
@@ -76,6 +76,17 @@ case ${1:-server} in
     fi
     unset PUBLIC_KEY
     as_worker python3 -m worker
+    ;;
+  host)
+    # A pod whose workers `letterpress deploy` starts and keeps: sshd, and what was kept before a restart.
+    kept=$(volume)
+    install -d -m 0755 "$kept"
+    start_sshd "$kept"
+    unset PUBLIC_KEY
+    for keeper in /var/lib/letterpress/*/keep.py; do
+      [ ! -e "$keeper" ] || python3 "$keeper" boot "$(dirname "$keeper")/units"
+    done
+    wait
     ;;
   weights) as_worker letterpress "$@" ;;
   *) exec "$@" ;;

@@ -81,7 +81,7 @@ def test_the_local_stack_is_two_interactive_workers_and_a_batch_one_on_the_fixed
         ("{port: 9000}", "{port: 90000}", 5, "router.edge.port: should be less than or equal to 65535, got 90000"),
         ("{port: 9000}", "{host: a b}", 5, "router.edge.host: should match pattern '^[A-Za-z0-9.:-]+$', got 'a b'"),
         ("  batch:", "  Batch:", 8, "pools.Batch: should match pattern '^[a-z][a-z0-9-]{0,31}$', got 'Batch'"),
-        ("cloud: local", "cloud: moon", 3, "cloud: should be 'local', 'spheron' or 'runpod', got 'moon'"),
+        ("cloud: local", "cloud: moon", 3, "cloud: should be 'local', 'spheron', 'runpod' or 'hosts', got 'moon'"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_setting_its_value_and_its_line(

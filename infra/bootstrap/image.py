@@ -1,0 +1,86 @@
+"""The worker's image: pulled from a registry, loaded from a saved one, or built on the machine from this checkout."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from infra.bootstrap.context import DOCKERFILE, build_context
+from infra.bootstrap.machine import Machine
+from infra.bootstrap.step import VMS, Wrong
+from infra.clouds import HostKind
+from infra.paths import repository_root
+from infra.ssh.threads import in_thread
+
+PULL_S = 3600.0
+BUILD_S = 3600.0
+KEPT = 2
+"""Images of this stack that stay on a machine: the one that runs, and the one to go back to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    name: str = "image"
+    kinds: frozenset[HostKind] = VMS
+
+    async def look(self, machine: Machine) -> Wrong | None:
+        script = f"docker image inspect {shlex.quote(machine.image.tag)} >/dev/null 2>&1"
+        done = await machine.connection.attempt(script, f"looking for the image {machine.image.tag}")
+        return None if done.status == 0 else Wrong(f"{machine.image.tag} is not there")
+
+    async def act(self, machine: Machine) -> None:
+        image = machine.image
+        if image.pull:
+            await self._pull(machine)
+        elif image.archive:
+            await self._load(machine)
+        else:
+            await self._build(machine)
+
+    async def _pull(self, machine: Machine) -> None:
+        image, connection = machine.image, machine.connection
+        # Credentials live for this pull alone, in memory.
+        script = f"docker pull --quiet {shlex.quote(image.pull)}"
+        if image.username:
+            config = "/run/letterpress/registry"
+            registry = image.pull.split("/")[0] if "." in image.pull.split("/")[0] else ""
+            log_in = f"docker --config {config} login -u {shlex.quote(image.username)} --password-stdin {registry}"
+            pull = f"docker --config {config} pull --quiet {shlex.quote(image.pull)}"
+            script = f"umask 077; mkdir -p {config}; {log_in} >/dev/null && {pull}; s=$?; rm -rf {config}; exit $s"
+        await connection.run(
+            script,
+            f"pulling {image.pull}",
+            stdin=image.password.encode(),
+            within_s=PULL_S,
+            on_line=lambda line: machine.progress(f"image: {line.strip()[:80]}"),
+            advice="Does the registry know this image, and let this machine have it? See `image.pull`, "
+            "`image.username` and `image.password` in the stack file",
+        )
+
+    async def _load(self, machine: Machine) -> None:
+        image = machine.image
+        assert image.archive is not None  # noqa: S101 - the caller looked
+        machine.progress(f"image: copying {image.archive.name}")
+        said = await machine.connection.run(
+            "docker load",
+            f"loading {image.archive.name}",
+            stdin=image.archive,
+            within_s=PULL_S,
+            advice="Is it a file of `docker save`, and is there room for it? docker system df",
+        )
+        loaded = said.strip().splitlines()[-1].rpartition(": ")[2]
+        await machine.connection.run(f"docker tag {shlex.quote(loaded)} {image.tag}", "naming the image")
+
+    async def _build(self, machine: Machine) -> None:
+        image = machine.image
+        machine.progress("image: uploading what it is built from")
+        context = await in_thread(build_context, repository_root())
+        arguments = " ".join(shlex.quote(f"--build-arg={name}={value}") for name, value in image.build_args)
+        await machine.connection.run(
+            f"DOCKER_BUILDKIT=1 docker build --progress=plain -f {DOCKERFILE} -t {image.tag} {arguments} - 2>&1",
+            f"building {image.tag}",
+            stdin=context,
+            within_s=BUILD_S,
+            on_line=lambda line: machine.progress(f"image: {line.strip()[:80]}"),
+            advice="Can this machine reach a registry and a Python package index? Is there room? docker system df",
+        )

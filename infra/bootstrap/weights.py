@@ -1,0 +1,82 @@
+"""The folder of weights, and the weights in it: once a machine, whichever number of workers it has.
+
+The hub's token goes there in a file that root alone can read, for the one run that wants it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from infra.bootstrap.machine import Machine
+from infra.bootstrap.step import EVERYWHERE, StepError, Wrong
+from infra.clouds import HostKind
+
+USER = 10001
+"""Whom the worker runs as in its image."""
+PULL_S = 4 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    name: str = "weights folder"
+    kinds: frozenset[HostKind] = EVERYWHERE
+
+    async def look(self, machine: Machine) -> Wrong | None:
+        script = f'test "$(stat -c %u {machine.cache} 2>/dev/null)" = {USER}'
+        done = await machine.connection.attempt(script, "looking for the folder of weights")
+        return None if done.status == 0 else Wrong(f"making {machine.cache}")
+
+    async def act(self, machine: Machine) -> None:
+        script = f"mkdir -p {machine.cache} && chown {USER}:{USER} {machine.cache} && chmod 750 {machine.cache}"
+        await machine.connection.run(script, "making the folder of weights")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """`letterpress weights pull`, in the image: it goes on where it stopped, and verifies every file."""
+
+    name: str = "weights"
+    kinds: frozenset[HostKind] = EVERYWHERE
+
+    async def look(self, machine: Machine) -> Wrong | None:
+        repository = machine.weights.repository
+        if not repository:
+            return None
+        if not machine.weights.accepted:
+            return Wrong(
+                f"nobody has said yes to the licence of {repository}",
+                f"Read it at https://huggingface.co/{repository}, and say `accept_license: true` in the stack file",
+                final=True,
+            )
+        script = f"grep -qxF {shlex.quote(repository)} {machine.root}/weights-are-here"
+        done = await machine.connection.attempt(script, "looking for the weights")
+        return None if done.status == 0 else Wrong(f"{repository} is not whole on this machine")
+
+    async def act(self, machine: Machine) -> None:
+        weights, connection, token = machine.weights, machine.connection, machine.root / "hub.env"
+        settings = [f"HF_TOKEN={weights.token}"] if weights.token else []
+        settings += [f"HF_ENDPOINT={weights.endpoint}"] if weights.endpoint else []
+        await connection.write(token, "".join(f"{line}\n" for line in settings).encode())
+        pull = f"weights pull {shlex.quote(weights.repository)} --accept-license"
+        if machine.kind is HostKind.CONTAINER:
+            script = f"set -a; . {token}; set +a; letterpress-container {pull} 2>&1"
+        else:
+            script = (
+                f"docker run --rm --network host --env-file {token} -v {machine.cache}:/cache "
+                f"{shlex.quote(machine.image.tag)} {pull} 2>&1"
+            )
+        try:
+            done = await connection.attempt(
+                script,
+                f"fetching {weights.repository}",
+                within_s=PULL_S,
+                on_line=lambda line: machine.progress(f"weights: {line.strip()[:80]}"),
+            )
+        finally:
+            await connection.run(f"rm -f {token}", "removing the hub's token")
+        if done.status != 0:
+            said = " ".join(line.strip() for line in done.said.strip().splitlines()[-3:])
+            advice = "HF_TOKEN of your environment is what the hub is shown; deploy again once that is mended"
+            raise StepError(machine, self.name, said or f"ended with {done.status}", advice)
+        await connection.write(machine.root / "weights-are-here", f"{weights.repository}\n".encode())

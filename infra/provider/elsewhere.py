@@ -1,0 +1,228 @@
+"""Workers on machines that are reached through SSH: what such a machine is told, and its workers as units there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, ConfigDict
+
+from infra.bootstrap.access import comment, forget_script
+from infra.bootstrap.machine import Described, Machine, WantedImage, WantedWeights
+from infra.bootstrap.order import WORKER_STEPS
+from infra.bootstrap.step import go_through
+from infra.bootstrap.weights import USER
+from infra.clouds import Access, HostKind
+from infra.hosts import HostError, Listen, Progress, Service, Unit
+from infra.hosts.container import ContainerHost
+from infra.hosts.ssh import SshHost, stack_folder, unit_prefix
+from infra.provider import tunnels
+from infra.provider.site import Site
+from infra.ssh.connection import Connection
+from infra.ssh.errors import UnreachableError
+from infra.ssh.keys import TUNNEL, ensure_key, public_line
+from infra.ssh.target import Patience
+from infra.stack import REPOSITORY, TINY, resolve
+from router.contract import TunnelMachine, forward_only
+
+TOKEN = "/run/letterpress/token"  # noqa: S105 - where it lies in the container
+CACHE = "/cache"
+HUB_TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a variable
+HUB_ENDPOINT = "HF_ENDPOINT"
+STOP_GRACE_S = 120.0
+"""A container is asked to end 5 s before: what runs is finished, and what is accepted gets 30 s to begin."""
+LEAVE = Patience(reach_s=3.0)
+"""For taking leave of a machine: one that does not answer keeps what is on it."""
+
+
+class ImageInputs(BaseModel):
+    """The image as described; `password` is a reference."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tag: str
+    pull: str = ""
+    username: str = ""
+    password: str = ""
+    archive: str = ""
+    build_args: dict[str, str] = {}
+
+
+class MachineFacts(BaseModel):
+    """What the machine was described to have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gpus: int
+    gpu: str = ""
+    gpu_memory_gib: float = 0.0
+    disk_gib: float = 0.0
+    download_mbit_s: float = 0.0
+    worker_memory_gib: float = 64.0
+
+
+class Elsewhere(BaseModel):
+    """How the machine of a WorkerHost is reached and what it should be; None of it on this computer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    access: Access
+    image: ImageInputs
+    facts: MachineFacts
+    admin_url: str
+
+
+def host_of(
+    site: Site, machine: str, access: Access, progress: Progress, patience: Patience
+) -> SshHost | ContainerHost:
+    """The host behind a machine's name, reached when something is first asked of it."""
+    target = site.target(machine, access)
+
+    async def connect() -> Connection:
+        return await site.connections.to(target, progress, patience)
+
+    kind = ContainerHost if access.kind is HostKind.CONTAINER else SshHost
+    return kind(machine, site.stack_id, connect)
+
+
+def token_file(worker: str) -> PurePosixPath:
+    return PurePosixPath("secrets") / f"worker-token-{worker}"
+
+
+def cache_of(site: Site, cache: str | None) -> PurePosixPath:
+    return PurePosixPath(resolve(cache, site.environ, "cache")) if cache else stack_folder(site.stack_id) / "cache"
+
+
+async def prepare(
+    site: Site,
+    machine: str,
+    elsewhere: Elsewhere,
+    model: str,
+    cache: str | None,
+    accepted: bool,
+    ports: Mapping[str, int],
+    progress: Progress,
+) -> None:
+    """Everything but the workers themselves. Raises StepError or SshError, with what to do."""
+    access, image, facts = elsewhere.access, elsewhere.image, elsewhere.facts
+    connection = await site.connections.to(site.target(machine, access), progress, Patience())
+    public = public_line(ensure_key(site.paths.secrets, TUNNEL), comment(site.stack_id))
+    password = resolve(image.password, site.environ, "image.password") if image.password else ""
+    repository = model if REPOSITORY.fullmatch(model) and model != TINY else ""
+    await go_through(
+        WORKER_STEPS,
+        Machine(
+            connection=connection,
+            kind=access.kind,
+            root=stack_folder(site.stack_id),
+            cache=cache_of(site, cache),
+            stack_id=site.stack_id,
+            described=Described(**facts.model_dump(exclude={"worker_memory_gib"})),
+            image=WantedImage(
+                tag=image.tag,
+                pull=image.pull,
+                username=image.username,
+                password=password,
+                archive=Path(image.archive) if image.archive else None,
+                build_args=tuple(sorted(image.build_args.items())),
+            ),
+            weights=WantedWeights(
+                repository, accepted, site.environ.get(HUB_TOKEN, ""), site.environ.get(HUB_ENDPOINT, "")
+            ),
+            tunnel_line=forward_only(public, ports.values()),
+            progress=progress,
+        ),
+    )
+    tunnel = TunnelMachine(
+        id=machine,
+        host=access.address,
+        port=access.port,
+        user=access.user,
+        host_key=connection.host_key,
+        workers=dict(ports),
+    )
+    await tunnels.add(site, tunnel, progress)
+
+
+def remote_unit(
+    name: str,
+    settings: Mapping[str, str],
+    device: str,
+    listen: Listen,
+    token: str,
+    elsewhere: Elsewhere,
+    site: Site,
+    cache: str | None,
+) -> Unit:
+    """A worker as a unit of such a machine. `settings` are its own, without their prefix and but for its folders."""
+    stack_id, site_cache, stop_grace = site.stack_id, cache_of(site, cache), STOP_GRACE_S
+    root = stack_folder(stack_id)
+    pod = elsewhere.access.kind is HostKind.CONTAINER
+    model = settings["MODEL"]
+    folder = model if model.startswith("/") else ""
+    told = dict(settings)
+    told["DEVICE"] = "cpu" if device == "cpu" else device if pod else "auto"
+    told["TOKEN_FILE"] = str(root / token_file(name)) if pod else TOKEN
+    told["CACHE_DIR"] = f"{site_cache}/letterpress" if pod else f"{CACHE}/letterpress"
+    if folder and not pod:
+        told["MODEL"] = "/model"
+    environment = {f"LETTERPRESS_WORKER_{key}": value for key, value in told.items()}
+    if REPOSITORY.fullmatch(model) and model != TINY:
+        # They are here, and a restart must not depend on the hub.
+        environment["HF_HUB_OFFLINE"] = "1"
+    # A new token takes effect in a new process alone: so it is a part of what the unit is.
+    marks = {"LETTERPRESS_TOKEN_FINGERPRINT": token}
+    if pod:
+        return Unit(
+            name=name,
+            argv=("letterpress-container", "server"),
+            env=environment | {"HF_HOME": f"{site_cache}/huggingface"} | marks,
+            listens=(listen,),
+            stop_grace=stop_grace,
+        )
+    container = f"{unit_prefix(stack_id)}{name}"
+    gpu = () if device == "cpu" else ("--gpus", f"device={device.removeprefix('cuda:')}")
+    argv = (
+        *("docker", "run", "--rm", "--name", container, "--network", "host", *gpu),
+        *("--memory", f"{elsewhere.facts.worker_memory_gib:g}g", "--shm-size", "1g", "--log-driver", "none"),
+        *("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pull", "never"),
+        *("-v", f"{root / token_file(name)}:{TOKEN}:ro", "-v", f"{site_cache}:{CACHE}"),
+        *(("-v", f"{folder}:/model:ro") if folder else ()),
+        *(word for key, value in sorted(environment.items()) for word in ("-e", f"{key}={value}")),
+        *(elsewhere.image.tag, "server"),
+    )
+    return Unit(
+        name=name,
+        argv=argv,
+        env=marks,
+        listens=(listen,),
+        stop_grace=stop_grace,
+        service=Service(
+            before=(("docker", "rm", "-f", container),),
+            stop=("docker", "stop", "-t", f"{stop_grace - 5:.0f}", container),
+            lines=("Environment=HOME=/root",),
+        ),
+    )
+
+
+async def write_token(host: SshHost | ContainerHost, worker: str, token: str) -> None:
+    """0600 and of the user whom the container runs as: the worker takes it no other way."""
+    content = token.encode()
+    if await host.read(token_file(worker)) != content:
+        await host.write(token_file(worker), content, 0o600, f"{USER}:{USER}")
+
+
+async def take_leave(site: Site, machine: str, access: Access, workers: tuple[str, ...], progress: Progress) -> None:
+    """Take everything of the stack off a machine that answers; one that does not is left as it is, and that is said."""
+    host = host_of(site, machine, access, progress, LEAVE)
+    try:
+        connection = await host.connect()
+        for unit in {*workers, *await host.units()}:
+            await host.remove(unit, progress)
+        forget = forget_script(access.user, site.stack_id)
+        await connection.run(f"rm -rf {host.root}; {forget}", "taking leave", within_s=120)
+    except UnreachableError as error:
+        progress(f"left as it is, because it does not answer ({error})")
+    except HostError as error:
+        progress(f"left as it is: {error}")
+    await tunnels.remove(site, machine, progress)

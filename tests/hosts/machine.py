@@ -1,0 +1,175 @@
+"""A test machine: switched on and off, restarted, broken in one way or another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.setup.for_tests import find_sshd
+from tests.namespace import Namespace, namespace
+from tests.waiting import eventually
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+H100 = ("NVIDIA H100 80GB HBM3", 81559)
+
+
+@dataclass
+class TestMachine:
+    """`standin` tells its tools what to say: its GPUs (None: no driver), whether its registry refuses."""
+
+    __test__ = False
+
+    network: Namespace
+    folder: Path
+    disk: Path
+    users: list[dict[str, str]]
+    standin: dict[str, Any]
+    port: int = 22
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    @property
+    def address(self) -> str:
+        return self.network.address
+
+    def start(self) -> None:
+        specification = self.folder / "specification.json"
+        described = {
+            "disk": str(self.disk),
+            "checkout": str(REPOSITORY),
+            "python": str(Path(sys.executable).resolve()),
+            "users": self.users,
+            "standin": self.standin,
+            "port": self.port,
+        }
+        specification.write_text(json.dumps(described))
+        apart = ("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--uts")
+        init = Path(__file__).with_name("init.py")
+        with (self.folder / "console").open("ab") as console:
+            self.process = subprocess.Popen(
+                [*self.network.within, *apart, sys.executable, "-IS", str(init), str(specification)],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                start_new_session=True,
+            )
+        eventually(self._answers, 60, f"{self.address} does not boot: {self.console()}")
+
+    def stop(self) -> None:
+        """As by pulling the plug."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def console(self) -> str:
+        file = self.folder / "console"
+        return file.read_text()[-2000:] if file.exists() else ""
+
+    def file(self, path: str) -> Path:
+        """A file of the machine as it lies on its disk, if the machine wrote it."""
+        for overlaid in ("/usr/local", "/etc", "/var", "/root", "/home", "/srv"):
+            if path.startswith(overlaid + "/"):
+                return self.disk / "upper" / overlaid.strip("/").replace("/", "-") / path[len(overlaid) + 1 :]
+        raise ValueError(path)
+
+    def inside(self, *argv: str) -> str:
+        """Run something on the machine, as its owner at its console would."""
+        return subprocess.run(
+            ["nsenter", "-t", str(self.init_pid), "-m", "-p", "-n", "--", *argv],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+
+    @property
+    def init_pid(self) -> int:
+        """Of its first process."""
+        assert self.process
+        left = [self.process.pid]
+        while left:
+            pid = left.pop()
+            if (
+                b"init.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+                and b"unshare" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ):
+                return pid
+            left += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        raise ProcessLookupError(self.address)
+
+    def told(self, **what: object) -> None:
+        """Change what its tools say from now on."""
+        self.standin |= what
+        self.file("/etc/standin.json").write_text(json.dumps(self.standin))
+
+    def new_host_key(self) -> None:
+        """As a machine that was installed anew at the same address."""
+        self.stop()
+        for name in ("standin_key", "standin_key.pub"):
+            self.file(f"/etc/ssh/{name}").unlink()
+        key = self.file("/etc/ssh/standin_key")
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+        self.start()
+
+    def _answers(self) -> bool:
+        if self.process is not None and self.process.poll() is not None:
+            pytest.skip(f"a test machine does not start here: {self.console()[-500:]}")
+        try:
+            socket.create_connection((self.address, self.port), 1).close()
+        except OSError:
+            return False
+        return True
+
+
+@contextmanager
+def machine(
+    key: str,
+    *,
+    user: str = "root",
+    password: str = "",
+    gpus: tuple[tuple[str, int], ...] | None = (H100,),
+    port: int = 22,
+    size: str = "",
+) -> Iterator[TestMachine]:
+    """Running; gone with its disk when the block ends. `key` is a public line that lets its user in.
+
+    Skips the test where namespaces or mounts are not allowed, or sshd or nft is missing.
+    """
+    for program in ("nft", "unshare", "setpriv", "nsenter"):
+        if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+            pytest.skip(f"a test machine wants {program} (make setup-test installs it where it may)")
+    if find_sshd() is None:
+        pytest.skip("sshd is not installed (make setup-test installs it where it may)")
+    with namespace() as network:
+        folder = Path(tempfile.mkdtemp(prefix="lp-host-"))
+        disk = folder / "disk"
+        disk.mkdir()
+        if size:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
+        users = [{"name": user, "key": key, "password": password}]
+        made = TestMachine(network, folder, disk, users, {"gpus": gpus}, port)
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
+            if size:
+                subprocess.run(["umount", "-l", str(disk)], check=False)
+            shutil.rmtree(folder, ignore_errors=True)

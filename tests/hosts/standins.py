@@ -1,0 +1,237 @@
+# systemctl, journalctl, docker and nvidia-smi of a test machine: one file, which goes by the name that it is called by.
+# Standard library alone. What goes wrong is told by /etc/standin.json.
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+IMAGES = Path("/var/lib/standin-docker/images")
+CODE = Path("/var/lib/standin-docker/code")
+RUNNING = Path("/run/standin-docker")
+CHECKOUT = "/srv/checkout"
+IMAGE_ENV = {
+    "PATH": f"{CHECKOUT}/.venv/bin:/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/tmp",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "XDG_CACHE_HOME": "/cache",
+    "HF_HOME": "/cache/huggingface",
+    "LETTERPRESS_WORKER_CACHE_DIR": "/cache/letterpress",
+}
+
+
+def standin() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path("/etc/standin.json").read_text())
+    return found
+
+
+def systemctl(argv: list[str]) -> int:
+    with socket.socket(socket.AF_UNIX) as manager:
+        manager.connect("/run/standin-systemd")
+        with manager.makefile("rw") as lines:
+            lines.write(json.dumps(argv) + "\n")
+            lines.flush()
+            answer: tuple[int, str] = json.loads(lines.readline())
+    status, said = answer
+    if said:
+        print(said, file=sys.stderr if status else sys.stdout)
+    return status
+
+
+def journalctl(argv: list[str]) -> int:
+    def after(option: str) -> str:
+        return argv[argv.index(option) + 1] if option in argv else ""
+
+    journal = Path("/var/log/standin-journal", after("-u"))
+    entries = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    since = next((float(word[9:]) for word in argv if word.startswith("--since=@")), 0.0)
+    entries = [entry for entry in entries if int(entry["__REALTIME_TIMESTAMP"]) / 1e6 >= since - 1e-6]
+    if after("-n"):
+        entries = entries[-int(after("-n")) :]
+    for entry in entries:
+        print(json.dumps(entry) if after("-o") == "json" else entry["MESSAGE"])
+    return 0
+
+
+def nvidia_smi(argv: list[str]) -> int:
+    gpus = standin()["gpus"]
+    if gpus is None:
+        print("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.")
+        return 9
+    for name, memory in gpus:
+        print(f"{name}, {memory}, 580.65.06")
+    return 0
+
+
+def refuse(text: str) -> int:
+    print(text, file=sys.stderr)
+    return 1
+
+
+def docker(argv: list[str]) -> int:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    CODE.mkdir(parents=True, exist_ok=True)
+    RUNNING.mkdir(parents=True, exist_ok=True)
+    if argv[0] == "--config":
+        argv = argv[2:]
+    match argv:
+        case ["version", *_]:
+            print("27.0.0")
+        case ["info", *_]:
+            print('{"nvidia":{},"runc":{}}')
+        case ["image", "inspect", tag]:
+            return 0 if image(tag).exists() else refuse(f"Error: No such image: {tag}")
+        case ["login", *_]:
+            return 0 if sys.stdin.read() == standin().get("registry_password") else refuse("unauthorized")
+        case ["pull", *_, reference]:
+            if standin().get("registry") == "refuses":
+                return refuse(
+                    f"Error response from daemon: pull access denied for {reference}, repository does not exist"
+                )
+            image(reference).write_text(CHECKOUT)
+        case ["build", *_]:
+            return build(argv)
+        case ["load"]:
+            shutil.copyfileobj(sys.stdin.buffer, io.BytesIO())
+            image("saved:1").write_text(CHECKOUT)
+            print("Loaded image: saved:1")
+        case ["tag", before, after]:
+            image(after).write_text(image(before).read_text())
+        case ["run", *_]:
+            return run(argv[1:])
+        case ["stop", "-t", seconds, name]:
+            return stop(name, float(seconds))
+        case ["rm", "-f", name]:
+            return stop(name, 0.0)
+        case _:
+            return refuse(f"the stand-in does not know: docker {' '.join(argv)}")
+    return 0
+
+
+def image(tag: str) -> Path:
+    """A file that holds the folder of the image's code."""
+    return IMAGES / hashlib.sha256(tag.encode()).hexdigest()[:16]
+
+
+def build(argv: list[str]) -> int:
+    """The uploaded context is what is run."""
+    tag = argv[argv.index("-t") + 1]
+    content = sys.stdin.buffer.read()
+    folder = CODE / hashlib.sha256(content).hexdigest()[:16]
+    with tarfile.open(fileobj=io.BytesIO(content)) as context:
+        names = context.getnames()
+        for wanted in ("worker/Dockerfile", "pyproject.toml", "constraints.txt", "worker/container/entrypoint.sh"):
+            if wanted not in names:
+                return refuse(f"failed to solve: {wanted}: not found")
+        try:
+            context.extractall(folder, filter="data")
+        except OSError as error:
+            return refuse(f"failed to copy files: {str(error.strerror).lower()}")
+    print("#1 transferring context")
+    if broken := standin().get("image"):
+        (folder / "worker" / "__main__.py").write_text(f"import sys\nprint({broken!r}, flush=True)\nsys.exit(70)\n")
+    image(tag).write_text(str(folder))
+    print(f"#9 naming to {tag} done")
+    return 0
+
+
+def run(argv: list[str]) -> int:
+    """The program of the image, with the mounts, the environment and the user that it would have there."""
+    flags = {"--rm", "--init"}
+    mounts, environment, name, device = [], dict(IMAGE_ENV), f"c{os.getpid()}", ""
+    while argv[0].startswith("-"):
+        flag = argv.pop(0)
+        value = "" if flag in flags else argv.pop(0)
+        match flag:
+            case "-v":
+                mounts.append(value.split(":"))
+            case "-e":
+                key, _, text = value.partition("=")
+                environment[key] = text
+            case "--env-file":
+                pairs = (line.partition("=") for line in Path(value).read_text().splitlines())
+                environment |= {key: text for key, _, text in pairs}
+            case "--name":
+                name = value
+            case "--gpus":
+                device = value.removeprefix("device=")
+    tag, command, *rest = argv
+    if not image(tag).exists():
+        return refuse(f"Unable to find image '{tag}' locally")
+    if device and int(device) >= len(standin()["gpus"] or ()):
+        return refuse(f"nvidia-container-cli: device error: {device}: unknown device")
+    environment["PYTHONPATH"] = image(tag).read_text()
+    programs = {
+        "server": ["python3", "-m", "worker"],
+        "weights": [
+            "python3",
+            "-c",
+            "import sys; from infra.cli import main; sys.argv[0] = 'letterpress'; main()",
+            "weights",
+            *rest,
+        ],
+    }
+    if subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        return refuse("unshare: not permitted")
+    binds = "".join(
+        f"mkdir -p {os.path.dirname(there) if os.path.isfile(here) else there}; "
+        f"{f'touch {there}; ' if os.path.isfile(here) else ''}mount --bind {here} {there}; "
+        for here, there, *_ in mounts
+    )
+    script = (
+        "mount -t tmpfs -o mode=755 tmpfs /mnt; mkdir -p /mnt/cache; "
+        + binds.replace(" /cache", " /mnt/cache")
+        + 'exec setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs -- "$@"'
+    )
+    environment = {
+        key: text.replace("/cache", "/mnt/cache") if text.startswith("/cache") else text
+        for key, text in environment.items()
+    }
+    process = subprocess.Popen(
+        ["unshare", "-m", "sh", "-ec", script, "sh", *programs[command]],
+        env=environment,
+        cwd="/",
+        start_new_session=True,
+    )
+    (RUNNING / name).write_text(str(process.pid))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM))
+    status = process.wait()
+    (RUNNING / name).unlink(missing_ok=True)
+    return status if status >= 0 else 128 - status
+
+
+def stop(name: str, seconds: float) -> int:
+    try:
+        pid = int((RUNNING / name).read_text())
+    except FileNotFoundError:
+        return refuse(f"Error: No such container: {name}")
+    end = time.monotonic() + seconds
+    number = signal.SIGTERM if seconds else signal.SIGKILL
+    try:
+        os.kill(pid, number)
+        while (RUNNING / name).exists() and os.path.exists(f"/proc/{pid}"):
+            if time.monotonic() > end and seconds:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+    except ProcessLookupError:
+        pass
+    return 0
+
+
+PROGRAMS = {"systemctl": systemctl, "journalctl": journalctl, "docker": docker, "nvidia-smi": nvidia_smi}
+
+if __name__ == "__main__":
+    sys.exit(PROGRAMS[Path(sys.argv[0]).name](sys.argv[1:]))
