@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Query, Response
 
-from router.api import artifacts, batches, bulk, errors, files, generate, ideogram, jobs, models, openai, webhooks
+from router.api import artifacts, batches, bulk, errors, files, generate, ideogram, jobs, models, openai, page, webhooks
 from router.api.artifacts import PROBLEM
 from router.api.context import Context, InContext
 from router.api.refusals import MAX_BODY_BYTES
@@ -18,7 +18,7 @@ from router.errors import StoreUnavailableError
 
 ABOUT = """
 Images from Ideogram 4, made by your own workers. One endpoint, several dialects: the seed-style `/generate`,
-OpenAI's Images API, and native jobs that outlive the connection.
+OpenAI's Images, Files and Batches, Ideogram's own, and native jobs that outlive the connection.
 
 Send an API key as `Authorization: Bearer <key>`. Every answer carries `X-Request-Id`; quote it when you ask the
 operator about one. 503 comes with `Retry-After`: nothing was promised, and asking again is safe.
@@ -64,7 +64,7 @@ def public_app(context: Context, observe: Callable[[Served], None]) -> FastAPI:
         summary="Ideogram 4 from your own GPU machines.",
         description=ABOUT,
         version=context.version,
-        # The pages that FastAPI would serve load scripts from a CDN; /openapi.json says the same without.
+        # The pages that FastAPI would serve load scripts from a CDN; ours (`router.api.page`) does without.
         docs_url=None,
         redoc_url=None,
     )
@@ -85,6 +85,7 @@ def public_app(context: Context, observe: Callable[[Served], None]) -> FastAPI:
         artifacts.router,
         webhooks.router,
         _health,
+        page.router,
     ):
         app.include_router(part)
     app.webhooks.include_router(webhooks.described)

@@ -41,7 +41,8 @@ PLACES = 4
 """Batches at which one process works at once: one with a large output must not keep the others waiting."""
 IDLE_S = 1.0
 """How often the store is asked although nobody said that there is something to do."""
-LEASE_MS = 30_000
+LEASE_MS = 12_000
+"""After it, a batch whose router died is another's to go on with; renewed three times in this."""
 LOAD_AT_ONCE = 400
 """Lines that become jobs in one transaction: it must not keep the others from writing for long."""
 CHECK_AT_ONCE = 200

@@ -160,6 +160,54 @@ def test_a_batch_that_is_killed_goes_on_and_loses_and_repeats_nothing(stack: Use
     assert jobs == 10
 
 
+def test_the_openai_client_streams_and_gets_every_format(stack: UserStack) -> None:
+    endpoint = stack.endpoint()
+    with openai.OpenAI(base_url=f"{endpoint['url']}/v1", api_key=endpoint["api_key"], max_retries=0) as client:
+        steps = {"num_inference_steps": 2}
+        events = client.images.generate(
+            prompt="a fox", model="gpt-image-1", size="256x256", stream=True, extra_body=steps
+        )
+        (event,) = list(events)
+        assert event.type == "image_generation.completed"
+        assert picture(base64.b64decode(event.b64_json)).size == (256, 256)
+        for form in ("jpeg", "webp"):
+            made = client.images.generate(
+                prompt="a fox",
+                size="256x256",
+                output_format=form,
+                output_compression=60,
+                extra_body=steps,
+            )
+            assert made.data
+            assert picture(base64.b64decode(made.data[0].b64_json or "")).format == form.upper()
+
+
+def test_the_openai_client_makes_a_batch_from_its_upload_to_its_output(stack: UserStack) -> None:
+    endpoint = stack.endpoint()
+    body = {"prompt": "a fox", "size": "256x256", "num_inference_steps": 2}
+    lines = [
+        {"custom_id": str(n), "method": "POST", "url": "/v1/images/generations", "body": {**body, "seed": n}}
+        for n in range(4)
+    ]
+    lines.append({**lines[0], "custom_id": "wrong", "body": {**body, "size": "1x1"}})
+    with openai.OpenAI(base_url=f"{endpoint['url']}/v1", api_key=endpoint["api_key"], max_retries=0) as client:
+        content = "\n".join(json.dumps(line) for line in lines).encode()
+        file = client.files.create(file=("in.jsonl", content), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h")
+
+        def over() -> str | None:
+            state = client.batches.retrieve(batch.id).status
+            return state if state in ("completed", "failed", "expired", "cancelled") else None
+
+        assert eventually(over, 60, "the batch did not end") == "completed"
+        batch = client.batches.retrieve(batch.id)
+        made = [json.loads(line) for line in client.files.content(batch.output_file_id or "").text.splitlines()]
+        wrong = [json.loads(line) for line in client.files.content(batch.error_file_id or "").text.splitlines()]
+    assert [line["custom_id"] for line in made] == ["0", "1", "2", "3"]
+    assert picture(base64.b64decode(made[0]["response"]["body"]["data"][0]["b64_json"])).size == (256, 256)
+    assert [(line["custom_id"], line["response"]["status_code"]) for line in wrong] == [("wrong", 400)]
+
+
 def test_the_same_request_makes_the_same_bytes_on_either_worker(stack: UserStack) -> None:
     request = {"prompt": "twice the same", "width": 256, "height": 256, "steps": 3, "seed": 7}
     digests = set()

@@ -5,11 +5,13 @@ On SQLite and on a PostgreSQL of its own, both as in earnest (every commit is on
     choice     leasing the next job with 50 keys that wait, alone and beside one key's 50,000 jobs; without the commit
     creation   single jobs a second, one after another and sixteen at once, beside a bare insert of the same row
     batch      50,000 jobs in one request to a real router process: seconds, and its memory
+    file       50,000 lines uploaded and made an OpenAI batch: seconds until all wait, and the router's memory
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 import time
 from collections import defaultdict
@@ -28,12 +30,13 @@ from router.store.sql import SqlStore
 from router.store.tables import jobs
 from tests.emulators.paced_process import paced_worker
 from tests.emulators.paced_worker import Pace
-from tests.integration.router.served import served_router
+from tests.integration.router.served import served_router, until
 from tests.postgres import Postgres, postgres
 from tests.stores import opened_at, request, url
 from worker.contract import WorkerState
 
 POOL = "batch"
+IMAGES = "/v1/images/generations"
 MANY = 50_000
 KEYS = 50
 LEASES = 100
@@ -154,6 +157,33 @@ async def batch(database_url: str) -> tuple[float, float]:
     return took, peak_kb / 1024
 
 
+async def batch_file(database_url: str) -> tuple[float, float]:
+    """Seconds from the upload until 50,000 jobs wait, and the router's largest memory in MB."""
+    body = {"prompt": PROMPT, "response_format": "url"}
+    lines = [
+        json.dumps({"custom_id": str(n), "method": "POST", "url": IMAGES, "body": {**body, "seed": n}})
+        for n in range(MANY)
+    ]
+    async with served_router(DATABASE_URL=database_url) as router, router.admin() as admin:
+        await admin.expect(POOL, 600)
+        async with router.http(timeout_s=120) as http:
+            begun = time.perf_counter()
+            content = "\n".join(lines).encode()
+            sent = await http.post("/v1/files", files={"file": content}, data={"purpose": "batch"})
+            file = sent.raise_for_status().json()
+            asked = {"input_file_id": file["id"], "endpoint": IMAGES, "completion_window": "24h"}
+            (await http.post("/v1/batches", json=asked)).raise_for_status()
+
+            async def waits() -> bool:
+                return sum(pool.queued for pool in await admin.pools()) == MANY
+
+            await until(waits, "all jobs wait")
+            took = time.perf_counter() - begun
+        assert router.process is not None
+        status = await asyncio.to_thread(Path(f"/proc/{router.process.pid}/status").read_text)
+        return took, int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 async def main() -> None:
     with databases() as kinds:
         for name, new in kinds:
@@ -170,6 +200,8 @@ async def main() -> None:
                 )
             took, peak = await batch(new())
             print(f"{name}: {MANY:,} jobs accepted in one batch in {took:.1f} s, router's peak memory {peak:.0f} MB")
+            took, peak = await batch_file(new())
+            print(f"{name}: a file of {MANY:,} lines, all waiting in {took:.1f} s, router's peak memory {peak:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import random
 import signal
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Literal
@@ -329,14 +330,14 @@ async def test_a_batchs_jobs_are_listed_as_its_own(router: ServedRouter, client:
     assert not page["has_more"]
 
 
-async def test_a_batch_killed_with_its_router_again_and_again_is_made_once(
-    router: ServedRouter, worker: PacedProcess, client: openai.AsyncOpenAI
+@pytest.mark.parametrize(("lines", "kills"), [(200, 3), pytest.param(2000, 10, marks=pytest.mark.soak)])
+async def test_a_batch_whose_router_is_killed_again_and_again_is_made_once(
+    router: ServedRouter, client: openai.AsyncOpenAI, lines: int, kills: int
 ) -> None:
-    """The long one is tests/reliability/test_batch_killed.py."""
-    lines = 900
+    draw = random.Random(lines)
     batch = await made(client, spelled(line(str(n), n=1 + n % 2) for n in range(lines)))
-    for _ in range(3):
-        await asyncio.sleep(0.3)  # anywhere in the middle of it
+    for _ in range(kills):
+        await asyncio.sleep(draw.uniform(0, lines / 1000))  # anywhere in the middle of it
         await router.stop(signal.SIGKILL)
         await router.start()
     async with _client(router) as again:

@@ -1,0 +1,190 @@
+"""Schemathesis asks every route of the published document what nobody thought of, alone and in sequences.
+
+The router is real, its worker is paced. What counts: no 5xx but those that are promised (a pool that nobody works
+for, what is not served), and no answer that the document does not describe. `make soak` asks longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import Flaky
+from schemathesis.checks import CheckFunction
+from schemathesis.core.failures import FailureGroup
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from schemathesis.specs.openapi.schemas import OpenApiSchema
+
+from tests.emulators.paced_process import paced_worker
+from tests.emulators.paced_worker import Pace
+from tests.integration.router.served import API_KEY, ServedRouter, served_router
+
+Case = schemathesis.Case[Any]
+EXAMPLES = 6
+SOAK_EXAMPLES = 150
+RUNS = 12
+STEPS = 8
+HEADERS = {"Authorization": f"Bearer {API_KEY}"}
+PROMISED = {501: "not_served", 503: "pool_unavailable"}
+
+
+def only_promised_errors(
+    context: schemathesis.CheckContext, response: schemathesis.Response, case: Case
+) -> bool | None:
+    """5xx that say what they mean are part of the promise; the others are ours to mend."""
+    if response.status_code >= 500:
+        if case.operation.path == "/readyz" and response.status_code == 503:
+            return None  # its way to say no
+        said = PROMISED.get(response.status_code)
+        assert said is not None, f"{response.status_code}: {response.text[:500]}"
+        assert said in response.text, response.text[:500]
+        assert response.status_code == 501 or response.headers.get("retry-after")
+    return None
+
+
+CHECKS: list[CheckFunction] = [
+    only_promised_errors,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+BRIEF = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
+LONG = settings(BRIEF, max_examples=SOAK_EXAMPLES, derandomize=False)
+
+
+@schemathesis.serializer("application/x-ndjson")
+def _lines(_context: schemathesis.SerializationContext, value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode(errors="replace")
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """The router's, by TCP: what Schemathesis speaks. Everything runs on a loop of its own, in a thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    stack = AsyncExitStack()
+    try:
+        yield asyncio.run_coroutine_threadsafe(_serve(stack), loop).result(180)
+    finally:
+        asyncio.run_coroutine_threadsafe(stack.aclose(), loop).result(180)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _serve(stack: AsyncExitStack) -> str:
+    worker = await stack.enter_async_context(paced_worker(Pace(step_s=0, tail_s=0)))
+    router = await stack.enter_async_context(served_router())
+    await router.use("w-1", worker)
+    await router.use("b-1", await stack.enter_async_context(paced_worker(Pace(step_s=0, tail_s=0))), "batch")
+    server = await asyncio.start_server(_forward_to(router), "127.0.0.1", 0)
+    stack.push_async_callback(server.wait_closed)
+    stack.callback(server.close)
+    return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+def _forward_to(router: ServedRouter) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65_536):
+                target.write(data)
+                await target.drain()
+        except ConnectionError:
+            pass
+        finally:
+            target.close()
+
+    async def forward(near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        far, on = await asyncio.open_unix_connection(router.socket)
+        await asyncio.gather(pump(near, on), pump(far, back))
+
+    return forward
+
+
+@pytest.fixture(scope="module")
+def document(url: str) -> OpenApiSchema:
+    return schemathesis.openapi.from_url(f"{url}/openapi.json")
+
+
+def _ask_each(document: OpenApiSchema, how: settings) -> int:
+    """How many routes it were."""
+    asked = 0
+    for found in document.get_all_operations():
+        assert isinstance(found, Ok)
+        operation = found.ok()
+
+        @how
+        @given(case=operation.as_strategy())
+        def ask(case: Case) -> None:
+            case.call_and_validate(headers=HEADERS, checks=CHECKS, timeout=60)
+
+        ask()
+        asked += 1
+    return asked
+
+
+def test_every_route_answers_as_described(document: OpenApiSchema) -> None:
+    assert _ask_each(document, BRIEF) > 25
+
+
+@pytest.mark.soak
+def test_every_route_answers_as_described_for_long(document: OpenApiSchema) -> None:
+    assert _ask_each(document, LONG) > 25
+
+
+def _follow(document: OpenApiSchema, how: settings, runs: int) -> int:
+    """How many requests it were.
+
+    What is drawn next depends on what was answered, and a router never answers the same twice: Hypothesis calls that
+    flaky, and ends that run. What counts is gathered here.
+    """
+    asked, wrong = 0, list[BaseException]()
+
+    class Machine(document.as_state_machine()):  # type: ignore[misc]
+        def get_call_kwargs(self, _case: Case) -> dict[str, object]:
+            return {"headers": HEADERS, "timeout": 60}
+
+        def validate_response(self, response: schemathesis.Response, case: Case, **_more: object) -> None:
+            nonlocal asked
+            asked += 1
+            try:
+                case.validate_response(response, checks=CHECKS)
+            except FailureGroup as failed:
+                wrong.append(failed)
+
+    for run in range(runs):
+        with suppress(Flaky):
+            seed(run)(Machine).run(settings=how)
+    if wrong:
+        raise wrong[0]
+    return asked
+
+
+def test_what_one_answer_names_can_be_asked_after(document: OpenApiSchema) -> None:
+    assert _follow(document, settings(BRIEF, stateful_step_count=STEPS, derandomize=False), RUNS) > RUNS
+
+
+@pytest.mark.soak
+def test_what_one_answer_names_can_be_asked_after_for_long(document: OpenApiSchema) -> None:
+    assert _follow(document, settings(LONG, stateful_step_count=3 * STEPS), SOAK_EXAMPLES) > SOAK_EXAMPLES
