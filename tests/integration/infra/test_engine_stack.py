@@ -115,6 +115,26 @@ def test_no_secret_is_in_the_state_or_anywhere_else_but_in_its_own_file(deployed
     assert store.fingerprint("api-key") in state
 
 
+def test_no_secret_is_in_any_process_list_or_environment(deployed: Rig) -> None:
+    store = SecretStore(deployed.paths.secrets)
+    values = {file.name: store.read(file.name).encode() for file in store.folder.iterdir()}
+    ours, seen = {pid for pid in deployed.pids().values() if pid}, set[int]()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            shown = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        except OSError:  # ended meanwhile, or somebody else's
+            continue
+        seen.add(int(process.name))
+        assert not [name for name, value in values.items() if value in shown], process
+    assert ours <= seen
+
+
+def test_nobody_else_may_read_a_key(deployed: Rig) -> None:
+    assert deployed.paths.root.stat().st_mode & 0o006 == 0
+    assert deployed.paths.secrets.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in deployed.paths.secrets.iterdir()} == {0o600}
+
+
 def test_a_new_port_moves_one_worker_and_tells_the_router(rig: Rig) -> None:
     rig.up()
     before = rig.pids()
