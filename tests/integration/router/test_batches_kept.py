@@ -1,0 +1,208 @@
+"""Keepers on real stores: what expires, what meets a bound, and what a dead one leaves to the next."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from router import ids
+from router.artifacts import file_path
+from router.artifacts.local import LocalArtifacts
+from router.batches import PURPOSE_INPUT, Batch, BatchState, DoneLine, NewBatch, NewLine, StoredFile
+from router.batches.keeper import Desk, Keeper, line_made
+from router.choice import Terms
+from router.errors import LeaseLostError
+from router.jobs import NewJob, Place
+from router.limits import NO_LIMITS, KeyLimits
+from router.store import ApiKey
+from router.store.sql import SqlStore
+from tests.integration.router.core_rig import eventually
+from tests.stores import IMAGE, NO_TIME, SteeredClock, opened_at, request
+
+POOL = "batch"
+HOUR_MS = 3_600_000
+
+
+class PlainWords:
+    """Lines that are their own custom ids."""
+
+    def check(self, batch: Batch, line: bytes) -> str:  # noqa: ARG002 - the protocol's
+        return line.decode()
+
+    def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
+        new = NewJob(request(seed=number), Terms(deadline=batch.at.expires), place=Place(batch.id, number))
+        return NewLine(number, line.decode(), [new])
+
+    async def render(self, batch: Batch, line: DoneLine) -> AsyncIterator[bytes]:  # noqa: ARG002 - the protocol's
+        said = {"id": line.custom_id, "made": line_made(line), "refused": line.refusal and line.refusal.code}
+        yield json.dumps(said).encode() + b"\n"
+
+
+@dataclass
+class Room:
+    store: SqlStore
+    artifacts: LocalArtifacts
+    clock: SteeredClock
+    drawn: int = 0
+
+    def desk(self, bound: int = 1000) -> Desk:
+        return Desk(
+            batches=self.store.batches,
+            artifacts=self.artifacts,
+            words=PlainWords(),
+            bound_of=lambda _pool: bound,
+            file_id=self.file_id,
+            now_ms=lambda: self.clock.ms,
+            announce=lambda _pool, _jobs: None,
+            publish=lambda _job: None,
+        )
+
+    def file_id(self) -> str:
+        self.drawn += 1
+        return ids.file_id(self.clock.ms, self.drawn.to_bytes(ids.ENTROPY_BYTES))
+
+    async def key(self, limits: KeyLimits = NO_LIMITS) -> ApiKey:
+        return (await self.store.create_api_key("k", "0" * 64, limits)).key
+
+    async def batch(self, key: ApiKey, lines: int) -> Batch:
+        name = self.file_id()
+        draft = await self.artifacts.draft(file_path(name))
+        content = "\n".join(f"line-{n}" for n in range(lines)).encode()
+        await draft.write(content)
+        await draft.keep()
+        file = StoredFile(name, key.id, PURPOSE_INPUT, "in", len(content), file_path(name), 0, None)
+        await self.store.batches.add_file(file)
+        new = NewBatch(POOL, "/v1/images/generations", name, "1h", HOUR_MS, HOUR_MS)
+        return (await self.store.batches.create(key, new, None))[0]
+
+    async def now(self, batch: Batch) -> Batch:
+        found = await self.store.batches.batch(batch.api_key_id, batch.id)
+        assert found is not None
+        return found
+
+    async def waiting(self, count: int) -> None:
+        async def so_many() -> bool:
+            self.clock.advance(100)  # pauses are the database's time
+            return await self.store.queued(POOL) == count
+
+        await eventually(so_many, f"{count} jobs wait")
+
+    async def until(self, batch: Batch, state: BatchState) -> Batch:
+        async def so() -> bool:
+            self.clock.advance(100)
+            return (await self.now(batch)).state is state
+
+        await eventually(so, f"the batch is {state}")
+        return await self.now(batch)
+
+    async def make(self, count: int) -> None:
+        for _ in range(count):
+            lease = await self.store.lease_next("a", 60_000)
+            assert lease is not None
+            assert await self.store.finish(lease, IMAGE, NO_TIME)
+
+    async def lines(self, key: ApiKey, file_id: str | None) -> list[dict[str, object]]:
+        file = await self.store.batches.file(key.id, file_id or "")
+        assert file is not None
+        text = b"".join([piece async for piece in self.artifacts.stream(file.path)])
+        assert len(text) == file.bytes
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+async def room(database_url: str, tmp_path: Path) -> AsyncIterator[Room]:
+    clock = SteeredClock()
+    async with opened_at(database_url, clock) as store:
+        await store.put_worker("a", "http://127.0.0.1:1", "t" * 16, POOL)
+        yield Room(store, LocalArtifacts(tmp_path), clock)
+
+
+@asynccontextmanager
+async def keeping(desk: Desk) -> AsyncIterator[None]:
+    running = asyncio.create_task(Keeper(desk, asyncio.Event()).run())
+    try:
+        yield
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_what_was_not_begun_in_the_window_has_expired_and_the_rest_is_kept(room: Room) -> None:
+    key = await room.key()
+    async with keeping(room.desk()):
+        batch = await room.batch(key, 5)
+        await room.waiting(5)
+        await room.make(2)
+        room.clock.advance(HOUR_MS + 1)
+        assert len(await room.store.expire(10)) == 3
+        batch = await room.until(batch, BatchState.EXPIRED)
+    assert (batch.counts.total, batch.counts.completed, batch.counts.failed) == (5, 2, 3)
+    assert [line["id"] for line in await room.lines(key, batch.output_file_id)] == ["line-0", "line-1"]
+    assert len(await room.lines(key, batch.error_file_id)) == 3
+
+
+async def test_a_batch_larger_than_its_keys_bound_waits_for_room_and_what_finds_none_expires(room: Room) -> None:
+    key = await room.key(KeyLimits(waiting=4))
+    async with keeping(room.desk()):
+        batch = await room.batch(key, 10)
+        await room.waiting(4)
+        await room.make(3)
+        await room.waiting(4)
+        room.clock.advance(HOUR_MS + 1)
+        await room.store.expire(10)
+        batch = await room.until(batch, BatchState.EXPIRED)
+    assert (batch.counts.completed, batch.counts.failed) == (3, 7)
+    refused = [line["refused"] for line in await room.lines(key, batch.error_file_id)]
+    assert refused == [None] * 4 + ["batch_expired"] * 3
+
+
+async def test_a_batch_larger_than_the_pools_bound_waits_for_room(room: Room) -> None:
+    key = await room.key()
+    async with keeping(room.desk(bound=3)):
+        batch = await room.batch(key, 7)
+        for left in (3, 3, 1):
+            await room.waiting(left)
+            await room.make(left)
+        batch = await room.until(batch, BatchState.COMPLETED)
+    assert batch.counts.completed == 7
+    assert batch.error_file_id is None
+
+
+async def test_a_dead_keepers_lease_runs_out_and_its_late_word_changes_nothing(room: Room) -> None:
+    key = await room.key()
+    batch = await room.batch(key, 3)
+    lease = await room.store.batches.claim(1000)
+    assert lease is not None
+    assert await room.store.batches.claim(1000) is None
+    room.clock.advance(1001)
+    async with keeping(room.desk()):
+        await room.waiting(3)
+        with pytest.raises(LeaseLostError):
+            await room.store.batches.validated(lease, 99)
+        await room.make(3)
+        batch = await room.until(batch, BatchState.COMPLETED)
+    assert batch.counts.total == 3
+
+
+async def test_jobs_of_an_open_batch_are_not_forgotten_and_what_is_over_is(room: Room) -> None:
+    key = await room.key()
+    async with keeping(room.desk()):
+        batch = await room.batch(key, 2)
+        await room.waiting(2)
+        await room.make(1)
+        room.clock.advance(1000)
+        assert await room.store.forget_jobs(10, 10) == 0
+        await room.make(1)
+        batch = await room.until(batch, BatchState.COMPLETED)
+    assert await room.store.forget_jobs(0, 10) == 2
+    room.clock.advance(HOUR_MS + 1)
+    (path,) = await room.store.batches.forget(None, 100)
+    assert path.endswith(f"{batch.output_file_id}.jsonl")
+    await room.store.batches.forget(0, 100)
+    assert await room.store.batches.batch(key.id, batch.id) is None
