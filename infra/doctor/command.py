@@ -6,23 +6,47 @@ import asyncio
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 
 from rich.markup import escape
 
+from infra.clouds import Access
 from infra.console import OUT
 from infra.deployment import Deployment
+from infra.description import DescriptionError
 from infra.doctor import Finding, Surroundings, Verdict, examine, worst
 from infra.doctor.checks import CHECKS
+from infra.placement import Placement
+from infra.planner import placed
+from infra.provider.site import Site
 from infra.setup.engine import find_engine
+from infra.ssh.target import Target
 
 COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
+
+
+def targets(deployment: Deployment) -> dict[str, Target]:
+    """The stack's own hosts, by their names in its file; one whose references lead nowhere is `keys`' to tell.
+
+    A machine that was deployed is asked for under the name that its host key is pinned under.
+    """
+    placement, identity = placed(deployment.paths) if deployment.paths.root.is_dir() else (Placement(), None)
+    pinned = {
+        each.offer.region: identity.machine(each.machine, each.generation) for each in placement.machines if identity
+    }
+    site, found = Site(deployment.paths, os.environ), dict[str, Target]()
+    for name, host in deployment.description.hosts.items():
+        access = Access(host.address, host.port, host.user, host.key or "", host.sudo_password or "", host.kind)
+        with suppress(DescriptionError):
+            found[name] = site.target(pinned.get(name, name), access)
+    return found
 
 
 def run(stack: str, model: str | None, *, as_json: bool) -> int:
     """Print what was found; 1 if a deploy would fail."""
     deployment = Deployment.described(stack, model)
-    around = Surroundings(deployment.description, deployment.paths, os.environ, find_engine())
+    around = Surroundings(deployment.description, deployment.paths, os.environ, find_engine(), targets(deployment))
     findings = asyncio.run(examine(around, CHECKS))
     if as_json:
         OUT.print(json.dumps([asdict(finding) for finding in findings], indent=2), markup=False)

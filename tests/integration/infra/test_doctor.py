@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.deployment import Deployment
 from infra.doctor import Finding, Surroundings, Verdict, examine, worst
 from infra.doctor.checks import CHECKS, SKEW_S, judged_clock, judged_driver
+from infra.doctor.command import targets
 from infra.paths import StackPaths
 from infra.setup.engine import find_engine
 from infra.ssh.target import Target
@@ -122,9 +124,21 @@ async def test_a_machine_is_asked_for_its_door_its_clock_and_its_driver(around: 
             [("ssh", Verdict.OK), ("clock", Verdict.OK)],
             [("ssh", Verdict.FAIL)],  # an ordinary user without sudo
         )
+        assert not around.paths.known_hosts.exists(), "pinned by a deploy alone"
         (tmp_path / "machine/authorized_keys").write_text("")
         (refused,) = await troubles(replace(around, targets={"mine-1": target}), "ssh")
     assert "authorized_keys" in refused.what
+
+
+async def test_the_hosts_of_a_stack_file_are_looked_at_under_the_names_that_it_gives_them(
+    around: Surroundings, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    text = GOOD.format(*free_ports(3)) + f"cloud: hosts\nhosts: {{left: {{address: 127.0.0.1, port: {port}}}}}\n"
+    deployment = Deployment(parse(text, "mine.yaml", tmp_path), around.paths)
+    (name,) = found = targets(deployment)
+    assert (name, found[name].port) == ("left", port)
+    assert await troubles(replace(around, description=deployment.description), "keys") == []
 
 
 @given(st.floats(-1e6, 1e6))
