@@ -25,7 +25,7 @@ from infra.ssh.target import Patience
 from infra.stack import REPOSITORY, TINY, resolve
 from router.contract import TunnelMachine, forward_only
 
-TOKEN = "/run/letterpress/token"  # noqa: S105 - where it lies in the container
+TOKEN = "/run/letterpress-token"  # noqa: S105 - where it lies in the container
 CACHE = "/cache"
 HUB_TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a variable
 HUB_ENDPOINT = "HF_ENDPOINT"
