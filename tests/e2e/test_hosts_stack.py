@@ -12,7 +12,7 @@ import pytest
 from tests.hosts.stack import HostsStack, hosts_stack
 from tests.waiting import eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.engine]
+pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.soak]
 
 
 def image(stack: HostsStack) -> bytes:
