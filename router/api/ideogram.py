@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import structlog
@@ -169,8 +169,9 @@ async def _absent(request: Request, _: IdeogramCaller) -> None:
     raise refused(Kind.NOT_SERVED, f"{path} is not served here: {ABSENT[path]}")
 
 
-for _path in ABSENT:
-    router.add_api_route(_path, _absent, methods=["POST"], include_in_schema=False)
+for _path, _why in ABSENT.items():
+    said: dict[str, Any] = {"summary": "Not served", "description": _why}
+    router.add_api_route(_path, _absent, methods=["POST"], status_code=501, response_model=None, **said)
 
 
 def told(context: Context, job: Job) -> Generation:

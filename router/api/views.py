@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from urllib.parse import urldefrag
 
 from router.api.context import Context
 from router.contract import ErrorView, ImageView, JobView, Progress
@@ -36,7 +37,7 @@ def view(context: Context, job: Job, progress: Progress | None = None) -> JobVie
         finished_at=moment(job.finished_at) if job.finished_at is not None else None,
         progress=progress if progress and not job.state.ended and progress.attempt == job.attempt else None,
         image=image_view(context, job),
-        webhook=job.webhook,
+        webhook=job.webhook and urldefrag(job.webhook).url,  # a dialect marks its own by a fragment
         retry_of=job.retry_of,
         batch=job.place and job.place.batch_id,
         error=job.error and ErrorView(type=job.error.type, detail=job.error.detail),

@@ -248,6 +248,8 @@ async def test_the_webhook_tells_it_in_the_dialect_and_is_signed() -> None:
             return bool(hook.got)
 
         await until(told, "the webhook is told")
+        native = (await http.get(f"/v1/jobs/{answer.json()['generation_id']}")).json()
+        assert native["webhook"] == hook.url(), "as it was given: the mark of a dialect is ours"
     (got,) = hook.got
     assert got.path == "/hook"
     standardwebhooks.Webhook(secret).verify(got.body, got.headers)
@@ -260,6 +262,7 @@ async def test_the_document_describes_both_kinds_of_body(http: httpx.AsyncClient
     document = (await http.get("/openapi.json")).json()
     body = document["paths"][GENERATE]["post"]["requestBody"]["content"]
     assert body.keys() == {"multipart/form-data", "application/json"}
+    assert "501" in document["paths"]["/v1/ideogram-v4/remix"]["post"]["responses"]
     assert "$ref" not in json.dumps(body)
     caption = body["application/json"]["schema"]["properties"]["json_prompt"]
     assert "compositional_deconstruction" in json.dumps(caption)
