@@ -1,8 +1,8 @@
 """Spheron (app.spheron.ai): virtual machines by the second, on demand and spot. All that is known of its API is here.
 
 There is no SDK and no published description; the facts are from its documentation and from clients of others.
-Assumed, and marked so below: that durations in refusals are minutes, and that a machine that stopped does not
-come back under its id.
+Assumed, and marked so below: that durations in refusals are minutes, and that a machine that failed or stopped is
+paid for until it is given back.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ OFFERS = "/api/gpu-offers"
 ALIVE = {"deploying": Phase.BOOTING, "running": Phase.RUNNING}
 TAKEN_BACK = "terminated-provider"
 """The only sign of a lost spot machine; failed hardware shows it, too."""
+GONE = {"terminated", TAKEN_BACK}
+"""Nothing else says that a machine is no longer paid for."""
+STOPPED = {"failed", "stopped"}
+"""Still there, and paid for as far as anybody says (assumed): to be given back."""
 INSTANCE_TYPES = {Market.ON_DEMAND: "DEDICATED", Market.SPOT: "SPOT"}
 NO_STOCK = ("not enough stock", "out of stock", "no capacity", "insufficient")
 
@@ -242,7 +246,7 @@ class SpheronCloud:
             found = read_as(Deployment, _unwrapped(reply.data, "deployment"), f"deployment {machine_id}")
         except CloudError as error:
             return Observed(Presence.UNKNOWN, reason=str(error))
-        if found.status in ALIVE:
+        if found.status not in GONE:
             return Observed(Presence.THERE, _machine(found))
         taken = found.status == TAKEN_BACK
         return Observed(Presence.GONE, reason="taken back by Spheron" if taken else found.status, taken_back=taken)
@@ -256,7 +260,7 @@ class SpheronCloud:
             return
         refusal = _refusal(reply)
         status = refusal.currentStatus or ""
-        if reply.status == 400 and status and status not in ALIVE:
+        if reply.status == 400 and status and status not in {*ALIVE, *STOPPED}:
             return
         if reply.status == 400 and refusal.canTerminate is False and refusal.timeRemaining is not None:
             until = datetime.now(UTC) + timedelta(minutes=refusal.timeRemaining)  # minutes: assumed
@@ -291,7 +295,7 @@ class SpheronCloud:
                 data = data.get("data", data.get("deployments"))
             found += read_list(Deployment, data, "Spheron's list of deployments")
             page += 1
-        return tuple(_machine(each) for each in found if each.status in ALIVE)
+        return tuple(_machine(each) for each in found if each.status not in GONE)
 
     async def _ssh_key(self, spec: MachineSpec) -> str:
         """The id of the account's entry for the key; added if it is not there, and none is ever taken away."""
@@ -385,7 +389,8 @@ def _machine(found: Deployment) -> Machine:
         address=found.ipAddress or "",
         port=found.sshPort or 22,
         user=found.user or USER,
-        phase=ALIVE.get(found.status, Phase.BOOTING),
+        # A status that this version does not know is on its way to one that it does.
+        phase=Phase.STOPPED if found.status in STOPPED else ALIVE.get(found.status, Phase.BOOTING),
         price=found.hourlyRate or 0.0,
         rented_at=found.createdAt,
     )

@@ -76,6 +76,8 @@ class SpheronApi:
     """Answer lists of deployments without pages, as some accounts see them."""
     creates: int = CREATES
     keys: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    statuses: dict[str, str] = field(default_factory=dict)
+    """What is said of a rental, by its id, instead of how it is, while it is paid for."""
     _ordered: list[float] = field(default_factory=list)
 
     def operation(self, request: Request, /) -> str:
@@ -188,7 +190,7 @@ class SpheronApi:
     def _shown(self, rental: Rental) -> dict[str, object]:
         reach = self.account.address(rental)
         if rental.ended is None:
-            status = "running" if self.account.booted(rental) else "deploying"
+            status = self.statuses.get(rental.id, "running" if self.account.booted(rental) else "deploying")
         else:
             status = "terminated-provider" if rental.taken_back else "terminated"
         return {

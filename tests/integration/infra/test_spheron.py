@@ -270,3 +270,27 @@ def test_a_question_that_would_wait_too_long_is_refused_with_the_seconds(emulato
     with pytest.raises(LimitedError, match="takes no more requests for") as refusal:
         asyncio.run(cloud.find(NAME))
     assert 800 < refusal.value.wait_s <= 900
+
+
+@pytest.mark.parametrize(
+    ("status", "phase"),
+    [
+        ("failed", Phase.STOPPED),
+        ("stopped", Phase.STOPPED),
+        ("terminating", Phase.BOOTING),
+        ("new-word", Phase.BOOTING),
+    ],
+)
+def test_whatever_is_not_terminated_is_there_and_can_be_given_back(
+    emulator: Emulator, tmp_path: Path, status: str, phase: Phase
+) -> None:
+    cloud = spheron(emulator, tmp_path)
+    state = asyncio.run(resource(cloud).ensure(inputs(cloud), None, print))
+    api = emulator.api
+    assert isinstance(api, SpheronApi)
+    api.statuses[state.machine_id] = status
+    assert [machine.phase for machine in asyncio.run(cloud.list("abcdefgh"))] == [phase]
+    observed = asyncio.run(cloud.look(state.machine_id))
+    assert (observed.presence, observed.machine and observed.machine.phase) == (Presence.THERE, phase)
+    asyncio.run(resource(cloud).delete(state, print))
+    assert emulator.account.alive() == []
