@@ -98,10 +98,11 @@ class RegistrationResource:
         return AdminClient(inputs.admin_url, self.site.secrets.ensure(ADMIN_KEY))
 
     def _seen(self, state: RegistrationState, view: WorkerView) -> RegistrationState:
-        return _seen(state, view, self.site.worker_url(state.url))
+        return registered(state, view, self.site.worker_url(state.url))
 
 
-def _seen(state: RegistrationState, view: WorkerView, url: str) -> RegistrationState:
+def registered(state: RegistrationState, view: WorkerView, url: str) -> RegistrationState:
+    """The state with what the router says of the worker, which it should know under `url`."""
     differs = [
         name
         for name, here, there in (
@@ -111,6 +112,9 @@ def _seen(state: RegistrationState, view: WorkerView, url: str) -> RegistrationS
         )
         if here != there
     ]
+    if view.draining and not differs:
+        # A killed upgrade left it so, and it would never be given a job again; registering ends that.
+        return state.model_copy(update={"condition": Condition.DIFFERENT, "reason": "it drains, and takes no jobs"})
     return state.model_copy(
         update={
             "condition": Condition.DIFFERENT if differs else Condition.REGISTERED,

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path, PurePath
 
 import pytest
@@ -18,12 +19,13 @@ from infra.hosts import Progress, Unit, UnitState, UnitStatus
 from infra.hosts.logs import Position
 from infra.paths import StackPaths
 from infra.provider.readiness import Answer, Verdict, until_ready
-from infra.provider.registration import RegistrationResource, RegistrationState
+from infra.provider.registration import RegistrationResource, RegistrationState, registered
 from infra.provider.resource import Condition, ProviderError, UnitSeen, worst
 from infra.provider.router_host import RouterHostInputs, RouterHostResource, reachable_url
 from infra.provider.site import Site
 from infra.provider.worker_host import WorkerHostInputs, WorkerInputs, worker_unit
 from infra.stack import CloudName
+from router.contract import WorkerHealth, WorkerView
 from tests.ports import free_ports
 from worker.contract import Tier
 
@@ -266,6 +268,23 @@ async def test_a_router_that_is_away_does_not_keep_a_worker_from_being_removed(t
     seen = await registration.read(state)
     assert seen is not None
     assert seen.condition is Condition.UNKNOWN
+
+
+@pytest.mark.parametrize(("draining", "condition"), [(True, Condition.DIFFERENT), (False, Condition.REGISTERED)])
+def test_a_worker_that_an_upgrade_left_draining_is_registered_anew(draining: bool, condition: Condition) -> None:
+    state = RegistrationState(worker="a-1", pool="a", url="http://127.0.0.1:1", token="f", admin_url="http://x")
+    view = WorkerView(
+        name="a-1",
+        url=state.url,
+        pool="a",
+        token_fingerprint="f",
+        health=WorkerHealth.READY,
+        draining=draining,
+        since=datetime.now(UTC),
+        running=0,
+        finished=0,
+    )
+    assert registered(state, view, state.url).condition is condition
 
 
 @pytest.mark.parametrize(
