@@ -97,6 +97,14 @@ def _missing_references(around: Surroundings) -> Iterator[str]:
         "router.edge.tls.certificate": tls and tls.certificate,
         "router.edge.tls.key": tls and tls.key,
     }
+    image = around.description.image
+    referred |= {
+        "pod_image": around.description.pod_image,
+        "image.username": image.username,
+        "image.password": image.password,
+        "image.archive": image.archive,
+    }
+    referred |= {f"serverless.{name}.image": each.image for name, each in around.description.serverless.items()}
     for name, host in around.description.hosts.items():
         referred |= {f"hosts.{name}.key": host.key, f"hosts.{name}.sudo_password": host.sudo_password}
     for setting, text in referred.items():

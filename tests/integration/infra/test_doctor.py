@@ -72,6 +72,14 @@ async def test_a_reference_to_nothing_and_an_open_key_are_failures(around: Surro
     lacking = described(around, "model: ${WEIGHTS}/nf4\n")
     assert "WEIGHTS is not set" in (await troubles(lacking, "keys"))[0].what
     assert await troubles(replace(lacking, environ={"WEIGHTS": "/disk"}), "keys") == []
+    images = (
+        "pod_image: ${POD}\nimage: {pull: r/w, username: '${WHO}', password: '${PASS}'}\n"
+        "serverless: {images: {image: '${JOBS}', gpu_pools: [ADA_80_PRO], data_center: EU-RO-1}}\n"
+    )
+    said = " ".join(finding.what for finding in await troubles(described(around, images), "keys"))
+    assert all(f"{name} is not set" in said for name in ("POD", "WHO", "PASS", "JOBS")), said
+    archived = described(around, "image: {archive: '${TAR}'}\n")
+    assert "TAR is not set" in (await troubles(archived, "keys"))[0].what
     key = around.paths.secrets / "api-key"
     key.parent.mkdir(parents=True)
     key.write_text("lp_")
