@@ -7,6 +7,7 @@ on a file that somebody has edited or removed since. What it consists of is `inf
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,20 +45,35 @@ class Deployment:
     def remembered(cls, stack: str) -> Deployment:
         """What was deployed last. Raises DescriptionError if nothing was."""
         paths = StackPaths.of(stack_name(stack))
+        if deployment := cls.kept(paths):
+            return deployment
+        raise DescriptionError(
+            f"stack {paths.root.name} is not deployed from this checkout; run `make deploy STACK={stack}`"
+        )
+
+    @classmethod
+    def kept(cls, paths: StackPaths) -> Deployment | None:
+        """What lies in the stack's folder. Raises DescriptionError if it cannot be read."""
         kept = _kept(paths)
         try:
             return cls(StackDescription.model_validate_json(kept.read_bytes()), paths)
         except FileNotFoundError:
-            raise DescriptionError(
-                f"stack {paths.root.name} is not deployed from this checkout; run `make deploy STACK={stack}`"
-            ) from None
+            return None
         except ValidationError as error:
             raise DescriptionError(f"{kept} cannot be read; deploy the stack again: {error}") from None
 
     def remember(self) -> None:
         """Keep the description, before anything is brought about by it. What was proved before counts no more."""
         _proof(self.paths).unlink(missing_ok=True)
+        if not _kept(self.paths).exists():
+            _begin(self.paths, time.time())
         replace_file(_kept(self.paths), self.description.model_dump_json(indent=2).encode() + b"\n")
+
+    def began(self, now: float) -> float:
+        """When the stack's time began to run, in seconds since the epoch: with its first deploy, or else `now`."""
+        if not _beginning(self.paths).exists():
+            _begin(self.paths, now)
+        return float(_beginning(self.paths).read_text())
 
     @property
     def proved(self) -> bool:
@@ -104,6 +120,8 @@ def forget(paths: StackPaths) -> None:
     """Nothing of the stack runs any more. Its secrets, logs and the router's data stay."""
     _kept(paths).unlink(missing_ok=True)
     _proof(paths).unlink(missing_ok=True)
+    # Left there, it would end the next fleet of this name with watch's first round.
+    _beginning(paths).unlink(missing_ok=True)
     backend.forget(paths)
 
 
@@ -125,6 +143,14 @@ def stack_name(stack: str) -> str:
 
 def _proof(paths: StackPaths) -> Path:
     return paths.root / "first-image-made"
+
+
+def _begin(paths: StackPaths, now: float) -> None:
+    replace_file(_beginning(paths), f"{now:.0f}\n".encode())
+
+
+def _beginning(paths: StackPaths) -> Path:
+    return paths.root / "watch-began"
 
 
 def _kept(paths: StackPaths) -> Path:

@@ -26,7 +26,7 @@ from infra.provider.site import NO_WAIT
 from infra.safekeeping import Safekeeping
 from infra.setup.engine import ensure_engine
 from infra.setup.nginx import ensure_nginx
-from infra.strays import StraysError, end_strays, rented
+from infra.strays import StraysError, end_strays, rented, unasked
 from router.client import AdminClient, RouterClient, RouterClientError
 from router.contract import JobRequest
 
@@ -171,6 +171,8 @@ def destroy(stack: str, *, waits: bool = True) -> None:
         if not engine.state().resources:
             strays = asyncio.run(end_strays(paths))
             forget(paths)
+            for line in unasked(paths):
+                say(line)
             found = f"its state is empty, and yet these ran in its name, and are ended: {', '.join(strays)}"
             say(f"Stack {name} is gone: {found}." if strays else f"Nothing to destroy: stack {name} has no resources.")
             return
@@ -179,7 +181,7 @@ def destroy(stack: str, *, waits: bool = True) -> None:
     left = asyncio.run(rented(paths))
     forget(paths)
     if left:
-        listed = ", ".join(machine.name for machine in left)
+        listed = ", ".join(stray.name for stray in left)
         raise StraysError(
             f"stack {name}: its state is empty, and its cloud still has {listed}; `letterpress sweep {name}` shows "
             "and deletes them"

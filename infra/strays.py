@@ -1,54 +1,141 @@
 """What runs in a stack's name although no state knows of it: found where such things are kept, and ended.
 
-A state can get lost (a removed folder, another backend); machines and units carry the stack's id, or lie in
-its own folder, and are its own by that alone. Only for a stack whose state is empty, under its lock.
+A state can get lost (a removed folder, another backend); machines, endpoints and units carry the stack's id, or lie
+in its own folder, and are its own by that alone. Only for a stack whose state is empty, under its lock.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
-from infra.clouds import Machine
+from infra.deployment import Deployment
+from infra.description import DescriptionError
 from infra.errors import InfraError
 from infra.identity import ensure_identity
 from infra.paths import StackPaths
+from infra.planner import placed
 from infra.provider.site import Site
 from infra.stack import CloudName
 
 
 class StraysError(InfraError):
-    """Something is rented in the stack's name that no state knows of."""
+    """Something is, or may be, rented in the stack's name that no state knows of."""
 
 
-async def rented(paths: StackPaths) -> tuple[Machine, ...]:
-    """Every machine that is alive in the stack's name, on every cloud that the environment has a key for."""
-    site, identity = Site(paths, os.environ), ensure_identity(paths.root / "stack-id")
-    found = [await site.cloud(name).list(identity.id) for name in site.accounts()]
-    return tuple(machine for each in found for machine in each)
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """Something that a cloud has in the stack's name. `machine_id` is the cloud's; empty for a serverless endpoint,
+    which is known by its name, with its template and the volume that keeps its weights.
+
+    `price` is US dollars an hour, `since` when it began to be paid for, where the cloud says so.
+    """
+
+    name: str
+    cloud: CloudName
+    machine_id: str = ""
+    price: float = 0.0
+    since: datetime | None = None
 
 
-async def strays(paths: StackPaths, known: frozenset[str]) -> tuple[tuple[CloudName, Machine], ...]:
+async def rented(paths: StackPaths) -> tuple[Stray, ...]:
+    """Everything in the stack's name, on every cloud that the environment has a key for.
+
+    Raises CloudError if one does not answer, StraysError if there is no key for one that the stack is known to rent
+    from: what it does not say is not known to be gone.
+    """
+    require_keys(paths)
+    site = Site(paths, os.environ)
+    return tuple([stray for name in site.accounts() for stray in await _in_its_name(site, name)])
+
+
+async def strays(paths: StackPaths, known: frozenset[str]) -> tuple[Stray, ...]:
     """Those of them that the state, which knows the names `known`, has not."""
-    site, identity = Site(paths, os.environ), ensure_identity(paths.root / "stack-id")
-    found = [(name, await site.cloud(name).list(identity.id)) for name in site.accounts()]
-    return tuple((name, machine) for name, each in found for machine in each if machine.name not in known)
+    return tuple(stray for stray in await rented(paths) if stray.name not in known)
+
+
+async def give_back(site: Site, stray: Stray) -> None:
+    """Raises CloudError if that cannot be, TooEarlyError if it cannot be yet."""
+    if stray.machine_id:
+        await site.cloud(stray.cloud).delete(stray.machine_id)
+    else:
+        await site.serverless().delete(stray.name)
 
 
 async def end_strays(paths: StackPaths) -> tuple[str, ...]:
-    """End every unit of the router's host and every machine that is named with the stack's id; their names.
+    """End every unit of the router's host and everything that is named with the stack's id; their names.
 
-    Raises HostError or CloudError for what cannot be ended; to try again is safe.
+    Raises StraysError for what could not be ended, after all that could be; to try again is safe.
     """
     site = Site(paths, os.environ)
-    ended = []
+    ended: list[str] = []
+    failures: list[str] = []
     router = site.router_host()
     for unit in await router.units():
-        await router.remove(unit, lambda _: None)
-        ended.append(unit)
-    identity = ensure_identity(paths.root / "stack-id")
+        try:
+            await router.remove(unit, lambda _: None)
+            ended.append(unit)
+        except InfraError as error:
+            failures.append(str(error))
     for name in site.accounts():
-        cloud = site.cloud(name)
-        for machine in await cloud.list(identity.id):
-            await cloud.delete(machine.id)
-            ended.append(machine.name)
+        try:
+            found = await _in_its_name(site, name)
+        except InfraError as error:
+            failures.append(str(error))
+            continue
+        for stray in found:
+            try:
+                await give_back(site, stray)
+                ended.append(stray.name)
+            except InfraError as error:
+                failures.append(str(error))
+    try:
+        require_keys(paths)
+    except StraysError as error:
+        failures.append(str(error))
+    if failures:
+        done = f"ended {', '.join(ended)}; " if ended else ""
+        raise StraysError(f"stack {paths.root.name}: {done}" + "\n".join(failures))
     return tuple(ended)
+
+
+def require_keys(paths: StackPaths) -> None:
+    """Raise StraysError if the environment lacks the key of a cloud that the stack is known to rent from."""
+    unasked = Site(paths, os.environ).unasked()
+    if missing := [(name, unasked[name]) for name in sorted(_known_clouds(paths)) if name in unasked]:
+        said = "; ".join(f"{key} is not set, so {name} cannot be asked what runs in its name" for name, key in missing)
+        raise StraysError(f"{said}. Give it in the environment and run this again")
+
+
+def unasked(paths: StackPaths) -> Sequence[str]:
+    """A line for a person about the clouds that were not asked, if there are any."""
+    clouds = Site(paths, os.environ).unasked()
+    named = ", ".join(f"{name} ({key} is not set)" for name, key in clouds.items())
+    return [f"Not asked: {named}."] if named else []
+
+
+async def _in_its_name(site: Site, name: CloudName) -> tuple[Stray, ...]:
+    identity = ensure_identity(site.paths.root / "stack-id")
+    found = [
+        Stray(machine.name, name, machine.id, machine.price, machine.rented_at)
+        for machine in await site.cloud(name).list(identity.id)
+    ]
+    if name is CloudName.RUNPOD:
+        found += [Stray(each, name) for each in sorted(set(await site.serverless().left(identity.id)))]
+    return tuple(found)
+
+
+def _known_clouds(paths: StackPaths) -> frozenset[CloudName]:
+    """By what was deployed last and where its machines were placed; what cannot be read tells nothing."""
+    placement, _ = placed(paths)
+    clouds = {CloudName(each.offer.cloud) for each in placement.machines}
+    try:
+        deployment = Deployment.kept(paths)
+    except DescriptionError:
+        return frozenset(clouds)
+    if deployment:
+        clouds.add(deployment.description.cloud)
+        clouds |= {CloudName.RUNPOD} if deployment.description.serverless else set()
+    return frozenset(clouds)

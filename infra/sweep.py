@@ -13,7 +13,7 @@ from infra.errors import InfraError
 from infra.paths import StackPaths
 from infra.provider.site import Site
 from infra.safekeeping import Safekeeping
-from infra.strays import StraysError, strays
+from infra.strays import StraysError, give_back, strays, unasked
 
 
 def sweep(stack: str, delete: Sequence[str], *, every: bool) -> None:
@@ -25,20 +25,24 @@ def sweep(stack: str, delete: Sequence[str], *, every: bool) -> None:
     with operate(name, paths, (), Safekeeping.remembered(paths).settings, f"sweep {name}") as engine:
         known = frozenset(each.rented for each in engine.state().resources if each.rented)
         found = asyncio.run(strays(paths, known))
-        if unknown := set(delete) - {machine.name for _, machine in found}:
+        if unknown := set(delete) - {stray.name for stray in found}:
             raise StraysError(f"stack {name}: {', '.join(sorted(unknown))}: no stray of that name; see `sweep {name}`")
         if not found:
-            say(f"Stack {name}: its clouds have nothing in its name that its state does not know.")
+            say(f"Stack {name}: the clouds that were asked have nothing in its name that its state does not know.")
+        for line in unasked(paths):
+            say(line)
         site, failures = Site(paths, os.environ), []
-        for cloud, machine in found:
-            since = f", since {machine.rented_at:%Y-%m-%d %H:%M} UTC" if machine.rented_at else ""
-            price = f", ${machine.price:.2f}/h" if machine.price else ""
-            if not every and machine.name not in delete:
-                say(f"  {machine.name}  ({cloud}{price}{since})  not in the state; --delete {machine.name} deletes it")
+        for stray in found:
+            since = f", since {stray.since:%Y-%m-%d %H:%M} UTC" if stray.since else ""
+            price = f", ${stray.price:.2f}/h" if stray.price else ""
+            what = "" if stray.machine_id else ", serverless endpoint with its volume"
+            told = f"  {stray.name}  ({stray.cloud}{what}{price}{since})"
+            if not every and stray.name not in delete:
+                say(f"{told}  not in the state; --delete {stray.name} deletes it")
                 continue
             try:
-                asyncio.run(site.cloud(cloud).delete(machine.id))
-                say(f"  {machine.name}  ({cloud}{price}{since})  deleted")
+                asyncio.run(give_back(site, stray))
+                say(f"{told}  deleted")
             except InfraError as error:
                 failures.append(str(error))
     if failures:

@@ -28,7 +28,7 @@ class Recorded:
     condition: Condition
     reason: str = ""
     rented: str = ""
-    """Of a machine: the name that it is rented under."""
+    """Of a machine, or an endpoint: the name that it is rented under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,5 +105,5 @@ def _begun(resource: _Resource) -> _Resource:
 
 def _recorded(resource: _Resource, kind: Kind) -> Recorded:
     found = Found.model_validate(resource.outputs)
-    rented = resource.outputs.get("name") if kind is Kind.MACHINE else ""
+    rented = resource.outputs.get("name") if kind in (Kind.MACHINE, Kind.ENDPOINT) else ""
     return Recorded(name_of(resource.urn), kind, found.condition, found.reason, str(rented or ""))

@@ -111,13 +111,13 @@ class Site:
 
     def accounts(self) -> tuple[CloudName, ...]:
         """Clouds that can be asked from here: those that the environment has a key for."""
-        keys = {
-            CloudName.LOCAL: "",
-            CloudName.HOSTS: "",
-            CloudName.SPHERON: spheron.API_KEY,
-            CloudName.RUNPOD: runpod.API_KEY,
-        }
-        return tuple(name for name, key in keys.items() if not key or self.environ.get(key))
+        unasked = self.unasked()
+        return tuple(name for name in CloudName if name not in unasked)
+
+    def unasked(self) -> Mapping[CloudName, str]:
+        """The clouds that cannot be asked from here, each with the variable that is not set."""
+        keys = {CloudName.SPHERON: spheron.API_KEY, CloudName.RUNPOD: runpod.API_KEY}
+        return {name: key for name, key in keys.items() if not self.environ.get(key)}
 
     def cloud(self, name: CloudName) -> Cloud:
         match name:

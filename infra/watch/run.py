@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from infra.clouds import Cloud, CloudError, Presence
 from infra.console import say
 from infra.deployment import Deployment, forget
-from infra.engine import operate
+from infra.engine import OperationCancelledError, operate
 from infra.engine.events import Progress
 from infra.engine.guard import BusyError, only_operation
 from infra.errors import InfraError
@@ -29,19 +29,19 @@ from infra.placement import Placement
 from infra.planner import placed
 from infra.provider.site import Site
 from infra.safekeeping import Safekeeping
+from infra.strays import end_strays, rented
 from infra.watch.decide import Action, Decision, Deed, Memory, Seen, World, decide
 from infra.watch.observe import Observer, verified
 from infra.watch.work import Part, Work
 
 EVERY_S = 15.0
 """Spheron wants to be asked no oftener than every 10 s; a loss is then noticed within 30."""
-BEGAN = "watch-began"
 URGENT = {Deed.REPLACE, Deed.GROW, Deed.END}
 """Does not wait for what is under way: that is ended cleanly, and goes on together with it."""
 
 
 class WatchError(InfraError):
-    """There is nothing to watch."""
+    """There is nothing to watch, or what was watched could not be ended."""
 
 
 @dataclass(slots=True)
@@ -61,7 +61,19 @@ class Watch:
     _unfinished: bool = False
 
     def round(self) -> Decision | None:
-        """Look, decide, begin to act. None if the cloud did not say enough."""
+        """Look, decide, begin to act. None if the cloud did not say enough, or what was to be done failed.
+
+        A failure is told, and the next round tries again: while machines are paid for, somebody has to watch them.
+        """
+        try:
+            return self._round()
+        except OperationCancelledError:
+            raise  # Ctrl-C
+        except InfraError as error:
+            self._tell_failure(error)
+            return None
+
+    def _round(self) -> Decision | None:
         self._heed()
         placement, identity = placed(self.deployment.paths)
         try:
@@ -95,7 +107,7 @@ class Watch:
     async def _decide(self, placement: Placement, identity: Identity) -> Decision:
         """Within one loop: an observer's connections belong to it."""
         cloud = self._cloud()
-        observer = self.observer or Observer(self.deployment, cloud, identity, self._began())
+        observer = self.observer or Observer(self.deployment, cloud, identity, self.deployment.began(self.clock()))
         observer.cloud = cloud
         self.observer = observer
         world = await observer.look(placement, self.clock())
@@ -137,7 +149,7 @@ class Watch:
             self._unfinished = False
         else:
             # What was not brought about is seen, and decided upon, from now on.
-            self._tell("busy" if isinstance(work.failure, BusyError) else "failed", "", str(work.failure))
+            self._tell_failure(work.failure)
 
     def _cloud(self) -> Cloud:
         return Site(self.deployment.paths, os.environ).cloud(self.deployment.description.cloud)
@@ -146,19 +158,19 @@ class Watch:
         name, paths = self.deployment.description.name, self.deployment.paths
         with operate(name, paths, (), self.keeping.settings, f"watch {name}") as engine:
             engine.destroy(self._follow)
+            # What its state knows is gone; the clouds have the last word, and nobody is here to be asked.
+            for stray in asyncio.run(end_strays(paths)):
+                self._tell("end", stray, "its time is over, and no state knew of it")
+            if left := asyncio.run(rented(paths)):
+                raise WatchError(f"its time is over, and its clouds still have {', '.join(one.name for one in left)}")
         forget(paths)
-        (paths.root / BEGAN).unlink(missing_ok=True)
 
     def _follow(self, progress: Progress) -> None:
         if progress.stage in ("done", "failed"):
             self._log("progress", progress.resource, f"{progress.kind} {progress.action} {progress.stage}")
 
-    def _began(self) -> float:
-        """When the stack's time began to run: with its first watch, for all that follow."""
-        file = self.deployment.paths.root / BEGAN
-        if not file.exists():
-            replace_file(file, f"{self.clock():.0f}\n".encode())
-        return float(file.read_text())
+    def _tell_failure(self, error: InfraError) -> None:
+        self._tell("busy" if isinstance(error, BusyError) else "failed", "", str(error))
 
     def _tell(self, deed: str, machine: str, why: str) -> None:
         self.counts[deed] += 1

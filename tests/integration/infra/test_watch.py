@@ -17,6 +17,7 @@ from infra.emulate.account import Account
 from infra.emulate.server import Fault, Trouble, serving
 from infra.emulate.spheron import SpheronApi, published
 from infra.engine.guard import BusyError, only_operation
+from infra.planner import placed
 from infra.safekeeping import Safekeeping
 from infra.stack import parse
 from infra.watch.decide import Deed
@@ -85,6 +86,14 @@ def test_a_lost_pool_is_replaced_silence_changes_nothing_and_its_time_ends(rig: 
     assert 'letterpress_watch_deeds_total{deed="replace"} 2' in (rig.paths.root / "watch.prom").read_text()
 
     later[0] = 2 * 3600.0 + 60
+    rig.emulator.faults.append(Fault(Trouble.BROKEN, "deleteDeployment", times=99))
+    assert watching.round() is None, "told, and tried again: they are paid for"
+    assert told(rig)[-1] == ("failed", "")
+    rig.emulator.faults.clear()
+    with only_operation(rig.paths.root / "operation.lock", "status hired"):
+        assert watching.round() is None
+    assert told(rig)[-1] == ("busy", "")
+    rig.emulator.account.rent(f"lp-{placed(rig.paths)[1].id}-batch-9-g1", 2.0, ())
     ended = watching.round()
     assert ended is not None
     assert ended.ends
