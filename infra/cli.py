@@ -191,7 +191,7 @@ def doctor(
 
 @app.command()
 def admin(stack: Stack = "local") -> None:
-    """Open the way to the admin console and print its address."""
+    """See that the admin console answers, and print its address."""
     from infra.lifecycle import admin as run
 
     run(stack)

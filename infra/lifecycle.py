@@ -191,7 +191,7 @@ def destroy(stack: str, *, waits: bool = True) -> None:
 
 
 def admin(stack: str) -> None:
-    """On this computer the admin app is reached directly; a router elsewhere will want a forward first."""
+    """Where the admin app is, once it answers: on loopback of this computer, where routers are."""
     endpoint = Deployment.remembered(stack).endpoint
     try:
         asyncio.run(_answers(endpoint))

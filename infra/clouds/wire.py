@@ -170,7 +170,8 @@ def _unexpected(error: ValidationError, what: str) -> CloudError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "the whole"
     return CloudError(
-        f"{what} is not as this version knows it: {where}: {first['msg']}. `letterpress doctor --live` compares"
+        f"{what} is not as this version knows it: {where}: {first['msg']}. Look for a newer version of "
+        "Letterpress, or report this line"
     )
 
 
