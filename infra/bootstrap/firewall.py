@@ -59,7 +59,7 @@ table {TABLE} {{
     ct state established,related accept
     ct state invalid drop
     meta l4proto {{ icmp, ipv6-icmp }} accept
-    udp dport 68 accept
+    udp dport {{ 68, 546 }} accept
     tcp dport {{ {opened} }} accept
   }}
 }}

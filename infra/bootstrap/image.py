@@ -14,8 +14,6 @@ from infra.ssh.threads import in_thread
 
 PULL_S = 3600.0
 BUILD_S = 3600.0
-KEPT = 2
-"""Images of this stack that stay on a machine: the one that runs, and the one to go back to."""
 
 
 @dataclass(frozen=True, slots=True)

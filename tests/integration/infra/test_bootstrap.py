@@ -117,6 +117,8 @@ async def test_nothing_but_ssh_comes_through_the_firewall_also_after_a_restart(
         socket.create_connection((vm.address, 22), 5).close()
         with pytest.raises(TimeoutError):
             socket.create_connection((vm.address, 7777), 1)
+        listed = await made.run("nft list table inet letterpress", "looking")
+        assert "udp dport { 68, 546 } accept" in listed, "or the machine loses its address, of either kind"
         await made.run("nft delete table inet letterpress", "opening it")
         socket.create_connection((vm.address, 7777), 5).close()
     finally:
