@@ -105,7 +105,7 @@ def place(
     what runs is not given up because nobody else can rent it any more. Then those without take the best that is
     left, within the stack's budget.
     """
-    offered = {offer.id for offer in offers}
+    offered = {offer.id: offer for offer in offers}
     taken: set[str] = set()
     kept: dict[str, Placed] = {}
     wanted = tuple(_machines(description, previous))
@@ -118,7 +118,9 @@ def place(
         if not taken.isdisjoint(_exclusive(before.offer)):
             continue
         taken.update(_exclusive(before.offer))
-        kept[machine] = before
+        # What is rented stays as it was rented; what a machine of one's own has is what its description says now.
+        own = description.cloud == CloudName.HOSTS
+        kept[machine] = replace(before, offer=offered.get(before.offer.id, before.offer)) if own else before
     spent = sum(placed.offer.price for placed in kept.values())
     placed = []
     for machine, pool in wanted:

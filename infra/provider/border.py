@@ -65,7 +65,7 @@ class Border(Generic[I, S]):
         """What would have to be done: a bad condition is a change, too, and means repair."""
         before, after = self._state(olds), self._inputs(news)
         changed = [name for name in self.resource.inputs.model_fields if getattr(before, name) != getattr(after, name)]
-        replaces = [name for name in changed if name in self.resource.replaced_by]
+        replaces = [name for name in changed if name in self.resource.replaced_by - after.kept_in_place]
         if not before.condition.good:
             changed.append(CONDITION)
         return Difference(tuple(changed), tuple(replaces))

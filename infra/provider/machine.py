@@ -43,6 +43,11 @@ class MachineInputs(Inputs):
     image: str = ""
     access: Access | None = None
 
+    @property
+    def kept_in_place(self) -> frozenset[str]:
+        """A machine that the user has already is the same one when more GPUs of it are described."""
+        return frozenset({"offer"}) if self.access else frozenset()
+
 
 class MachineState(MachineInputs, Found):
     """`machine_id` is the cloud's; `address` is empty until the cloud knows it, `phase` says how far it is."""

@@ -58,6 +58,11 @@ class Inputs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def kept_in_place(self) -> frozenset[str]:
+        """Those of `replaced_by` whose change leaves this one what it is."""
+        return frozenset()
+
 
 class Found(BaseModel):
     """What a look adds to the inputs; mixed into each resource's state, which thereby is its whole record.

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.clouds import Market, Offer
+from infra.clouds.hosts import offers_of
 from infra.identity import Identity, IdentityError, ensure_identity
 from infra.placement import (
     Placed,
@@ -94,6 +95,24 @@ def test_another_market_is_another_place() -> None:
     before = place(described(a={"machines": 1}), CPUS, Placement())
     after = place(described(a={"machines": 1, "market": "spot"}), CPUS, before)
     assert after.machines == (Placed("a-1", cpu(Market.SPOT), 2),)
+
+
+def test_a_machine_of_ones_own_keeps_its_place_and_has_the_gpus_that_are_described_now() -> None:
+    def host(gpus: int) -> StackDescription:
+        return StackDescription.model_validate(
+            {
+                "name": "s",
+                "cloud": "hosts",
+                "model": "owner/name",
+                "hosts": {"big": {"address": "192.0.2.10", "gpus": gpus}},
+                "pools": {"a": {"machines": 1, "first_port": 9000}},
+            }
+        )
+
+    before = place(host(1), offers_of({"big": ("", 1, 0.0)}), Placement())
+    (after,) = place(host(2), offers_of({"big": ("", 2, 0.0)}), before, frozenset({"a-1"})).machines
+    assert devices(after.offer) == ("cuda:0", "cuda:1")
+    assert after.generation == 1
 
 
 counts = st.integers(0, 3)

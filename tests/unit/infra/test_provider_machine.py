@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from infra.clouds import (
     Ability,
+    Access,
     CloudError,
     HostKind,
     Machine,
@@ -23,6 +24,7 @@ from infra.clouds import (
     OutcomeUnknownError,
     Presence,
 )
+from infra.provider.border import Border, struct_of
 from infra.provider.machine import MachineInputs, MachineResource, MachineState
 from infra.provider.resource import Condition, ProviderError
 from infra.stack import CloudName
@@ -208,3 +210,14 @@ class MachineLife(RuleBasedStateMachine):
 
 
 TestMachineLife = MachineLife.TestCase
+
+
+@pytest.mark.parametrize(("access", "replaced"), [(None, ("offer",)), (Access("192.0.2.10"), ())])
+def test_more_gpus_of_a_machine_are_another_rental_but_the_same_machine_of_ones_own(
+    access: Access | None, replaced: tuple[str, ...]
+) -> None:
+    before = INPUTS.model_copy(update={"access": access})
+    more = INPUTS.model_copy(update={"access": access, "offer": replace(OFFER, gpus=2)})
+    seen = Border(MachineResource(lambda _: ScriptedCloud())).compare(struct_of(before), struct_of(more))
+    assert "offer" in seen.changed
+    assert seen.replaces == replaced
