@@ -20,6 +20,10 @@ class ArtifactError(RouterError):
     """An image could not be stored, or a stored one is not there."""
 
 
+class ArtifactGoneError(ArtifactError):
+    """What was stored is not there any more, or is damaged: trying again ends the same."""
+
+
 class AdmissionError(RouterError):
     """A job was not taken on. `retry_after_s` is when asking again makes sense, in seconds."""
 

@@ -36,7 +36,8 @@ from router.api.context import Context
 from router.api.links import Links
 from router.api.webhooks import body_of
 from router.app import public_app
-from router.batches.keeper import Desk, Keeper
+from router.batches.desk import Desk
+from router.batches.keeper import Keeper
 from router.core import Core, open_core, open_front
 from router.ids import ENTROPY_BYTES, file_id
 from router.metrics import Metrics

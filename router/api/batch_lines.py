@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationError
@@ -14,7 +14,7 @@ from router.api.images import NAMES, ImagesRequest, data_by_url, data_inline, he
 from router.api.models import resolved
 from router.api.refusals import Refusal, RefusedError, of_faults, of_job, of_values
 from router.batches import Batch, DoneLine, LineRefusal, NewLine
-from router.batches.keeper import CANCELLED, EXPIRED, BadLineError, line_expired
+from router.batches.desk import CANCELLED, EXPIRED, INPUT_LOST, BadLineError, line_expired
 from router.choice import Terms
 from router.contract import JobState
 from router.jobs import Job, NewJob, Place
@@ -73,7 +73,10 @@ class ImageLines:
         return asked.custom_id
 
     def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
-        asked = BatchLine.model_validate_json(line)
+        try:
+            asked = BatchLine.model_validate_json(line)
+        except ValidationError:
+            return NewLine(number, "", refusal=INPUT_LOST)  # it was one when it was checked: the file is damaged
         try:
             body = ImagesRequest.model_validate(asked.body)
             wanted = self._wanted(batch, number, body)
@@ -103,25 +106,33 @@ class ImageLines:
         if refusal is not None:
             yield _refused(name, line.custom_id, request_id, refusal).model_dump_json().encode() + b"\n"
             return
+        images = [self._by_url(job) for job in line.jobs] if line.by_url else await self._readable(line.jobs)
         # The answer has megabytes, and goes between two halves of what is said around it.
         empty = LineResponse(status_code=200, request_id=request_id, body={})
         said = LineOutput(id=name, custom_id=line.custom_id, response=empty, error=None).model_dump_json().encode()
         before, after = said.rsplit(b'"body":{}', 1)
         yield before + b'"body":'
         head = head_of(line.jobs, (line.jobs[-1].finished_at or 0) // 1000)
-        async for piece in spliced(head, [self._image(job, by_url=line.by_url) for job in line.jobs]):
+        async for piece in spliced(head, images):
             yield piece
         yield after + b"\n"
 
-    async def _image(self, job: Job, *, by_url: bool) -> AsyncIterator[bytes]:
-        """Its bytes are read when it is their turn."""
-        if by_url:
-            links = self._context.links
-            pieces = data_by_url(job, links.url(job.id, self._context.clock(), max(LINKS_S, links.lifetime_s)))
-        else:
-            pieces = data_inline(job, await self._context.core.service.image_bytes(job))
-        async for piece in pieces:
+    async def _readable(self, jobs: Sequence[Job]) -> list[AsyncIterator[bytes]]:
+        """Raises ArtifactError if one cannot be read. Of several only the first is held meanwhile, for they may be
+        large; the others are read again when it is their turn."""
+        read = self._context.core.service.image_bytes
+        first = data_inline(jobs[0], await read(jobs[0]))
+        for job in jobs[1:]:
+            await read(job)
+        return [first, *(self._inline(job) for job in jobs[1:])]
+
+    async def _inline(self, job: Job) -> AsyncIterator[bytes]:
+        async for piece in data_inline(job, await self._context.core.service.image_bytes(job)):
             yield piece
+
+    def _by_url(self, job: Job) -> AsyncIterator[bytes]:
+        links = self._context.links
+        return data_by_url(job, links.url(job.id, self._context.clock(), max(LINKS_S, links.lifetime_s)))
 
 
 def _why(line: DoneLine) -> LineRefusal | None:

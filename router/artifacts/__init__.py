@@ -48,7 +48,8 @@ class Draft(Protocol):
 
 
 class Artifacts(Protocol):
-    """Every method may raise ArtifactError; then nothing was promised, and trying again is safe."""
+    """Every method may raise ArtifactError; then nothing was promised, and trying again is safe. Of what was stored and
+    is no longer, `read` and `stream` raise ArtifactGoneError: trying again is of no use."""
 
     async def put(self, generation_id: str, data: bytes, media_type: str) -> Image:
         """Store the bytes so that they survive a power cut. Again with the same is the same."""

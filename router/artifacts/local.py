@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from router.artifacts import MARK, NAMED, InFile, fan, first_of, path_of
-from router.errors import ArtifactError
+from router.errors import ArtifactError, ArtifactGoneError
 from router.jobs import Image
 
 LISTED = 500
 """Images whose names are asked after together."""
 FAN_CHARS = 2
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.EIO)
+"""What a read ends with where the file is no longer, or the disk has lost it; all else may pass."""
 PIECE = 2**20
 """Bytes of a file that go to the disk, or come from there, at once."""
 FOLDER_MODE = 0o750
@@ -55,9 +58,11 @@ class LocalArtifacts:
         try:
             data, digest = await asyncio.to_thread(stored)
         except OSError as error:
-            raise self._missing(image) from error
+            raise _unreadable(f"the image {image.path} in {self.root}", error) from error
         if digest != image.sha256:
-            raise ArtifactError(f"the image {image.path} in {self.root} is not the one that was stored; check the disk")
+            raise ArtifactGoneError(
+                f"the image {image.path} in {self.root} is not the one that was stored; check the disk"
+            )
         return data
 
     async def draft(self, path: str) -> LocalDraft:
@@ -75,7 +80,7 @@ class LocalArtifacts:
             finally:
                 file.close()
         except OSError as error:
-            raise ArtifactError(f"the file {path} in {self.root} cannot be read: {error.strerror}") from error
+            raise _unreadable(f"the file {path} in {self.root}", error) from error
 
     async def place(self, image: Image, lifetime_s: int) -> InFile:  # noqa: ARG002 - a file's place does not expire
         path = self.root / image.path
@@ -129,10 +134,17 @@ class LocalArtifacts:
             raise self._unusable(error) from error
 
     def _missing(self, image: Image) -> ArtifactError:
-        return ArtifactError(f"the image {image.path} is no longer in {self.root}; was it removed by hand?")
+        return ArtifactGoneError(f"the image {image.path} is no longer in {self.root}; was it removed by hand?")
 
     def _unusable(self, error: OSError) -> ArtifactError:
         return ArtifactError(f"no image can be stored under {self.root}: {error.strerror}")
+
+
+def _unreadable(what: str, error: OSError) -> ArtifactError:
+    if isinstance(error, FileNotFoundError):
+        return ArtifactGoneError(f"{what} is no longer there; was it removed by hand?")
+    kind = ArtifactGoneError if error.errno in GONE else ArtifactError
+    return kind(f"{what} cannot be read: {error.strerror}")
 
 
 class LocalDraft:

@@ -23,7 +23,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store
 
 from router.artifacts import MARK, NAMED, AtUrl, digest_of, fan, first_of, path_of
-from router.errors import ArtifactError
+from router.errors import ArtifactError, ArtifactGoneError
 from router.jobs import Image
 
 if TYPE_CHECKING:
@@ -97,11 +97,13 @@ class S3Artifacts:
             answer = await obstore.get_async(self._store, image.path)
             data = bytes(await answer.bytes_async())
         except FileNotFoundError as error:
-            raise ArtifactError(f"the image {image.path} is not in {self._bucket}; was it removed by hand?") from error
+            raise ArtifactGoneError(
+                f"the image {image.path} is not in {self._bucket}; was it removed by hand?"
+            ) from error
         except (BaseError, OSError) as error:
             raise self._failed(f"the image {image.path} could not be read", error) from error
         if await digest_of(data) != image.sha256:
-            raise ArtifactError(f"the image {image.path} in {self._bucket} is not the one that was stored")
+            raise ArtifactGoneError(f"the image {image.path} in {self._bucket} is not the one that was stored")
         return data
 
     async def draft(self, path: str) -> S3Draft:
@@ -114,7 +116,7 @@ class S3Artifacts:
             async for data in answer.stream(min_chunk_size=PIECE):
                 yield bytes(data)
         except FileNotFoundError as error:
-            raise ArtifactError(f"the file {path} is not in {self._bucket}; was it removed by hand?") from error
+            raise ArtifactGoneError(f"the file {path} is not in {self._bucket}; was it removed by hand?") from error
         except (BaseError, OSError) as error:
             raise self._failed(f"the file {path} could not be read", error) from error
 

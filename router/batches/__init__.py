@@ -196,6 +196,10 @@ class Batches(Protocol):
 
     async def file(self, api_key_id: str, file_id: str) -> StoredFile | None: ...
 
+    async def input_of(self, batch: Batch) -> StoredFile | None:
+        """Also one that has expired meanwhile."""
+        ...
+
     async def files(
         self, api_key_id: str, purpose: str | None, after: str | None, limit: int, *, oldest_first: bool
     ) -> Sequence[StoredFile]: ...
@@ -234,15 +238,18 @@ class Batches(Protocol):
 
     async def fail(self, lease: BatchLease, faults: Sequence[Fault]) -> None: ...
 
-    async def add_lines(self, lease: BatchLease, key: ApiKey, read: Read, pool_bound: int) -> None:
-        """These lines, their jobs, and how far the file is read: all of it, or nothing.
+    async def add_lines(self, lease: BatchLease, key: ApiKey, read: Read, pool_bound: int) -> Batch:
+        """These lines, their jobs, and how far the file is read: all of it, or nothing. The batch as it is then: it may
+        have been asked to cancel.
 
         Raises QueueFullError, KeyQueueFullError where the jobs would pass a bound.
         """
         ...
 
-    async def refusals(self, lease: BatchLease, limit: int) -> Sequence[Fault] | None:
-        """Why lines became no jobs; None if any line became one."""
+    async def lines_added(self, lease: BatchLease) -> int: ...
+
+    async def refusals(self, lease: BatchLease, limit: int, unless: LineRefusal) -> Sequence[Fault] | None:
+        """Why lines became no jobs; None if any line became one, or was refused for the reason `unless`."""
         ...
 
     async def cancel_waiting(self, lease: BatchLease, limit: int) -> Sequence[Job]:

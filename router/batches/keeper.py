@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import structlog
 
-from router.artifacts import Artifacts, Draft, file_path
+from router.artifacts import Draft, file_path
 from router.batches import (
     PURPOSE_OUTPUT,
     Batch,
-    Batches,
     BatchLease,
     BatchState,
     Counts,
@@ -30,10 +28,27 @@ from router.batches import (
     Read,
     StoredFile,
 )
+from router.batches.desk import (
+    CANCELLED,
+    EXPIRED,
+    IMAGE_LOST,
+    INPUT_LOST,
+    BadLineError,
+    Desk,
+    line_expired,
+    line_made,
+)
 from router.batches.lines import LineTooLongError, lines_of
 from router.contract import MAX_BATCH_JOBS
-from router.errors import ArtifactError, KeyQueueFullError, LeaseLostError, QueueFullError, StoreUnavailableError
-from router.jobs import Job
+from router.errors import (
+    ArtifactError,
+    ArtifactGoneError,
+    KeyQueueFullError,
+    LeaseLostError,
+    QueueFullError,
+    RouterError,
+    StoreUnavailableError,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -54,43 +69,6 @@ FULL_PAUSE_MS = 2000
 TROUBLE_PAUSE_MS = 5000
 CANCEL_PAUSE_MS = 500
 FAULTS_SHOWN = 100
-
-
-class Words(Protocol):
-    """The dialect in which lines and answers are."""
-
-    def check(self, batch: Batch, line: bytes) -> str:
-        """The line's custom id. Raises BadLineError if it is none of a request to this batch's endpoint."""
-        ...
-
-    def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
-        """What a line that has passed `check` wants."""
-        ...
-
-    def render(self, batch: Batch, line: DoneLine) -> AsyncIterator[bytes]:
-        """The answer, as a line of the output or, unless `line_made`, of the error file."""
-        ...
-
-
-class BadLineError(Exception):
-    def __init__(self, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.code, self.message, self.param = code, message, param
-
-
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """What a keeper works with. `bound_of` gives how many jobs may wait in a pool, `file_id` draws a name, `announce`
-    wakes the workers of a pool, `publish` tells who watches a job."""
-
-    batches: Batches
-    artifacts: Artifacts
-    words: Words
-    bound_of: Callable[[str], int]
-    file_id: Callable[[], str]
-    now_ms: Callable[[], int]
-    announce: Callable[[str, int], None]
-    publish: Callable[[Job], None]
 
 
 class Keeper:
@@ -173,6 +151,8 @@ class Keeper:
                 return 0
             return await self._validate(lease)
         if not batch.loaded:
+            if batch.state is BatchState.CANCELLING:
+                await self._cancel(lease)  # its jobs should not begin while the rest of its lines is read
             return await self._load(lease)
         if batch.state is BatchState.CANCELLING and await self._cancel(lease):
             return CANCEL_PAUSE_MS
@@ -187,8 +167,11 @@ class Keeper:
             total, faults = await self._checked(lease.batch)
         except LineTooLongError as long:
             faults = [Fault("line_too_long", str(long), long.line)]
-        except _NoInputError as gone:
-            faults = [Fault("invalid_input_file", str(gone), param="input_file_id")]
+        except ArtifactError as error:
+            if not self._final(lease.batch, error):
+                raise
+            log.error("batch_input_lost", batch=lease.batch.id, error=str(error))  # noqa: TRY400 - its trace says nothing
+            faults = [Fault(INPUT_LOST.code, INPUT_LOST.message, param="input_file_id")]
         if total > MAX_BATCH_JOBS:
             faults = [Fault("too_many_requests", f"a batch has at most {MAX_BATCH_JOBS} requests; send several")]
         if not total and not faults:
@@ -228,67 +211,101 @@ class Keeper:
         if key is None:
             await self._desk.batches.fail(lease, [Fault("key_revoked", "its API key is no longer good")])
             return 0
-        source = await self._input(batch)
         lines, number, end = list[tuple[int, NewLine]](), batch.lines_read, batch.read_to
-        made = 0
-        async for end, line in lines_of(self._stream(source, batch.read_to), batch.read_to):
-            number += 1
-            if line.strip():
-                lines.append((end, self._read(batch, number, line)))
-            if len(lines) == LOAD_AT_ONCE:
-                made += await self._add(lease, lines, end, number, whole=False)
-                if lines:
-                    return FULL_PAUSE_MS
-                await asyncio.sleep(0)
-        made += await self._add(lease, lines, end, number, whole=True)
-        if lines:
-            return FULL_PAUSE_MS
-        log.info("batch_loaded", batch=batch.id, jobs=made)
-        if batch.state is BatchState.IN_PROGRESS:
-            faults = await self._desk.batches.refusals(lease, FAULTS_SHOWN)
-            if faults:
-                await self._desk.batches.fail(lease, faults)
+        try:
+            source = await self._input(batch)
+            async for end, line in lines_of(self._stream(source, batch.read_to), batch.read_to):
+                number += 1
+                if line.strip():
+                    lines.append((end, self._read(batch, number, line)))
+                if len(lines) == LOAD_AT_ONCE:
+                    if not await self._add(lease, lines, end, number, whole=False):
+                        return FULL_PAUSE_MS if lines else 0
+                    await asyncio.sleep(0)
+        except (ArtifactError, LineTooLongError) as error:  # the latter: it is not what was validated
+            if not self._final(batch, error):
+                raise
+            log.error("batch_input_lost", batch=batch.id, error=str(error))  # noqa: TRY400 - its trace says nothing
+            going_on = await self._add(lease, lines, end, number, whole=False)
+            going_on = going_on and await self._refuse_rest(lease, end, number)
+        else:
+            going_on = await self._add(lease, lines, end, number, whole=True)
+        if not going_on:
+            return FULL_PAUSE_MS if lines else 0
+        log.info("batch_loaded", batch=batch.id, lines=number)
+        await self._fail_if_all_wrong(lease)
         return 0
 
+    async def _fail_if_all_wrong(self, lease: BatchLease) -> None:
+        """A batch that has run out of time has not failed but expired, which is found when its files are written."""
+        if lease.batch.state is not BatchState.IN_PROGRESS:
+            return
+        faults = await self._desk.batches.refusals(lease, FAULTS_SHOWN, unless=EXPIRED)
+        if faults:
+            await self._desk.batches.fail(lease, faults)
+
     def _read(self, batch: Batch, number: int, line: bytes) -> NewLine:
-        asked = self._desk.words.read(batch, number, line)
+        asked, refusal = self._desk.words.read(batch, number, line), self._over(batch)
+        return asked if refusal is None else NewLine(number, asked.custom_id, refusal=refusal)
+
+    def _over(self, batch: Batch) -> LineRefusal | None:
+        """Why no line of the batch becomes a job any more."""
         if batch.state is BatchState.CANCELLING:
-            return NewLine(number, asked.custom_id, refusal=CANCELLED)
-        if batch.at.expires <= self._desk.now_ms():
-            return NewLine(number, asked.custom_id, refusal=EXPIRED)
-        return asked
+            return CANCELLED
+        return EXPIRED if batch.at.expires <= self._desk.now_ms() else None
+
+    def _final(self, batch: Batch, error: RouterError) -> bool:
+        """Whether what could not be read is not asked for again: a batch always ends, and soon if it is cancelled."""
+        return isinstance(error, (ArtifactGoneError, LineTooLongError)) or self._over(batch) is not None
+
+    async def _refuse_rest(self, lease: BatchLease, end: int, number: int) -> bool:
+        """The lines that cannot be read any more, whose custom ids nobody knows; as `_add`."""
+        batch, refusal = lease.batch, self._over(lease.batch) or INPUT_LOST
+        left = batch.counts.total - await self._desk.batches.lines_added(lease)
+        while left > 0:
+            some = min(left, LOAD_AT_ONCE)
+            lines = [(end, NewLine(number + i, "", refusal=refusal)) for i in range(1, some + 1)]
+            left, number = left - some, number + some
+            if not await self._add(lease, lines, end, number, whole=False):
+                return False
+        return await self._add(lease, [], end, number, whole=True)
 
     async def _add(
         self, lease: BatchLease, lines: list[tuple[int, NewLine]], end: int, number: int, *, whole: bool
-    ) -> int:
-        """Commit as many of the lines as there is room for, leave the others in `lines`. How many jobs it were."""
+    ) -> bool:
+        """Commit as many of the lines as there is room for; whether to go on.
+
+        If not, those in `lines` found no room, or there are none in it: then it is to be cancelled.
+        """
         key = await self._desk.batches.owner(lease.batch)
         if key is None:
             raise LeaseLostError(lease.batch.id)
-        bound, made, some = self._desk.bound_of(lease.batch.pool), 0, len(lines)
+        bound, some = self._desk.bound_of(lease.batch.pool), len(lines)
         while True:
             few = some < len(lines)
             read_to, at = lines[some - 1][0] if few else end, lines[some - 1][1].line if few else number
             taken = [line for _, line in lines[:some]]
             try:
                 read = Read(taken, read_to, at, whole and not few)
-                await self._desk.batches.add_lines(lease, key, read, bound)
+                changed = await self._desk.batches.add_lines(lease, key, read, bound)
             except (QueueFullError, KeyQueueFullError) as full:
                 if some == 1:
                     if not isinstance(full, KeyQueueFullError) or full.allowed >= len(taken[0].wanted):
-                        return made
+                        return False
                     said = f"this API key may have {full.allowed} jobs at once, and the line asks for more"
                     refusal = LineRefusal("rate_limit_exceeded", said, 429, "requests")
                     lines[0] = lines[0][0], replace(taken[0], wanted=(), refusal=refusal)
                 some = max(1, some // 2)
                 continue
             jobs = sum(len(line.wanted) for line in taken)
-            made += jobs
             if jobs:
                 self._desk.announce(lease.batch.pool, jobs)
             del lines[:some]
+            if changed.state is not lease.batch.state and not changed.loaded:
+                lines.clear()  # they are read again, to be refused
+                return False
             if not lines:
-                return made
+                return True
             some = min(some, len(lines))
 
     async def _cancel(self, lease: BatchLease) -> bool:
@@ -307,9 +324,7 @@ class Keeper:
         try:
             while lines := await self._desk.batches.done_lines(lease, after, WRITE_AT_ONCE):
                 for line in lines:
-                    made = line_made(line)
-                    async for piece in self._desk.words.render(batch, line):
-                        await (output if made else errors).write(piece)
+                    made = await self._write(batch, line, output, errors)
                     completed, failed = completed + made, failed + (not made)
                     expired = expired or line_expired(line)
                 after = lines[-1].line
@@ -325,30 +340,33 @@ class Keeper:
         log.info("batch_ended", batch=batch.id, state=state.value, completed=completed, failed=failed)
         return 0
 
+    async def _write(self, batch: Batch, line: DoneLine, output: _Output, errors: _Output) -> bool:
+        """The line's answer, into its file; whether its images are in it."""
+        pieces = self._desk.words.render(batch, line)
+        try:
+            first = await anext(pieces)
+        except ArtifactError as error:
+            if not self._final(batch, error):
+                raise
+            log.error("batch_image_lost", batch=batch.id, line=line.line, error=str(error))  # noqa: TRY400 - as above
+            line = replace(line, refusal=IMAGE_LOST)
+            pieces = self._desk.words.render(batch, line)
+            first = await anext(pieces)
+        made = line_made(line)
+        file = output if made else errors
+        await file.write(first)
+        async for piece in pieces:
+            await file.write(piece)
+        return made
+
     async def _input(self, batch: Batch) -> StoredFile:
-        file = await self._desk.batches.file(batch.api_key_id, batch.input_file_id)
+        file = await self._desk.batches.input_of(batch)
         if file is None:
-            raise _NoInputError(f"there is no file {batch.input_file_id} any more")
+            raise ArtifactGoneError(f"there is no file {batch.input_file_id} any more")
         return file
 
     def _stream(self, file: StoredFile, begin: int = 0) -> AsyncIterator[bytes]:
         return self._desk.artifacts.stream(file.path, begin)
-
-
-class _NoInputError(ArtifactError):
-    pass
-
-
-EXPIRED = LineRefusal("batch_expired", "the batch's completion window ended before this request was begun")
-CANCELLED = LineRefusal("batch_cancelled", "the batch was cancelled before this request was begun")
-
-
-def line_made(line: DoneLine) -> bool:
-    return line.refusal is None and all(job.image is not None for job in line.jobs)
-
-
-def line_expired(line: DoneLine) -> bool:
-    return line.refusal == EXPIRED or any(job.state.value == "expired" for job in line.jobs)
 
 
 class _Output:

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, case, func, insert, select, update
 
 from router.batches import Batch, BatchState, Counts, Fault, Moments, NewBatch
 from router.contract import JobState
 from router.errors import IdempotencyError
 from router.ids import batch_id as named
 from router.limits import Rate
-from router.store import ApiKey, Repeatable
+from router.store import ApiKey, KeyRecord, Repeatable, key_rows
 from router.store.admission_rows import claim, within_limits
 from router.store.job_rows import Now
 from router.store.tables import batch_lines, batches, idempotency, jobs
@@ -87,12 +87,21 @@ def every(connection: Connection, api_key_id: str, after: str | None, limit: int
 
 
 def ask_to_cancel(connection: Connection, now: Now, api_key_id: str, batch_id: str) -> Batch | None:
-    connection.execute(
-        update(batches)
-        .where(batches.c.api_key_id == api_key_id, batches.c.id == batch_id, batches.c.state.in_(CANCELLABLE))
-        .values(state=BatchState.CANCELLING, cancelling_at=now, due_at=now)
-    )
+    _cancel(connection, now, batches.c.api_key_id == api_key_id, batches.c.id == batch_id)
     return find(connection, api_key_id, batch_id)
+
+
+def revoke_key(connection: Connection, now: Now, name: str) -> KeyRecord | None:
+    """With its batches: nobody is there any more to pay for their images, or to fetch them."""
+    found = key_rows.revoke(connection, now, name)
+    if found is not None:
+        _cancel(connection, now, batches.c.api_key_id == found.key.id)
+    return found
+
+
+def _cancel(connection: Connection, now: Now, *which: ColumnElement[bool]) -> None:
+    wanted = update(batches).where(*which, batches.c.state.in_(CANCELLABLE))
+    connection.execute(wanted.values(state=BatchState.CANCELLING, cancelling_at=now, due_at=now))
 
 
 def _counted(connection: Connection, rows: Sequence[Row[Any]]) -> list[Batch]:

@@ -20,7 +20,7 @@ from router.errors import LeaseLostError
 from router.jobs import Job
 from router.store import ApiKey, file_rows, job_rows, key_rows, webhook_rows
 from router.store.admission_rows import room_of_key, room_of_pool
-from router.store.batch_rows import batch, spelled
+from router.store.batch_rows import CANCELLABLE, batch, spelled
 from router.store.job_rows import WAITING, Now
 from router.store.tables import api_keys, batch_lines, batches, jobs
 
@@ -59,7 +59,18 @@ def claim(connection: Connection, now: Now, ttl_ms: int) -> BatchLease | None:
         .values(attempt=batches.c.attempt + 1, lease_expires_at=now + ttl_ms)
         .returning(batches)
     ).one()
+    if row.state in CANCELLABLE and _revoked(connection, row.api_key_id):
+        # Its batches are cancelled with a key; this one was made by a request that was under way then.
+        cancelling = {"state": BatchState.CANCELLING, "cancelling_at": now}
+        row = connection.execute(
+            update(batches).where(batches.c.id == row.id).values(**cancelling).returning(batches)
+        ).one()
     return BatchLease(batch(row), row.attempt)
+
+
+def _revoked(connection: Connection, api_key_id: str) -> bool:
+    found = select(api_keys.c.id).where(api_keys.c.id == api_key_id, api_keys.c.revoked_at.is_not(None))
+    return connection.execute(found).first() is not None
 
 
 def _held(now: Now, lease: BatchLease) -> ColumnElement[bool]:
@@ -119,9 +130,9 @@ def add_lines(
     key: ApiKey,
     read: Read,
     pool_bound: int,
-) -> None:
+) -> Batch:
     # First, for its lock: of two who believe that they hold the lease, one waits here for the other.
-    _change(connection, now, lease, read_to=read.read_to, lines_read=read.lines_read, loaded=read.whole)
+    changed = _change(connection, now, lease, read_to=read.read_to, lines_read=read.lines_read, loaded=read.whole)
     if read.lines:
         rows = [
             {
@@ -129,7 +140,7 @@ def add_lines(
                 "line": line.line,
                 "custom_id": line.custom_id,
                 "by_url": line.by_url,
-                "refusal": None if line.refusal is None else json.dumps(asdict(line.refusal)),
+                "refusal": None if line.refusal is None else _spelled(line.refusal),
             }
             for line in read.lines
         ]
@@ -139,10 +150,21 @@ def add_lines(
         room_of_key(connection, key, lease.batch.pool, len(wanted))
         room_of_pool(connection, lease.batch.pool, pool_bound, len(wanted))
         job_rows.add(connection, now, entropies, key.id, lease.batch.pool, wanted)
+    return changed
 
 
-def refusals(connection: Connection, batch_id: str, limit: int) -> Sequence[Fault] | None:
-    if connection.execute(select(jobs.c.id).where(jobs.c.batch_id == batch_id).limit(1)).first() is not None:
+def lines_added(connection: Connection, batch_id: str) -> int:
+    return connection.execute(
+        select(func.count()).select_from(batch_lines).where(batch_lines.c.batch_id == batch_id)
+    ).scalar_one()
+
+
+def refusals(connection: Connection, batch_id: str, limit: int, unless: LineRefusal) -> Sequence[Fault] | None:
+    other = (
+        select(jobs.c.id).where(jobs.c.batch_id == batch_id),
+        select(batch_lines.c.line).where(batch_lines.c.batch_id == batch_id, batch_lines.c.refusal == _spelled(unless)),
+    )
+    if any(connection.execute(found.limit(1)).first() is not None for found in other):
         return None
     refused = (
         select(batch_lines.c.line, batch_lines.c.refusal)
@@ -222,6 +244,10 @@ def _promise(connection: Connection, ended: Batch, at: int | None) -> None:
     if ended.webhook is not None and at is not None:
         event = WebhookType(f"batch.{ended.state.value}")
         webhook_rows.promise_of(connection, ended.api_key_id, ended.webhook, event, ended.id, at)
+
+
+def _spelled(refusal: LineRefusal) -> str:
+    return json.dumps(asdict(refusal))
 
 
 def _refusal(text: str | None) -> LineRefusal | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from router import ids
-from router.batches import Batch, BatchLease, DoneLine, Fault, NewBatch, Outcome, Read, StoredFile
+from router.batches import Batch, BatchLease, DoneLine, Fault, LineRefusal, NewBatch, Outcome, Read, StoredFile
 from router.jobs import Job
 from router.limits import Rate
 from router.store import ApiKey, Repeatable, batch_rows, batch_work_rows, file_rows
@@ -22,6 +22,9 @@ class SqlBatches:
 
     async def file(self, api_key_id: str, file_id: str) -> StoredFile | None:
         return await self._database.read(file_rows.find, self._clock(), api_key_id, file_id)
+
+    async def input_of(self, batch: Batch) -> StoredFile | None:
+        return await self._database.read(file_rows.input_of, batch.api_key_id, batch.input_file_id)
 
     async def files(
         self, api_key_id: str, purpose: str | None, after: str | None, limit: int, *, oldest_first: bool
@@ -65,12 +68,16 @@ class SqlBatches:
     async def fail(self, lease: BatchLease, faults: Sequence[Fault]) -> None:
         await self._database.write(batch_work_rows.fail, self._clock(), lease, faults)
 
-    async def add_lines(self, lease: BatchLease, key: ApiKey, read: Read, pool_bound: int) -> None:
+    async def add_lines(self, lease: BatchLease, key: ApiKey, read: Read, pool_bound: int) -> Batch:
         entropies = [self._entropy(ids.ENTROPY_BYTES) for line in read.lines for _ in line.wanted]
-        await self._database.write(batch_work_rows.add_lines, self._clock(), entropies, lease, key, read, pool_bound)
+        add = batch_work_rows.add_lines
+        return await self._database.write(add, self._clock(), entropies, lease, key, read, pool_bound)
 
-    async def refusals(self, lease: BatchLease, limit: int) -> Sequence[Fault] | None:
-        return await self._database.read(batch_work_rows.refusals, lease.batch.id, limit)
+    async def lines_added(self, lease: BatchLease) -> int:
+        return await self._database.read(batch_work_rows.lines_added, lease.batch.id)
+
+    async def refusals(self, lease: BatchLease, limit: int, unless: LineRefusal) -> Sequence[Fault] | None:
+        return await self._database.read(batch_work_rows.refusals, lease.batch.id, limit, unless)
 
     async def cancel_waiting(self, lease: BatchLease, limit: int) -> Sequence[Job]:
         return await self._database.write(batch_work_rows.cancel_waiting, self._clock(), lease, limit)

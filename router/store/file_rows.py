@@ -33,6 +33,13 @@ def find(connection: Connection, now: Now, api_key_id: str, file_id: str) -> Sto
     return None if row is None else stored(row)
 
 
+def input_of(connection: Connection, api_key_id: str, file_id: str) -> StoredFile | None:
+    """Also one that has expired: while an open batch reads it, it is not forgotten."""
+    wanted = select(files).where(files.c.api_key_id == api_key_id, files.c.id == file_id)
+    row = connection.execute(wanted).one_or_none()
+    return None if row is None else stored(row)
+
+
 def every(
     connection: Connection,
     now: Now,

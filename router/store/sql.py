@@ -28,6 +28,7 @@ from router.store import (
     Tally,
     UsedInADay,
     admission_rows,
+    batch_rows,
     belief_rows,
     choice_rows,
     fact_rows,
@@ -224,7 +225,7 @@ class SqlStore:
         return await self._database.read(key_rows.every)
 
     async def revoke_api_key(self, name: str) -> KeyRecord | None:
-        return await self._database.write(key_rows.revoke, self._clock(), name)
+        return await self._database.write(batch_rows.revoke_key, self._clock(), name)
 
     async def limit_api_key(self, name: str, limits: KeyLimits) -> KeyRecord | None:
         return await self._database.write(key_rows.limit, name, limits)

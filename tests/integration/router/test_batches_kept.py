@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,10 @@ from router import ids
 from router.artifacts import file_path
 from router.artifacts.local import LocalArtifacts
 from router.batches import PURPOSE_INPUT, Batch, BatchState, DoneLine, NewBatch, NewLine, StoredFile
-from router.batches.keeper import Desk, Keeper, line_made
+from router.batches.desk import Desk, Words, line_made
+from router.batches.keeper import LOAD_AT_ONCE, Keeper
 from router.choice import Terms
-from router.errors import LeaseLostError
+from router.errors import ArtifactError, ArtifactGoneError, LeaseLostError
 from router.jobs import NewJob, Place
 from router.limits import NO_LIMITS, KeyLimits
 from router.store import ApiKey
@@ -29,8 +30,11 @@ POOL = "batch"
 HOUR_MS = 3_600_000
 
 
+@dataclass(frozen=True)
 class PlainWords:
-    """Lines that are their own custom ids."""
+    """Lines that are their own custom ids. `lost` are those whose image cannot be read, and why."""
+
+    lost: Mapping[int, ArtifactError] = field(default_factory=dict)
 
     def check(self, batch: Batch, line: bytes) -> str:  # noqa: ARG002 - the protocol's
         return line.decode()
@@ -40,6 +44,8 @@ class PlainWords:
         return NewLine(number, line.decode(), [new])
 
     async def render(self, batch: Batch, line: DoneLine) -> AsyncIterator[bytes]:  # noqa: ARG002 - the protocol's
+        if line.refusal is None and line.line in self.lost:
+            raise self.lost[line.line]
         said = {"id": line.custom_id, "made": line_made(line), "refused": line.refusal and line.refusal.code}
         yield json.dumps(said).encode() + b"\n"
 
@@ -51,11 +57,11 @@ class Room:
     clock: SteeredClock
     drawn: int = 0
 
-    def desk(self, bound: int = 1000) -> Desk:
+    def desk(self, bound: int = 1000, words: Words | None = None) -> Desk:
         return Desk(
             batches=self.store.batches,
             artifacts=self.artifacts,
-            words=PlainWords(),
+            words=words or PlainWords(),
             bound_of=lambda _pool: bound,
             file_id=self.file_id,
             now_ms=lambda: self.clock.ms,
@@ -70,13 +76,14 @@ class Room:
     async def key(self, limits: KeyLimits = NO_LIMITS) -> ApiKey:
         return (await self.store.create_api_key("k", "0" * 64, limits)).key
 
-    async def batch(self, key: ApiKey, lines: int) -> Batch:
+    async def batch(self, key: ApiKey, lines: int, expires_ms: int | None = None) -> Batch:
         name = self.file_id()
         draft = await self.artifacts.draft(file_path(name))
         content = "\n".join(f"line-{n}" for n in range(lines)).encode()
         await draft.write(content)
         await draft.keep()
-        file = StoredFile(name, key.id, PURPOSE_INPUT, "in", len(content), file_path(name), 0, None)
+        until = None if expires_ms is None else self.clock.ms + expires_ms
+        file = StoredFile(name, key.id, PURPOSE_INPUT, "in", len(content), file_path(name), 0, until)
         await self.store.batches.add_file(file)
         new = NewBatch(POOL, "/v1/images/generations", name, "1h", HOUR_MS, HOUR_MS)
         return (await self.store.batches.create(key, new, None))[0]
@@ -206,3 +213,112 @@ async def test_jobs_of_an_open_batch_are_not_forgotten_and_what_is_over_is(room:
     assert path.endswith(f"{batch.output_file_id}.jsonl")
     await room.store.batches.forget(0, 100)
     assert await room.store.batches.batch(key.id, batch.id) is None
+
+
+async def test_an_input_that_expires_while_it_is_read_is_read_to_its_end(room: Room) -> None:
+    key = await room.key()
+    async with keeping(room.desk(bound=3)):
+        batch = await room.batch(key, 5, expires_ms=1000)
+        await room.waiting(3)
+        room.clock.advance(1000)
+        await room.make(3)
+        await room.waiting(2)
+        await room.make(2)
+        batch = await room.until(batch, BatchState.COMPLETED)
+    assert batch.counts.completed == 5
+
+
+async def test_an_input_that_is_lost_half_way_refuses_the_lines_that_were_not_read(room: Room) -> None:
+    key = await room.key()
+    async with keeping(room.desk(bound=3)):
+        batch = await room.batch(key, 7)
+        await room.waiting(3)
+        await room.artifacts.remove([file_path(batch.input_file_id)])
+        await room.make(3)
+        batch = await room.until(batch, BatchState.COMPLETED)
+    assert (batch.counts.total, batch.counts.completed, batch.counts.failed) == (7, 3, 4)
+    errors = await room.lines(key, batch.error_file_id)
+    assert [line["refused"] for line in errors] == ["invalid_input_file"] * 4
+
+
+async def test_a_batch_whose_input_is_lost_before_it_is_read_has_failed(room: Room) -> None:
+    key = await room.key()
+    batch = await room.batch(key, 3)
+    await room.artifacts.remove([file_path(batch.input_file_id)])
+    async with keeping(room.desk()):
+        batch = await room.until(batch, BatchState.FAILED)
+    assert [fault.code for fault in batch.faults] == ["invalid_input_file"]
+
+
+async def test_a_batch_whose_input_is_lost_can_be_cancelled(room: Room) -> None:
+    key = await room.key()
+    async with keeping(room.desk(bound=3)):
+        batch = await room.batch(key, 7)
+        await room.waiting(3)
+        await room.artifacts.remove([file_path(batch.input_file_id)])
+        await room.store.batches.ask_to_cancel(key.id, batch.id)
+        batch = await room.until(batch, BatchState.CANCELLED)
+    assert (batch.counts.completed, batch.counts.failed) == (0, 7)
+
+
+@pytest.mark.parametrize("reads_again", [False, True])
+async def test_a_line_whose_image_cannot_be_read_is_an_error_and_the_others_are_kept(
+    room: Room, *, reads_again: bool
+) -> None:
+    """What may pass is tried until the window ends, what is gone is not."""
+    key = await room.key()
+    error = ArtifactError("it was slow") if reads_again else ArtifactGoneError("it is gone")
+    async with keeping(room.desk(words=PlainWords({2: error}))):
+        batch = await room.batch(key, 3)
+        await room.waiting(3)
+        await room.make(3)
+        if reads_again:
+            await room.until(batch, BatchState.FINALIZING)
+            room.clock.advance(HOUR_MS)
+        batch = await room.until(batch, BatchState.COMPLETED)
+    assert (batch.counts.completed, batch.counts.failed) == (2, 1)
+    assert [line["id"] for line in await room.lines(key, batch.output_file_id)] == ["line-0", "line-2"]
+    assert [line["refused"] for line in await room.lines(key, batch.error_file_id)] == ["image_lost"]
+
+
+async def test_a_batch_that_found_no_room_at_all_in_its_window_has_expired(room: Room) -> None:
+    key = await room.key()
+    async with keeping(room.desk(bound=0)):
+        batch = await room.batch(key, 3)
+        await room.until(batch, BatchState.IN_PROGRESS)
+        room.clock.advance(HOUR_MS + 1)
+        batch = await room.until(batch, BatchState.EXPIRED)
+    assert (batch.counts.completed, batch.counts.failed) == (0, 3)
+    assert [line["refused"] for line in await room.lines(key, batch.error_file_id)] == ["batch_expired"] * 3
+
+
+async def test_a_revoked_keys_batches_are_cancelled_and_what_was_made_is_kept(room: Room) -> None:
+    key = await room.key()
+    async with keeping(room.desk(bound=4)):
+        batch = await room.batch(key, 10)
+        await room.waiting(4)
+        await room.make(1)
+        await room.store.revoke_api_key("k")
+        batch = await room.until(batch, BatchState.CANCELLED)
+        assert await room.store.queued(POOL) == 0
+        late = await room.until(await room.batch(key, 2), BatchState.CANCELLED)
+    assert (batch.counts.completed, batch.counts.failed) == (1, 9)
+    assert [line["made"] for line in await room.lines(key, batch.output_file_id)] == [True]
+    assert late.output_file_id is None
+
+
+async def test_a_cancel_is_seen_while_the_file_is_read(room: Room) -> None:
+    key = await room.key()
+    announced, cancelling = list[int](), list[asyncio.Task[Batch | None]]()
+
+    def announce(_pool: str, jobs: int) -> None:
+        announced.append(jobs)
+        if len(announced) == 1:
+            cancelling.append(asyncio.create_task(room.store.batches.ask_to_cancel(key.id, batch.id)))
+
+    lines = 6 * LOAD_AT_ONCE
+    batch = await room.batch(key, lines)
+    async with keeping(replace(room.desk(bound=lines), announce=announce)):
+        batch = await room.until(batch, BatchState.CANCELLED)
+    assert sum(announced) < lines
+    assert (batch.counts.total, batch.counts.failed) == (lines, lines)

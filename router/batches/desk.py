@@ -1,0 +1,68 @@
+"""What a keeper of batches works with, and why a line has no image."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from router.artifacts import Artifacts
+from router.batches import Batch, Batches, DoneLine, LineRefusal, NewLine
+from router.jobs import Job
+
+
+class Words(Protocol):
+    """The dialect in which lines and answers are."""
+
+    def check(self, batch: Batch, line: bytes) -> str:
+        """The line's custom id. Raises BadLineError if it is none of a request to this batch's endpoint."""
+        ...
+
+    def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
+        """What a line that has passed `check` wants."""
+        ...
+
+    def render(self, batch: Batch, line: DoneLine) -> AsyncIterator[bytes]:
+        """The answer, as a line of the output or, unless `line_made`, of the error file.
+
+        Of an image that cannot be read it raises ArtifactError before the first piece.
+        """
+        ...
+
+
+class BadLineError(Exception):
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.param = code, message, param
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What a keeper works with. `bound_of` gives how many jobs may wait in a pool, `file_id` draws a name, `announce`
+    wakes the workers of a pool, `publish` tells who watches a job."""
+
+    batches: Batches
+    artifacts: Artifacts
+    words: Words
+    bound_of: Callable[[str], int]
+    file_id: Callable[[], str]
+    now_ms: Callable[[], int]
+    announce: Callable[[str, int], None]
+    publish: Callable[[Job], None]
+
+
+EXPIRED = LineRefusal("batch_expired", "the batch's completion window ended before this request was begun")
+CANCELLED = LineRefusal("batch_cancelled", "the batch was cancelled before this request was begun")
+
+INPUT_LOST = LineRefusal("invalid_input_file", "the input file cannot be read any more; upload it again")
+IMAGE_LOST = LineRefusal(
+    "image_lost", "the image was made, and cannot be read any more; ask for it again", 500, "server_error"
+)
+
+
+def line_made(line: DoneLine) -> bool:
+    return line.refusal is None and all(job.image is not None for job in line.jobs)
+
+
+def line_expired(line: DoneLine) -> bool:
+    return line.refusal == EXPIRED or any(job.state.value == "expired" for job in line.jobs)
