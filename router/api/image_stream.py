@@ -8,21 +8,25 @@ OpenAI's error object, which its own client raises.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Literal
 
+import structlog
 from pydantic import Field
 
 from router.admission import POOL_RETRY_S
 from router.api.context import Context
 from router.api.errors import openai_error
 from router.api.images import NAMES, ImagesHead, Quality, Usage, base64_pieces, head_of
-from router.api.refusals import Kind, Refusal, of_job, stopping
+from router.api.refusals import Kind, Refusal, of_job, refusal_of, stopping
 from router.api.waiting import Taken
 from router.contract import JobState, Progress
+from router.errors import RouterError
 from router.jobs import Job
 from worker.contract import Frozen, ImageFormat, Seed
+
+_log = structlog.stdlib.get_logger(__name__)
 
 HEARTBEAT_S = 10.0
 
@@ -57,13 +61,19 @@ async def streamed(
                 case None:
                     yield b": still here\n\n"
                 case Refusal():
-                    yield b"event: error\ndata: " + openai_error(happened).model_dump_json().encode() + b"\n\n"
+                    yield _error(happened)
                     return
                 case job, Progress(step=step, steps=steps):
                     yield f": {job.id} step {step} of {steps}\n\n".encode()
                 case job, None:
                     left -= 1
-                    async for piece in _completed(context, job, identifier):
+                    try:
+                        image = await context.core.service.image_bytes(job)
+                    except RouterError as error:
+                        _log.error("image_lost", job=job.id, error=str(error))
+                        yield _error(refusal_of(error))
+                        return
+                    async for piece in _completed(context, job, image, identifier):
                         yield piece
     finally:
         following.stop()
@@ -71,7 +81,11 @@ async def streamed(
             taken.abandon()
 
 
-async def _completed(context: Context, job: Job, identifier: str | None) -> AsyncGenerator[bytes]:
+def _error(refusal: Refusal) -> bytes:
+    return b"event: error\ndata: " + openai_error(refusal).model_dump_json().encode() + b"\n\n"
+
+
+async def _completed(context: Context, job: Job, image: bytes, identifier: str | None) -> AsyncGenerator[bytes]:
     head: ImagesHead = head_of([job], int(context.clock()), identifier)
     event = ImageCompleted(
         b64_json="",
@@ -84,7 +98,6 @@ async def _completed(context: Context, job: Job, identifier: str | None) -> Asyn
         seed=job.request.seed,
         is_image_safe=not (job.image and job.image.suspicion),
     )
-    image = await context.core.service.image_bytes(job)
     before, after = event.model_dump_json(exclude_none=True).encode().split(b'"b64_json":""', 1)
     yield b"event: image_generation.completed\ndata: " + before + b'"b64_json":"'
     async for piece in base64_pieces(image):
@@ -103,9 +116,9 @@ class _Following:
         self._context, self._pool = context, taken.pool
         self._news: asyncio.Queue[Happened] = asyncio.Queue()
         self._tasks: Sequence[asyncio.Task[None]] = [
-            *(asyncio.create_task(self._follow(job)) for job in taken.jobs),
-            asyncio.create_task(self._stopping()),
-            asyncio.create_task(self._nobody()),
+            *(asyncio.create_task(self._heard(self._follow(job))) for job in taken.jobs),
+            asyncio.create_task(self._heard(self._stopping())),
+            asyncio.create_task(self._heard(self._nobody())),
         ]
 
     async def next(self, within_s: float) -> Happened | None:
@@ -118,6 +131,14 @@ class _Following:
     def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
+
+    async def _heard(self, following: Coroutine[object, object, None]) -> None:
+        """A task that died unseen would leave the client to its heartbeats for ever."""
+        try:
+            await following
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client is told, and the log why
+            _log.error("image_stream_failed", pool=self._pool, exc_info=error)
+            self._news.put_nowait(refusal_of(error))
 
     async def _follow(self, job: Job) -> None:
         async with aclosing(self._context.core.service.watch(job)) as watched:
