@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from infra.clouds import Access, Machine
 from infra.deployment import Deployment
 from infra.hosts import Host, UnitStatus
 from infra.planner import placed
@@ -60,10 +61,20 @@ async def units(deployment: Deployment) -> tuple[Kept, ...]:
             host: Host = (
                 host_of(site, rented_name, access_of(own), lambda _: None, Patience(reach_s=0.0))
                 if own
-                else site.machine_host(deployment.description.cloud, machine)
+                else _rented_host(site, deployment, machine)
             )
             kept += [Kept(host, worker) for worker in workers]
     return tuple(kept)
+
+
+def _rented_host(site: Site, deployment: Deployment, machine: Machine) -> Host:
+    """Of a machine that the user has not described: this computer's, or where its cloud says that it is."""
+    cloud = deployment.description.cloud
+    if not deployment.description.remote:
+        return site.machine_host(cloud, machine)
+    kind = site.cloud(cloud).ability.host
+    access = Access(machine.address, machine.port, machine.user or "root", kind=kind)
+    return host_of(site, machine.name, access, lambda _: None, Patience(reach_s=0.0))
 
 
 def _workers(deployment: Deployment) -> Iterator[tuple[str, str, list[Described]]]:

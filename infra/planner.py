@@ -84,7 +84,7 @@ async def plan(
     names = (*secret_names(placement), *given_secrets(description))
     fingerprints = {name: secrets.fingerprint(name) for name in names}
     programs = programs or programs_here()
-    if description.hosts:
+    if description.remote:
         programs = replace(programs, image=image_tag(description))
     declared = resources(description, placement, identity, fingerprints, programs)
     return Plan(declared, placement, before, charges(description, placement, alive, fleet))

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from infra.clouds import Access
+from infra.clouds import Access, HostKind
 from infra.identity import Identity
-from infra.placement import Placed, Placement, devices, machine_names, names
+from infra.placement import Placed, Placement, devices, machine_names, names, wants_gpu
 from infra.provider.elsewhere import Elsewhere, ImageInputs, MachineFacts
 from infra.provider.endpoint import EndpointInputs
 from infra.provider.machine import MachineInputs
@@ -159,7 +159,7 @@ def _router_host(description: StackDescription, fingerprints: Mapping[str, str],
         admin_port=admin.port,
         keys={name: fingerprints[name] for name in (*ROUTER_KEYS, *given_secrets(description))},
         settings=_bucket_settings(description.router.s3) | _webhook_settings(description.router.webhook_allow),
-        tunnels=bool(description.hosts),
+        tunnels=description.remote,
     )
     return Declared(Kind.ROUTER_HOST, ROUTER_HOST, inputs)
 
@@ -209,7 +209,7 @@ def _pool(
         workers = tuple(
             WorkerInputs(
                 name=seat.worker,
-                device=seat.device,
+                device="cpu" if description.remote and not wants_gpu(description, pool) else seat.device,
                 port=seat.port,
                 token=fingerprints[worker_token(seat.worker)],
                 setting=setting,
@@ -231,7 +231,9 @@ def _machine(
 ) -> Iterator[Declared]:
     rented_name = identity.machine(placed.machine, placed.generation)
     host = description.hosts.get(placed.offer.region) if description.hosts else None
-    elsewhere = _elsewhere(host, description, programs.image) if host else None
+    elsewhere = (
+        _elsewhere(host or _rented(placed, description), description, programs.image) if description.remote else None
+    )
     machine = MachineInputs(
         name=rented_name,
         cloud=description.cloud,
@@ -278,6 +280,14 @@ def _endpoint(name: str, described: Serverless, description: StackDescription, i
     return Declared(Kind.ENDPOINT, f"{name}-endpoint", inputs)
 
 
+def _rented(placed: Placed, description: StackDescription) -> OwnHost:
+    """A rented machine as if it were described, but for its address, which nobody knows yet."""
+    gpus = placed.offer.gpus if description.model != TINY else 0
+    if description.cloud == CloudName.RUNPOD:
+        return OwnHost.model_construct(address="", gpus=gpus, kind=HostKind.CONTAINER)
+    return OwnHost.model_construct(address="", gpus=gpus)
+
+
 def access_of(host: OwnHost) -> Access:
     return Access(host.address, host.port, host.user, host.key or "", host.sudo_password or "", host.kind)
 
@@ -312,7 +322,7 @@ def _registration(worker: WorkerInputs, machine: str, pool: str, description: St
     inputs = RegistrationInputs(
         worker=worker.name,
         pool=pool,
-        url=f"{TUNNELLED}{worker.name}" if description.hosts else worker_url(worker.port),
+        url=f"{TUNNELLED}{worker.name}" if description.remote else worker_url(worker.port),
         token=worker.token,
         admin_url=reachable_url(admin.host, admin.port),
     )

@@ -400,6 +400,11 @@ class StackDescription(Described):
                     )
         return self
 
+    @property
+    def remote(self) -> bool:
+        """Whether its machines are reached through SSH."""
+        return self.cloud is not CloudName.LOCAL
+
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         taken: dict[int, str] = {}

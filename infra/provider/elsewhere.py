@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
@@ -12,7 +13,8 @@ from infra.bootstrap.machine import Described, Machine, WantedImage, WantedWeigh
 from infra.bootstrap.order import WORKER_STEPS
 from infra.bootstrap.step import go_through
 from infra.bootstrap.weights import USER
-from infra.clouds import Access, HostKind
+from infra.clouds import Access, CloudError, HostKind
+from infra.clouds import Machine as Rental
 from infra.hosts import HostError, Listen, Progress, Service, Unit
 from infra.hosts.container import ContainerHost
 from infra.hosts.ssh import SshHost, stack_folder, unit_prefix
@@ -62,7 +64,11 @@ class MachineFacts(BaseModel):
 
 
 class Elsewhere(BaseModel):
-    """How the machine of a WorkerHost is reached and what it should be; None of it on this computer."""
+    """How the machine of a WorkerHost is reached and what it should be; None of it on this computer.
+
+    Where a rented machine will be, only its cloud knows, and not before it boots: then `access` has no address
+    (`at` puts it in).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,6 +76,19 @@ class Elsewhere(BaseModel):
     image: ImageInputs
     facts: MachineFacts
     admin_url: str
+
+    @property
+    def rented(self) -> bool:
+        return not self.access.address
+
+    def at(self, machine: Rental) -> Elsewhere:
+        """With the address that the cloud has for the machine. Raises CloudError while it has none."""
+        if not self.rented:
+            return self
+        if not machine.address:
+            raise CloudError(f"{machine.name} boots, and has no address yet")
+        there = replace(self.access, address=machine.address, port=machine.port, user=machine.user or "root")
+        return self.model_copy(update={"access": there})
 
 
 def host_of(

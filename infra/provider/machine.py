@@ -60,7 +60,7 @@ class MachineState(MachineInputs, Found):
 @dataclass(frozen=True, slots=True)
 class MachineResource:
     """`cloud` gives the cloud that a name means, `public_key` the stack's own SSH key; an image's `${NAME}` is
-    looked up in `environ`.
+    looked up in `environ`; `fresh` is told the name of a machine that was rented just now.
 
     `waits` says whether a delete waits for the end of a minimum run time, or fails with the hour.
     """
@@ -68,6 +68,7 @@ class MachineResource:
     cloud: Callable[[CloudName], Cloud]
     public_key: Callable[[], str] = lambda: ""
     waits: bool = True
+    fresh: Callable[[str], None] = lambda _: None
     environ: Mapping[str, str] = field(default_factory=dict)
     look_pause_s: float = LOOK_PAUSE_S
     inputs: type[MachineInputs] = MachineInputs
@@ -100,6 +101,8 @@ class MachineResource:
             progress(f"renting {offer.gpu or 'the CPU'} ({offer.market}) from {inputs.cloud}{where}")
         image = resolve(inputs.image, self.environ, "pod_image")
         spec = MachineSpec(inputs.name, offer, public_key=self.public_key(), image=image, access=inputs.access)
+        if not inputs.access:
+            self.fresh(inputs.name)  # whoever had this name before is gone, and its host key with it
         try:
             return await cloud.create(spec)
         except OutcomeUnknownError as error:

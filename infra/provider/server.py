@@ -48,7 +48,9 @@ STOP_S = 5.0
 def borders(site: Site) -> Borders:
     """Every resource of the provider."""
     return {
-        Kind.MACHINE: Border(MachineResource(site.cloud, site.public_key, site.waits, site.environ)),
+        Kind.MACHINE: Border(
+            MachineResource(site.cloud, site.public_key, site.waits, site.forget_host_key, site.environ)
+        ),
         Kind.WORKER_HOST: Border(WorkerHostResource(site)),
         Kind.ROUTER_HOST: Border(RouterHostResource(site)),
         Kind.REGISTRATION: Border(RegistrationResource(site)),

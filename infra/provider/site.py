@@ -109,6 +109,9 @@ class Site:
         name = url.removeprefix(TUNNELLED)
         return f"unix:{tunnel_socket(self.tunnel_run, name)}"
 
+    def forget_host_key(self, machine: str) -> None:
+        Pins(self.paths.known_hosts).forget(machine)
+
     def accounts(self) -> tuple[CloudName, ...]:
         """Clouds that can be asked from here: those that the environment has a key for."""
         unasked = self.unasked()

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from infra.clouds import CloudError
+from infra.clouds import CloudError, Machine, Phase
 from infra.errors import InfraError
 from infra.hosts import Host, HostError, Listen, Progress, Unit, UnitState
 from infra.hosts.container import ContainerHost
 from infra.hosts.ssh import SshHost
+from infra.provider import tunnels
 from infra.provider.elsewhere import Elsewhere, host_of, prepare, remote_unit, take_leave, write_token
 from infra.provider.readiness import Verdict, ask_worker_on, until_ready
 from infra.provider.resource import Condition, Found, IncompleteError, Inputs, ProviderError, UnitSeen, worst
@@ -32,6 +33,9 @@ LOOPBACK = "127.0.0.1"
 """Workers listen nowhere else: no inference port is ever public."""
 
 HUB_TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a variable
+BOOTS_WITHIN_S = 1800.0
+"""Spheron's readiness can take 20 minutes."""
+BOOT_POLL_S = 10.0
 STOP_GRACE_S = 60.0
 """A worker that drains waits up to 30 s for the generation that it has accepted, and finishes what it is at."""
 
@@ -128,11 +132,12 @@ class WorkerHostResource:
         self, inputs: WorkerHostInputs, before: WorkerHostState | None, progress: Progress
     ) -> WorkerHostState:
         """End what is described no more, bring up the rest, and leave alone every worker that is as described."""
+        machine = await self._booted(inputs, progress)
         host = await self._host(inputs)
-        if host is None:
+        if host is None or machine is None:
             raise ProviderError(f"{inputs.machine}: the machine is gone; run `make deploy` again to rent it anew")
         if inputs.elsewhere:
-            await self._prepare(inputs, inputs.elsewhere, progress)
+            await self._prepare(inputs, inputs.elsewhere.at(machine), progress)
         described = {worker.name for worker in inputs.workers}
         for worker in before.workers if before else ():
             if worker.name not in described:
@@ -157,6 +162,9 @@ class WorkerHostResource:
             return state.model_copy(update={"condition": Condition.UNKNOWN, "reason": str(error)})
 
     async def delete(self, state: WorkerHostState, progress: Progress) -> None:
+        if state.elsewhere and state.elsewhere.rented:
+            await tunnels.remove(self.site, state.machine, progress)  # all else goes with the machine
+            return
         if state.elsewhere:
             names = tuple(worker.name for worker in state.workers)
             await take_leave(self.site, state.machine, state.elsewhere.access, names, progress)
@@ -168,8 +176,30 @@ class WorkerHostResource:
     async def _host(self, inputs: WorkerHostInputs, patience: Patience = Patience()) -> Host | None:  # noqa: B008 - a value
         machine = await self.site.cloud(inputs.cloud).find(inputs.machine)
         if machine and inputs.elsewhere:
-            return host_of(self.site, inputs.machine, inputs.elsewhere.access, lambda _: None, patience)
+            return host_of(self.site, inputs.machine, inputs.elsewhere.at(machine).access, lambda _: None, patience)
         return self.site.machine_host(inputs.cloud, machine) if machine else None
+
+    async def _booted(self, inputs: WorkerHostInputs, progress: Progress) -> Machine | None:
+        """The machine, once its cloud says that it runs and where; None if it is gone.
+
+        Raises IncompleteError if it takes longer than BOOTS_WITHIN_S: it is kept, and waited for again.
+        """
+        cloud, clock = self.site.cloud(inputs.cloud), asyncio.get_running_loop().time
+        begun = clock()
+        while True:
+            machine = await cloud.find(inputs.machine)
+            rented = inputs.elsewhere is not None and inputs.elsewhere.rented
+            if machine is None or not rented or (machine.address and machine.phase is not Phase.BOOTING):
+                return machine
+            waited = clock() - begun
+            if waited > BOOTS_WITHIN_S:
+                said = f"{inputs.machine}: {inputs.cloud} has not booted it within {waited / 60:.0f} minutes"
+                state = _state(inputs).model_copy(update={"condition": Condition.NOT_READY, "reason": said})
+                raise IncompleteError(
+                    f"{said}. It is paid for: `make deploy` waits on, `make destroy` gives it back", state
+                )
+            progress(f"{inputs.cloud} boots it ({waited:.0f} s)")
+            await asyncio.sleep(BOOT_POLL_S)
 
     async def _prepare(self, inputs: WorkerHostInputs, elsewhere: Elsewhere, progress: Progress) -> None:
         """Raises IncompleteError: what was put on the machine so far is remembered, to be gone on with or removed."""
