@@ -150,7 +150,7 @@ class Site:
             case CloudName.LOCAL:
                 return LocalCloud(self.paths).host(machine)
             case CloudName.SPHERON | CloudName.RUNPOD | CloudName.HOSTS:
-                raise InfraError(f"{machine.name} wants SSH, which this version does not speak yet")
+                raise InfraError(f"{machine.name} is reached through SSH, and the description does not say how")
 
     def router_host(self) -> LocalHost:
         """The router and its edge run on this computer."""

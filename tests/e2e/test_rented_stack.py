@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from infra.emulate.account import Account
@@ -13,6 +15,7 @@ from infra.emulate.server import serving
 from infra.emulate.spheron import KEY, SpheronApi, published
 from tests.e2e.stack import UserStack
 from tests.hosts.rented import TestHosts
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.soak]
 
@@ -39,11 +42,20 @@ def test_rented_machines_make_images_and_none_is_left(tmp_path: Path, monkeypatc
         edge, admin, first, second = stack.ports[:4]
         stack.file.write_text(STACK.format(name=stack.name, edge=edge, admin=admin, first=first, second=second))
         try:
-            deployed = stack.make("deploy", "YES=1")
-            print(deployed.stdout, deployed.stderr)
-            assert deployed.returncode == 0
+            stack.ok("deploy", "YES=1")
             assert len(emulator.account.alive()) == 2
-            assert os.environ["SPHERON_API_URL"]
+            with stack.client() as client:
+                for pool in ("interactive", "batch"):
+                    asked = {"prompt": "a press", "width": 256, "height": 256, "steps": 1, "pool": pool}
+                    job = client.post("/v1/jobs", json=asked).raise_for_status().json()
+                    made = eventually(partial(_ended, client, job["id"]), 120, f"{pool} does not end its job")
+                    assert made["state"] == "succeeded"
+                    assert made["image"]["sha256"]
         finally:
-            print(stack.make("destroy").stdout)
+            stack.ok("destroy")
         assert emulator.account.alive() == []
+
+
+def _ended(client: httpx.Client, job: str) -> dict[str, Any] | None:
+    view: dict[str, Any] = client.get(f"/v1/jobs/{job}").raise_for_status().json()
+    return None if view["state"] in ("queued", "running") else view
