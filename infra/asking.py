@@ -28,6 +28,8 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 NOT_WHOLE = 3
 """Exit status of a batch whose every line was dealt with, and some got no image."""
+BATCH_POOL = "batch"
+"""Where a batch's lines go at a router unless something else is said. A worker by itself has no pools."""
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 Url = Annotated[str | None, typer.Option("--url", envvar="LETTERPRESS_URL", help="A router's address.")]
@@ -91,6 +93,7 @@ def generate(
         form = FORMATS.get(output.suffix.lower())
         if form is None:
             raise typer.BadParameter(f"end it in {', '.join(FORMATS)}, or say --format", param_hint="--output")
+        _writable(output)
     text = sys.stdin.read() if prompt == "-" else prompt
     fields: dict[str, object] = {"prompt": text, **_fields(size, preset, steps, form, quality)}
     fields |= {"pool": pool, "tier": tier, "model": model}
@@ -133,13 +136,15 @@ def batch(
 
     defaults = _defaults(
         {**_fields(size, preset, steps, form, quality), "priority": priority, "tier": tier, "model": model}
-        | {"pool": pool or ("batch" if worker is None else None)}
+        | {"pool": pool}
     )
+    at_once = concurrency or (32 if worker is None else 2)
     settings = Settings(
         source=source,
         out=out,
         defaults=defaults,
-        concurrency=concurrency or (32 if worker is None else 2),
+        pool=BATCH_POOL if worker is None else None,
+        concurrency=at_once,
         limit=limit,
         retry_failed=retry_failed,
         redo_changed=redo_changed,
@@ -151,12 +156,12 @@ def batch(
             raise typer.BadParameter("give --worker or --url, not both", param_hint="--worker")
         if token_file is None:
             raise typer.BadParameter("is needed with --worker", param_hint="--token-file")
-        maker = _worker_maker(worker, _read(token_file))
+        maker = _worker_maker(worker, _read(token_file), at_once)
     else:
         where = _where(url, api_key, api_key_file, stack)
         if price is None and url is None:
-            settings = _priced(settings, stack, defaults.pool or "")
-        maker = _router_maker(where)
+            settings = _priced(settings, stack, pool or BATCH_POOL)
+        maker = _router_maker(where, at_once)
     with _told("stopped; run the same again and it goes on where it stopped"):
         outcome = asyncio.run(_drawn(settings, maker, patience))
     if not outcome.whole:
@@ -174,18 +179,18 @@ async def _drawn(settings: Settings, maker: Callable[[Patience], Maker], patienc
     return outcome
 
 
-def _router_maker(where: Where) -> Callable[[Patience], Maker]:
+def _router_maker(where: Where, at_once: int) -> Callable[[Patience], Maker]:
     from router.client import RouterClient
     from router.client.batch import ByRouter
 
-    return lambda patience: ByRouter(RouterClient(where.url, where.key), patience)
+    return lambda patience: ByRouter(RouterClient(where.url, where.key, connections=at_once), patience)
 
 
-def _worker_maker(url: str, token: str) -> Callable[[Patience], Maker]:
+def _worker_maker(url: str, token: str, at_once: int) -> Callable[[Patience], Maker]:
     from router.client.batch import ByWorker
     from router.client.worker import WorkerClient
 
-    return lambda patience: ByWorker(WorkerClient(url, token), patience)
+    return lambda patience: ByWorker(WorkerClient(url, token, connections=at_once), patience)
 
 
 def _where(url: str | None, key: str | None, key_file: Path | None, stack: str) -> Where:
@@ -257,6 +262,17 @@ def _defaults(fields: dict[str, object]) -> Defaults:
 
     _request({"prompt": "any", "seed": 0, **fields})
     return Defaults.model_validate(fields)
+
+
+def _writable(output: Path) -> None:
+    """AskingError for a file that could not be written once its image is paid for."""
+    folder = output.parent
+    if not folder.is_dir():
+        raise AskingError(f"{folder} is no folder: make it first, or name another --output")
+    if output.is_dir():
+        raise AskingError(f"{output} is a folder: name a file in it")
+    if not os.access(output if output.exists() else folder, os.W_OK):
+        raise AskingError(f"{output} may not be written: name another --output")
 
 
 def _read(path: Path) -> str:

@@ -24,19 +24,29 @@ T = TypeVar("T")
 SILENCE_S = 40.0
 """Seconds without a byte after which a router counts as away: event streams beat every 15 s."""
 CONNECT_S = 5.0
+CONNECTIONS = 100
+"""At a time, to one router, unless more are asked for."""
 
 
 class HttpClient:
-    """What all clients share. `transport` is the seam for a unix socket or a test."""
+    """What all clients share. `transport` is the seam for a unix socket or a test; `connections` are as many as the
+    caller's requests at a time: one more would wait for its turn and then take the router for away."""
 
     whom = "the router"
     """Who is spoken to, in errors."""
 
-    def __init__(self, base_url: str, key: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        key: str,
+        transport: httpx.AsyncBaseTransport | None = None,
+        connections: int = CONNECTIONS,
+    ) -> None:
         self._http = httpx.AsyncClient(
             base_url=base_url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             transport=transport,
             # A proxy from the environment would get the key, and cannot reach a loopback address anyway.
             trust_env=False,

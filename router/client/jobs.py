@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -10,7 +11,7 @@ import httpx
 from pydantic import TypeAdapter
 
 from router.client.errors import JobEndedError, RouterAwayError, RouterClientError, RouterUnavailableError
-from router.client.http import HttpClient
+from router.client.http import CONNECTIONS, HttpClient
 from router.contract import Health, JobRequest, JobsAccepted, JobState, JobView
 
 _JOB = TypeAdapter(JobView)
@@ -33,8 +34,14 @@ class RouterClient(HttpClient):
     router says no.
     """
 
-    def __init__(self, base_url: str, api_key: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        super().__init__(base_url, api_key, transport)
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        transport: httpx.AsyncBaseTransport | None = None,
+        connections: int = CONNECTIONS,
+    ) -> None:
+        super().__init__(base_url, api_key, transport, connections)
 
     async def health(self) -> Health:
         """RouterUnavailableError while the router's store does not answer."""
@@ -66,12 +73,14 @@ class RouterClient(HttpClient):
         """Cancelled at once when it waits, between two steps when it runs, unchanged when it has ended."""
         return await self._read(_JOB, "DELETE", f"/v1/jobs/{job_id}")
 
-    async def follow(self, job_id: str, heard: Heard | None = None) -> JobView:
+    async def follow(self, job_id: str, heard: Heard | None = None, alive: Callable[[], None] | None = None) -> JobView:
         """The job once its stream of events has ended: with the job, or because the router was told to stop.
-        `heard` is told how it is at each event."""
+        `heard` is told how it is at each event; `alive` is called at each of them and at each heartbeat."""
         path = f"/v1/jobs/{job_id}/events"
         async with self._open("GET", path) as stream:
             async for line in stream.aiter_lines():
+                if alive is not None:
+                    alive()
                 if heard is not None and line.startswith(DATA):
                     heard(_JOB.validate_json(line.removeprefix(DATA)))
         return await self.job(job_id)
@@ -97,8 +106,14 @@ class RouterClient(HttpClient):
         return (await self.generated(request))[1]
 
     async def generated(self, request: JobRequest, heard: Heard | None = None) -> tuple[JobView, bytes]:
-        """As `generate`, and how the job ended. `heard` is told how it is at each of its events."""
-        job = await self.submit(request)
+        """As `generate`, and how the job ended. `heard` is told how it is at each of its events.
+
+        If the answer to its submission is lost, it is submitted again, and is still one job."""
+        key = secrets.token_hex(16)
+        try:
+            job = await self.submit(request, key)
+        except RouterAwayError:  # it may have been accepted before the connection broke
+            job = await self.submit(request, key)
         try:
             ended = await self.wait(job.id, heard)
         except asyncio.CancelledError:

@@ -8,7 +8,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from router.client.errors import RouterAnswerError, RouterAwayError
-from router.client.http import HttpClient
+from router.client.http import CONNECTIONS, HttpClient
 from worker.contract import (
     EVENT,
     Accepted,
@@ -30,8 +30,14 @@ class WorkerClient(HttpClient):
 
     whom = "the worker"
 
-    def __init__(self, base_url: str, token: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        super().__init__(base_url, token, transport)
+    def __init__(
+        self,
+        base_url: str,
+        token: str,
+        transport: httpx.AsyncBaseTransport | None = None,
+        connections: int = CONNECTIONS,
+    ) -> None:
+        super().__init__(base_url, token, transport, connections)
 
     async def status(self) -> WorkerStatus:
         """Of one that is ready; RouterUnavailableError says why it is not."""

@@ -90,7 +90,7 @@ class ByRouter:
 
     async def _ended(self, job: str) -> JobView:
         while True:
-            view = await self._patience.insist(lambda: self._client.follow(job))
+            view = await self._patience.insist(lambda: self._client.follow(job, alive=self._patience.well))
             if view.state.ended:
                 return view
 
@@ -150,6 +150,7 @@ class ByWorker:
             last: Event | None = None
             async for event in self._client.generate(name, request):
                 last = event
+                self._patience.well()
             if last is None:
                 raise RouterAnswerError(f"generation {name}: the worker told nothing of it")
             return last

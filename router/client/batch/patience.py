@@ -44,14 +44,15 @@ def pause_s(failures: int, retry_after_s: float | None, drawn: float) -> float:
 class Patience:
     """One for a whole batch. `told` hears why it waits, and an empty text when it goes on.
 
-    `give_up_s` without one good answer, to anything, ends the batch.
+    `give_up_s` from the first failure without one good answer, to anything, ends the batch. A quiet stretch in which
+    nothing was asked is none of it: jobs may wait for hours.
     """
 
     def __init__(
         self, give_up_s: float, told: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._give_up_s, self._told, self._clock = give_up_s, told, clock
-        self._good_at = clock()
+        self._failing_since: float | None = None
         self._not_before = 0.0
 
     async def insist(self, ask: Callable[[], Awaitable[T]], *, shared: bool = False) -> T:
@@ -73,11 +74,17 @@ class Patience:
             else:
                 if failures:
                     self._told("")
-                self._good_at = self._clock()
+                self.well()
                 return found
 
+    def well(self) -> None:
+        """Something was heard, if only in the middle of an answer: whoever is asked is there."""
+        self._failing_since = None
+
     async def _after(self, error: RouterClientError, failures: int, *, shared: bool) -> None:
-        silent_s = self._clock() - self._good_at
+        now = self._clock()
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        silent_s = now - self._failing_since
         if silent_s >= self._give_up_s:
             raise BatchError(f"nothing has gone well for {silent_s:.0f} s; last: {error}") from error
         asked = error.retry_after_s if isinstance(error, RouterRefusedError) else None

@@ -27,12 +27,14 @@ SUFFIXES: dict[str, str] = {media_type: form.value for form, media_type in MEDIA
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`limit` bounds the images of this run; `quick` believes files by their size; `redo_changed` makes lines anew
-    that were edited after their image was made."""
+    """`pool` is where lines go that name none, if the batch names none either: this run's own choice, since a batch
+    may begin at a worker and go on at a router. `limit` bounds the images of this run; `quick` believes files by their
+    size; `redo_changed` makes lines anew that were edited after their image was made."""
 
     source: Path
     out: Path
     defaults: Defaults = Defaults()  # noqa: RUF009 - frozen
+    pool: str | None = None
     concurrency: int = 32
     limit: int | None = None
     retry_failed: bool = False
@@ -96,15 +98,17 @@ def _new(settings: Settings) -> Head:
 
 
 def _agreed(settings: Settings, head: Head) -> Defaults:
-    """The defaults that the batch was begun with; BatchError if this run says something else."""
+    """The defaults that the batch was begun with; BatchError if this run says something else. A pool may be named
+    later: whoever begins a batch at a worker has none."""
     for name, now in settings.defaults.model_dump(exclude_none=True).items():
         before = getattr(head.defaults, name)
-        if now != before:
+        if now != before and (name != "pool" or before is not None):
             was = "without it" if before is None else f"with {before}"
             raise BatchError(
                 f"{name}: {now} now, and {settings.out} was begun {was}; leave it out to go on, or give another folder"
             )
-    return head.defaults
+    pool = head.defaults.pool or settings.defaults.pool or settings.pool
+    return head.defaults.model_copy(update={"pool": pool})
 
 
 @dataclass
@@ -150,28 +154,39 @@ class _Run:
         return Outcome(self._tally)
 
     def _look(self) -> _Found:
-        found, names = _Found(), set[str]()
+        found, names = _Found(), self._names_kept()
         for line in read_lines(self._settings.source):
             found.total += 1
             known = self._index.known.get(line.number)
             same = known is not None and known.is_of(line.digest)
+            if known is not None and known.state is State.SUCCEEDED:
+                if same:
+                    found.claimed[line.number] = known
+                    continue
+                if not self._settings.redo_changed:
+                    found.changed.append(line.number)
+                    continue
             try:
                 self._claim(line, names)
             except BadLineError as error:
                 found.invalid.append((line, str(error)))
                 continue
-            if known is not None and known.state is State.SUCCEEDED:
-                if same:
-                    found.claimed[line.number] = known
-                elif self._settings.redo_changed:
-                    found.todo.add(line.number)
-                else:
-                    found.changed.append(line.number)
-            elif same and known is not None and known.state is State.FAILED and not self._settings.retry_failed:
+            if same and known is not None and known.state is State.FAILED and not self._settings.retry_failed:
                 found.failed += 1
             else:
                 found.todo.add(line.number)
         return found
+
+    def _names_kept(self) -> set[str]:
+        """What the files of lines are called that have an image: whatever else changes, nobody may overwrite those."""
+        kept = set[str]()
+        for line in read_lines(self._settings.source):
+            known = self._index.known.get(line.number)
+            if known is None or known.state is not State.SUCCEEDED or known.file is None:
+                continue
+            if known.is_of(line.digest):
+                kept.add(Path(known.file).stem.casefold())
+        return kept
 
     def _claim(self, line: Line, names: set[str]) -> None:
         """Raises BadLineError for a line that cannot be asked for, or whose files' name is taken."""
@@ -287,6 +302,8 @@ class _Run:
 
     async def _invalid(self, line: Line, why: str) -> None:
         known = self._index.known.get(line.number)
+        if known is not None and known.state is State.SUCCEEDED:
+            return  # there is an image of what the line was before, and nothing else says which
         if known is None or known.state is not State.INVALID or not known.is_of(line.digest):
             await self._note({"line": line.number, "digest": line.digest, "state": State.INVALID, "error": why})
 

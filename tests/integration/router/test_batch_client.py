@@ -135,6 +135,52 @@ async def test_other_defaults_than_the_batchs_own_are_refused(maker: ByRouter, t
     assert outcome.whole
 
 
+async def test_an_image_that_is_there_keeps_its_name_from_a_line_that_was_mended_before_it(
+    maker: ByRouter, tmp_path: Path
+) -> None:
+    hen = {"id": "cat", "prompt": "a hen"}
+    await ran(settings(tmp_path, '{"id": "cat", broken', hen), maker)
+    before = (tmp_path / "out/cat.png").read_bytes()
+    outcome, heard = await ran(settings(tmp_path, {"id": "cat", "prompt": "a fox"}, hen), maker)
+    assert (outcome.tally.finished, outcome.tally.done, list(heard.lines)) == (1, 0, [1])
+    assert "called 'cat' already" in heard.lines[1]
+    assert (tmp_path / "out/cat.png").read_bytes() == before
+    assert [entry["state"] for entry in last(tmp_path).values()] == ["invalid", "succeeded"]
+    redone = settings(tmp_path, {"id": "cat", "prompt": "a fox"}, {**hen, "seed": 3}, redo_changed=True)
+    outcome, heard = await ran(redone, maker)
+    assert (outcome.tally.done, list(heard.lines)) == (1, [2])
+    assert last(tmp_path)[2]["state"] == "succeeded"  # of what it was
+
+
+async def test_a_batch_that_began_without_pools_goes_on_in_one(
+    router: ServedRouter, maker: ByRouter, tmp_path: Path
+) -> None:
+    await ran(settings(tmp_path, "one", "two", "three", limit=1), maker)
+    await ran(settings(tmp_path, "one", "two", "three", limit=1, pool="interactive"), maker)
+    named = Settings(tmp_path / "prompts.jsonl", tmp_path / "out", defaults=Defaults(pool="interactive"))
+    outcome, _ = await ran(named, maker)
+    assert (outcome.whole, outcome.tally.done) == (True, 1)
+    elsewhere = settings(tmp_path, "one", "two", "three", "four", pool="nobodys")
+    async with router.client() as client:
+        with pytest.raises(BatchError, match="no worker is registered"):
+            await ran(elsewhere, ByRouter(client, Patience(0, lambda _: None)))
+
+
+async def test_a_folder_begun_at_one_worker_is_gone_on_with_at_a_router(
+    router: ServedRouter, worker: PacedProcess, tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("one\n")
+    (tmp_path / "token").write_text(worker.token)
+    words = ("batch", str(tmp_path / "p.txt"), str(tmp_path / "out"), "--size", "256x256", "--steps", "2")
+    alone = ("--worker", worker.url, "--token-file", str(tmp_path / "token"))
+    async with door(router) as url:
+        code, out, said = await _letterpress(url, *words, *alone)
+        assert code == 0, (out, said)
+        for more in ((), ("--pool", "interactive")):
+            code, out, said = await _letterpress(url, *words, *more)
+            assert code == 0, (out, said)
+
+
 async def test_a_limit_leaves_the_rest_for_the_next_run(maker: ByRouter, tmp_path: Path) -> None:
     outcome, _ = await ran(settings(tmp_path, "one", "two", "three", limit=2), maker)
     assert (outcome.tally.done, outcome.tally.left_for_later) == (2, 1)
@@ -233,7 +279,7 @@ async def test_a_token_that_is_none_and_a_router_that_is_away_are_said_at_once(t
         (("-o", "x.gif"), "say --format"),
         (("-o", "x.png", "--size", "1000x1024"), "multiple of 16"),
         (("-o", "x.png", "--preset", "best"), "preset"),
-        (("-o", "/nowhere/x.png", "--size", "256x256", "--steps", "1"), "/nowhere/x.png: No such file"),
+        (("-o", "/nowhere/x.png", "--size", "256x256", "--steps", "1"), "/nowhere is no folder: make it first"),
     ],
 )
 async def test_generate_says_what_is_wrong(router: ServedRouter, words: tuple[str, ...], why: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from router.client import (
     AdminClient,
+    JobEndedError,
     RouterAnswerError,
     RouterAwayError,
     RouterClient,
@@ -21,6 +22,21 @@ from router.client import (
 from router.contract import INTERACTIVE, JobRequest, JobState, JobView
 
 HEAVY = {"fastapi", "starlette", "sqlalchemy", "uvicorn", "prometheus_client", "torch"}
+
+
+JOB = JobView(
+    id="job_" + "0" * 26,
+    pool=INTERACTIVE,
+    state=JobState.QUEUED,
+    prompt="a fox",
+    width=256,
+    height=256,
+    steps=None,
+    preset=None,
+    seed=1,
+    attempt=0,
+    created_at=datetime(2026, 1, 1, tzinfo=UTC),
+)
 
 
 def _admin(answer: httpx.Response | Exception) -> AdminClient:
@@ -65,26 +81,13 @@ async def test_a_connection_that_breaks_is_a_router_that_is_away() -> None:
 
 
 async def test_who_gives_up_is_cancelled_though_the_router_is_away() -> None:
-    job = JobView(
-        id="job_" + "0" * 26,
-        pool=INTERACTIVE,
-        state=JobState.QUEUED,
-        prompt="a fox",
-        width=256,
-        height=256,
-        steps=None,
-        preset=None,
-        seed=1,
-        attempt=0,
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
-    )
     waiting, asked = asyncio.Event(), []
 
     async def handle(request: httpx.Request) -> httpx.Response:
         asked.append(request.method)
         match request.method:
             case "POST":
-                return httpx.Response(202, text=job.model_dump_json())
+                return httpx.Response(202, text=JOB.model_dump_json())
             case "GET":
                 waiting.set()
                 await asyncio.Event().wait()
@@ -97,3 +100,54 @@ async def test_who_gives_up_is_cancelled_though_the_router_is_away() -> None:
         with pytest.raises(asyncio.CancelledError):
             await generating
     assert asked == ["POST", "GET", "DELETE"]
+
+
+async def test_a_submission_whose_answer_is_lost_is_made_again_and_is_the_same_job() -> None:
+    keys: list[str] = []
+    ended = JOB.model_copy(update={"state": JobState.CANCELLED})
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            keys.append(request.headers["Idempotency-Key"])
+            if len(keys) == 1:
+                raise httpx.ReadError("reset")
+        return httpx.Response(200, text="" if request.url.path.endswith("/events") else ended.model_dump_json())
+
+    async with RouterClient("http://127.0.0.1:1", "key", httpx.MockTransport(handle)) as client:
+        for _ in range(2):
+            with pytest.raises(JobEndedError):
+                await client.generated(JobRequest(prompt="a fox"))
+    assert keys[0] == keys[1] != keys[2]
+
+
+async def test_a_heartbeat_is_a_sign_of_life() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, text=": \n\n" if request.url.path.endswith("/events") else JOB.model_dump_json())
+
+    signs: list[None] = []
+    async with RouterClient("http://127.0.0.1:1", "key", httpx.MockTransport(handle)) as client:
+        await client.follow(JOB.id, alive=lambda: signs.append(None))
+    assert signs
+
+
+async def test_as_many_connections_as_are_asked_for_are_open_at_once() -> None:
+    wanted = 130
+    here, answers = asyncio.Event(), 0
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal answers
+        await reader.readuntil(b"\r\n\r\n")
+        answers += 1
+        if answers == wanted:
+            here.set()
+        await here.wait()
+        body = JOB.model_dump_json().encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(connected, "127.0.0.1") as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with RouterClient(url, "key", connections=wanted) as client, asyncio.timeout(30):
+            found = await asyncio.gather(*(client.job(JOB.id) for _ in range(wanted)))
+    assert found == [JOB] * wanted

@@ -20,8 +20,9 @@ from router.client.batch import folder as folders
 from router.client.batch.errors import BadLineError
 from router.client.batch.index import NAME, Entry, Head, Index, State
 from router.client.batch.lines import Line, parse, read_lines, seed_of
-from router.client.batch.patience import LONGEST_S, MOST_ASKED_S, pause_s
+from router.client.batch.patience import LONGEST_S, MOST_ASKED_S, Patience, pause_s
 from router.client.batch.progress import account, span, words
+from router.client.errors import RouterUnavailableError
 from worker.contract import MAX_BODY_BYTES, MAX_SEED, Preset
 
 BATCH = "0123456789abcdef"
@@ -183,6 +184,42 @@ def test_a_pause_is_never_shorter_than_asked_for_and_never_endless(
         assert 0 < pause <= 1.25 * LONGEST_S
     else:
         assert min(asked_s, MOST_ASKED_S) <= pause <= 1.25 * MOST_ASKED_S
+
+
+class Ailing:
+    """Says "not now" so many times, and a clock that stands still but for what each time takes."""
+
+    def __init__(self, failures: int, takes_s: float) -> None:
+        self.now, self._left, self._takes_s = 0.0, failures, takes_s
+
+    async def ask(self) -> str:
+        if not self._left:
+            return "an answer"
+        self._left -= 1
+        self.now += self._takes_s
+        raise RouterUnavailableError("GET /", 503, "not now", 0.0)
+
+
+async def test_patience_counts_from_the_first_failure_and_not_from_the_last_answer() -> None:
+    ailing = Ailing(failures=3, takes_s=1700)
+    patience = Patience(3600, lambda _: None, lambda: ailing.now)
+    ailing.now += 7200  # all wait for their jobs, and nobody asks anything
+    assert await patience.insist(ailing.ask) == "an answer"
+    worse = Ailing(failures=4, takes_s=1700)
+    patience = Patience(3600, lambda _: None, lambda: worse.now)
+    with pytest.raises(BatchError, match="nothing has gone well for 5100 s"):
+        await patience.insist(worse.ask)
+
+
+async def test_a_stream_that_beats_is_an_answer_while_submissions_are_refused() -> None:
+    ailing = Ailing(failures=9, takes_s=1700)
+    patience = Patience(3600, lambda _: None, lambda: ailing.now)
+
+    async def beside() -> str:
+        patience.well()
+        return await ailing.ask()
+
+    assert await patience.insist(beside) == "an answer"
 
 
 def test_numbers_for_people() -> None:
