@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,11 @@ if not Path("/dev/nvidiactl").exists():
     # Where there is no GPU, kernels run in Triton's interpreter. It is chosen when Triton is first imported, and
     # whoever imports torch may do that.
     os.environ["TRITON_INTERPRET"] = "1"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell has begun the suite in the background. Programs that tests start would inherit that, and never hear of
+    # the Ctrl-C that is tried on them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NewDatabase = Callable[[], str]
 """Makes an empty database of the router's and returns its URL."""

@@ -58,7 +58,7 @@ def busy_worker(stack: UserStack) -> str:
         views = httpx.get(f"{admin}/workers", trust_env=False).json()
         return next((view["name"] for view in views if view["running"]), None)
 
-    return eventually(running, 20, "no worker took the job")
+    return eventually(running, 60, "no worker took the job")
 
 
 def listening(port: int) -> bool:

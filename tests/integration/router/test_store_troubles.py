@@ -124,7 +124,7 @@ async def test_a_file_on_a_disk_that_may_only_be_read_says_so() -> None:
 
 
 async def test_a_full_disk_is_an_error_and_what_was_promised_stays() -> None:
-    with small_disk("4m") as disk:
+    with small_disk("8m") as disk:
         async with opened_store(disk.folder, database_clock) as store:
             key = await made_key(store)
             kept = await store.add_job(key.id, POOL, request())
