@@ -58,6 +58,8 @@ class LocalArtifacts:
         try:
             data, digest = await asyncio.to_thread(stored)
         except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise self._missing(image) from error
             raise _unreadable(f"the image {image.path} in {self.root}", error) from error
         if digest != image.sha256:
             raise ArtifactGoneError(
@@ -141,8 +143,6 @@ class LocalArtifacts:
 
 
 def _unreadable(what: str, error: OSError) -> ArtifactError:
-    if isinstance(error, FileNotFoundError):
-        return ArtifactGoneError(f"{what} is no longer there; was it removed by hand?")
     kind = ArtifactGoneError if error.errno in GONE else ArtifactError
     return kind(f"{what} cannot be read: {error.strerror}")
 
