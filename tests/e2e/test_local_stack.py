@@ -30,7 +30,7 @@ from tests.waiting import eventually
 pytestmark = [pytest.mark.e2e, pytest.mark.engine]
 
 QUICK = {"prompt": "a small picture, at once", "width": 256, "height": 256, "steps": 1}
-LONG = {"prompt": "a long look at a small machine", "width": 512, "height": 512, "steps": 100}
+LONG = {"prompt": "a long look at a small machine", "width": 1024, "height": 1024, "steps": 100}
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,8 @@ def picture(data: bytes) -> Image.Image:
     return image
 
 
-def busy_worker(stack: UserStack) -> str:
+def busy_worker(admin: str) -> str:
     """The name of a worker that is making an image now."""
-    admin = stack.endpoint()["admin_url"]
 
     def running() -> str | None:
         views = httpx.get(f"{admin}/workers", trust_env=False).json()
@@ -317,13 +316,14 @@ def test_a_worker_killed_in_mid_generation_costs_its_client_nothing_and_deploy_r
     stack: UserStack,
 ) -> None:
     with stack.client() as client, ThreadPoolExecutor(1) as background:
+        admin = stack.endpoint()["admin_url"]  # before: a command takes as long as an image here
         waiting = background.submit(client.post, "/generate", json=LONG)
-        victim = busy_worker(stack)
+        victim = busy_worker(admin)
         before = stack.units()
         os.kill(before[victim], signal.SIGKILL)
         answer = waiting.result(timeout=120)
     assert answer.status_code == 200, answer.text
-    assert picture(base64.b64decode(answer.json()["image"])).size == (512, 512)
+    assert picture(base64.b64decode(answer.json()["image"])).size == (1024, 1024)
     assert "stopped" in stack.ok("status")
 
     stack.ok("deploy")
