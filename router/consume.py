@@ -73,7 +73,7 @@ class _Core:
             async with open_consumer(self._settings.core, self._shared, self._settings.consumer_name) as consumer:
                 self.opened.set_result(consumer)
                 await self.close.wait()
-        except BaseException as error:
+        except BaseException as error:  # whatever it is: who waits for the opening is in another thread
             if not self.opened.done():
                 self.opened.set_exception(error)
                 return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 import structlog
 
@@ -25,3 +25,28 @@ async def forever(name: str, loop: Callable[[], Awaitable[None]], pause_s: float
         except Exception:  # to go on after what nobody foresaw is what this module is for
             log.exception("loop_failed", loop=name)
         await asyncio.sleep(pause_s)
+
+
+async def keep_filled(
+    news: asyncio.Event,
+    working: Collection[asyncio.Task[None]],
+    fill: Callable[[], Awaitable[None]],
+    idle_s: float,
+) -> None:
+    """`fill` the places in `working` when there is news, when one of them has ended, and every `idle_s` seconds.
+
+    Until cancelled: what is under way is cancelled then, too.
+    """
+    try:
+        while True:
+            news.clear()
+            await fill()
+            told = asyncio.create_task(news.wait())
+            try:
+                await asyncio.wait({told, *working}, timeout=idle_s, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                told.cancel()
+    finally:
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)

@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from infra.hosts import HostError, PortInUseError, Progress, Unit, UnitState, UnitStatus, keep
 from infra.hosts.logs import Position
-from infra.hosts.ssh import Connect, stack_folder
+from infra.hosts.remote import RemoteHost
 from infra.hosts.systemd import note
 
 KEEPER = PurePosixPath("keep.py")
@@ -24,16 +24,8 @@ UNITS = PurePosixPath("units")
 
 
 @dataclass(frozen=True, slots=True)
-class ContainerHost:
-    """`stack_id` is whose units these are; `connect` gives a connection, an open one if there is."""
-
-    name: str
-    stack_id: str
-    connect: Connect
-
-    @property
-    def root(self) -> PurePosixPath:
-        return stack_folder(self.stack_id)
+class ContainerHost(RemoteHost):
+    """Its units are kept by `infra.hosts.keep`."""
 
     async def observe(self, unit: str) -> UnitStatus:
         try:
@@ -69,15 +61,6 @@ class ContainerHost:
         stop = f"python3 {self.root / KEEPER} stop {self.root / UNITS} {unit}"
         script = f"test -e {self.root / KEEPER} || exit 0; {stop} && rm -f {files}"
         await (await self.connect()).run(script, f"removing {unit}", within_s=keep.STOPS_S + 10)
-
-    async def write(self, path: PurePath, content: bytes, mode: int = 0o600, owner: str = "root:root") -> None:
-        await (await self.connect()).write(self.root / path, content, mode, owner)
-
-    async def read(self, path: PurePath) -> bytes | None:
-        return await (await self.connect()).read(self.root / path)
-
-    async def get(self, port: int, path: str) -> tuple[int, bytes] | None:
-        return await (await self.connect()).get(port, path)
 
     async def tail(self, unit: str, lines: int) -> str:
         script = f"tail -n {lines} {self._log(unit)} 2>/dev/null || :"

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import PurePath, PurePosixPath
 
 from infra.hosts import HostError, PortInUseError, Progress, Unit, UnitState, UnitStatus
 from infra.hosts.logs import Position
+from infra.hosts.remote import RemoteHost
 from infra.hosts.systemd import FOLDER, STARTED, note, service_name, unit_file
-from infra.ssh.connection import Connection
 from infra.ssh.errors import CommandError
 
 PROPERTIES = "LoadState,ActiveState,SubState,MainPID,ActiveEnterTimestampMonotonic"
 SHOWN_LINES = 15
 START_S = 60.0
 STEP_S = 30.0
-
-Connect = Callable[[], Awaitable[Connection]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +44,13 @@ class Seen:
         return UnitStatus(UnitState.RUNNING, self.pid or None, self.since, fingerprint)
 
 
-def stack_folder(stack_id: str) -> PurePosixPath:
-    """Where everything lies that a stack keeps on a machine."""
-    return PurePosixPath("/var/lib/letterpress") / stack_id
-
-
 def unit_prefix(stack_id: str) -> str:
     return f"letterpress-{stack_id}-"
 
 
 @dataclass(frozen=True, slots=True)
-class SshHost:
-    """`stack_id` is whose units these are; `connect` gives a connection, an open one if there is."""
-
-    name: str
-    stack_id: str
-    connect: Connect
-
-    @property
-    def root(self) -> PurePosixPath:
-        return stack_folder(self.stack_id)
+class SshHost(RemoteHost):
+    """Its units are systemd's."""
 
     async def observe(self, unit: str) -> UnitStatus:
         """Unknown if the machine does not answer."""
@@ -104,16 +88,6 @@ class SshHost:
             f"{STARTED}/{service} && systemctl daemon-reload; systemctl reset-failed {service} 2>/dev/null || :"
         )
         await (await self.connect()).run(script, f"removing {service}", within_s=300.0)
-
-    async def write(self, path: PurePath, content: bytes, mode: int = 0o600, owner: str = "root:root") -> None:
-        """Put a file in place, whole or not at all; its folders are made, for root alone."""
-        await (await self.connect()).write(self.root / path, content, mode, owner)
-
-    async def read(self, path: PurePath) -> bytes | None:
-        return await (await self.connect()).read(self.root / path)
-
-    async def get(self, port: int, path: str) -> tuple[int, bytes] | None:
-        return await (await self.connect()).get(port, path)
 
     async def tail(self, unit: str, lines: int) -> str:
         journal = f"journalctl --no-pager -o cat -n {lines} -u {self._service(unit)}"

@@ -17,7 +17,8 @@ from infra.clouds import Access, CloudError, HostKind
 from infra.clouds import Machine as Rental
 from infra.hosts import HostError, Listen, Progress, Service, Unit
 from infra.hosts.container import ContainerHost
-from infra.hosts.ssh import SshHost, stack_folder, unit_prefix
+from infra.hosts.remote import stack_folder
+from infra.hosts.ssh import SshHost, unit_prefix
 from infra.provider import tunnels
 from infra.provider.site import Site
 from infra.ssh.connection import Connection

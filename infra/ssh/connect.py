@@ -65,7 +65,7 @@ def _connect(target: Target, pins: Pins, progress: Progress, patience: Patience,
     connection = Connection(target, transport, log)
     try:
         _become_root(connection, target)
-    except BaseException:
+    except BaseException:  # whatever it is: nobody else would close the connection, and it is raised again
         transport.close()
         raise
     return connection

@@ -49,6 +49,7 @@ from router.errors import (
     RouterError,
     StoreUnavailableError,
 )
+from router.supervise import keep_filled
 
 log = structlog.get_logger(__name__)
 
@@ -80,19 +81,7 @@ class Keeper:
 
     async def run(self) -> None:
         """Until cancelled. What is under way is left then, for the next router to go on with."""
-        try:
-            while True:
-                self._news.clear()
-                await self._fill()
-                news = asyncio.create_task(self._news.wait())
-                try:
-                    await asyncio.wait({news, *self._working}, timeout=IDLE_S, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    news.cancel()
-        finally:
-            for task in self._working:
-                task.cancel()
-            await asyncio.gather(*self._working, return_exceptions=True)
+        await keep_filled(self._news, self._working, self._fill, IDLE_S)
 
     async def _fill(self) -> None:
         while len(self._working) < PLACES:

@@ -37,7 +37,7 @@ async def make_all(url: str, key: str, wanted: Sequence[Once]) -> None:
                     for once in wanted:
                         task = bars.add_task(str(once.file), total=None, what="asked for")
                         group.create_task(_make(client, once, bars, task))
-            except BaseExceptionGroup as several:
+            except BaseExceptionGroup as several:  # the first is the cause, the others came of it
                 raise several.exceptions[0] from None
 
 

@@ -16,6 +16,7 @@ import structlog
 
 from router.errors import StoreUnavailableError
 from router.jobs import Job
+from router.supervise import keep_filled
 from router.webhooks import Again, Claim, Dead, Delivered, Delivery, Outbox, Verdict, host_of
 from router.webhooks.post import TIMEOUT_S, Poster
 from router.webhooks.schedule import judge
@@ -68,19 +69,7 @@ class Deliverer:
 
     async def run(self) -> None:
         """Until cancelled. Tries that are under way are cut off then, and made again when their lease runs out."""
-        try:
-            while True:
-                self._news.clear()
-                await self._fill()
-                news = asyncio.create_task(self._news.wait())
-                try:
-                    await asyncio.wait({news, *self._trying}, timeout=IDLE_S, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    news.cancel()
-        finally:
-            for task in self._trying:
-                task.cancel()
-            await asyncio.gather(*self._trying, return_exceptions=True)
+        await keep_filled(self._news, self._trying, self._fill, IDLE_S)
 
     async def keep_tidy(self) -> None:
         """Remove what ended long ago, until cancelled."""

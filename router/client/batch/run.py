@@ -223,7 +223,7 @@ class _Run:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._settings.concurrency):
                     group.create_task(self._work_off(maker, lines))
-        except BaseExceptionGroup as several:
+        except BaseExceptionGroup as several:  # the first is the cause, the others came of it
             raise several.exceptions[0] from None
 
     async def _work_off(self, maker: Maker, lines: Iterator[Line]) -> None:

@@ -22,7 +22,8 @@ from infra.bootstrap.weights import Weights
 from infra.clouds import HostKind
 from infra.hosts import Unit, UnitState
 from infra.hosts.container import ContainerHost
-from infra.hosts.ssh import SshHost, stack_folder
+from infra.hosts.remote import stack_folder
+from infra.hosts.ssh import SshHost
 from infra.hosts.systemd import unit_file
 from infra.ssh.connect import connect
 from infra.ssh.connection import Connection
