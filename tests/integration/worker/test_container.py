@@ -318,7 +318,7 @@ def test_as_a_pod_it_is_reached_by_ssh_alone_and_only_sshd_is_root(
             assert "Permission denied (publickey)" in stranger.stderr
             running.signal(signal.SIGTERM)
             assert running.end() == 0
-    assert seen[0] == seen[1], running.log.read_text()
+    assert seen[0] == seen[1], (tmp_path / "log").read_text()
 
 
 def test_a_pod_without_a_key_or_without_root_says_what_is_missing(
