@@ -8,11 +8,12 @@ from __future__ import annotations
 import http.client
 import select
 import shlex
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import IO
+from typing import IO, cast
 
 import paramiko
 
@@ -154,7 +155,10 @@ class Connection:
         asking.sock = channel
         try:
             asking.request("GET", path)
-            answer = asking.getresponse()
+            # Not by `getresponse`: of a server that closes, it closes the channel before the body is read. A socket's
+            # file outlives that, a channel's does not.
+            answer = http.client.HTTPResponse(cast("socket.socket", channel), method="GET")
+            answer.begin()
             return answer.status, answer.read()
         except (http.client.HTTPException, OSError, EOFError):
             return None
