@@ -7,10 +7,11 @@ remembered beside the stack, so that looking at it, or ending it, needs no stack
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from infra.errors import InfraError
 from infra.files import replace_file
@@ -19,6 +20,8 @@ from infra.paths import StackPaths
 STATE = "LETTERPRESS_STATE"
 SCHEMES = ("file", "s3", "gs", "azblob", "https", "http")
 """A folder; buckets of Amazon's or a compatible service's, Google's, Azure's; Pulumi Cloud, or one's own."""
+
+FOLDER = "file://"
 
 
 class BackendError(InfraError):
@@ -41,7 +44,7 @@ def fault(url: str) -> str | None:
 
 def own(paths: StackPaths) -> str:
     """The default: a folder of the stack's own."""
-    return f"file://{paths.pulumi}"
+    return f"{FOLDER}{paths.pulumi}"
 
 
 def shared(url: str, paths: StackPaths) -> bool:
@@ -89,6 +92,32 @@ def forget(paths: StackPaths) -> None:
 def current(paths: StackPaths) -> str:
     """Where to look for the state of a stack whose file need not be there any more."""
     return remembered(paths) or wanted(None, os.environ, paths)
+
+
+def for_engine(url: str) -> str:
+    """The URL as the Pulumi engine is to have it: with nothing beside the state that a killed engine could tear.
+
+    In a folder the state itself is replaced in one step, but a file of attributes beside it, which nothing needs, is
+    written in place: an engine killed right then would leave an empty one, and no engine could read the state again.
+    """
+    folder, _, query = url.partition("?")
+    if not folder.startswith(FOLDER):
+        return url
+    return f"{folder}?{urlencode(dict(parse_qsl(query)) | {'metadata': 'skip'})}"
+
+
+def drop_torn_attributes(url: str) -> None:
+    """Remove what an engine of an earlier release, killed while it wrote, left torn beside a folder's state."""
+    if not url.startswith(FOLDER):
+        return
+    folder, _, _ = url.removeprefix(FOLDER).partition("?")
+    for file in Path(unquote(folder), ".pulumi").rglob("*.attrs"):
+        try:
+            json.loads(file.read_bytes())
+        except FileNotFoundError:
+            pass
+        except ValueError:
+            file.unlink(missing_ok=True)
 
 
 def _file(paths: StackPaths) -> Path:

@@ -24,8 +24,9 @@ from tests.waiting import eventually
 
 PACKAGED_USER = "postgres"
 START_S = 60
-FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
-"""For tests that kill nothing: an operating system that stays up loses no write."""
+FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "autovacuum": "off"}
+"""For tests that kill nothing: an operating system that stays up loses no write. No vacuum visits the template while
+it is to be copied, which none may."""
 
 
 @dataclass

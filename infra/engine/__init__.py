@@ -28,6 +28,7 @@ from pulumi.automation import Deployment, LocalWorkspace, ProjectBackend, Projec
 from pulumi.automation.errors import CommandError, ConcurrentUpdateError, StackNotFoundError
 from pulumi.automation.events import EngineEvent
 
+from infra.backend import drop_torn_attributes, for_engine
 from infra.engine.command import EngineCommand, InterruptedBeforeError
 from infra.engine.events import EventReader, OnProgress, Outcome, last_words
 from infra.engine.guard import MARK, backend_locks, end_orphans, only_operation, orphans, require_orphaned
@@ -91,6 +92,7 @@ def operate(
     with only_operation(paths.root / "operation.lock", what), _ending_signals_interrupt():
         if found := orphans(paths.root):
             asyncio.run(end_orphans(found))
+        drop_torn_attributes(settings.backend)
         engine = Engine(stack, paths, declared, settings)
         engine.recover()
         yield engine
@@ -255,7 +257,7 @@ def _workspace(
             f"it is lost, remove {paths.pulumi} and {folder}, and `letterpress destroy {stack}` ends what still runs"
         )
     secrets.ensure(PASSPHRASE)
-    backend = settings.backend
+    backend = for_engine(settings.backend)
     return LocalWorkspace(
         work_dir=str(folder),
         pulumi_home=str(paths.root / "pulumi-home"),

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from pulumi.automation import Deployment, LocalWorkspace, ProjectBackend, ProjectSettings
 from pulumi.automation.errors import CommandError, StackNotFoundError
 
+from infra.backend import for_engine
 from infra.engine.command import EngineCommand
 from infra.engine.events import last_words
 from infra.errors import InfraError
@@ -37,6 +38,7 @@ class Shelf:
 
     def __init__(self, stack: str, binary: Path, backend: str) -> None:
         self._stack, self._binary, self._backend = stack, binary, backend
+        self._address = for_engine(backend)
 
     def read(self) -> str | None:
         """The text; None if there is none."""
@@ -82,11 +84,11 @@ class Shelf:
                 work_dir=folder,
                 pulumi_home=folder,
                 secrets_provider="passphrase",
-                project_settings=ProjectSettings(PROJECT, "python", backend=ProjectBackend(self._backend)),
+                project_settings=ProjectSettings(PROJECT, "python", backend=ProjectBackend(self._address)),
                 pulumi_command=EngineCommand(self._binary),
                 env_vars={
                     "PATH": os.environ.get("PATH", os.defpath),
-                    "PULUMI_BACKEND_URL": self._backend,
+                    "PULUMI_BACKEND_URL": self._address,
                     "PULUMI_CONFIG_PASSPHRASE": NOTHING_SEALED,
                     "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
                     "PULUMI_SKIP_UPDATE_CHECK": "true",

@@ -68,6 +68,17 @@ def test_after_a_killed_engine_its_provider_ends_and_the_next_deploy_goes_on(rig
     assert rig.machines() == machines
 
 
+def test_attributes_that_an_older_engine_left_torn_keep_nobody_from_the_state(rig: Rig) -> None:
+    """Killed at the right microsecond, it had created the file beside the state and not yet filled it."""
+    rig.up()
+    state = next(rig.paths.pulumi.glob(f"**/stacks/**/{NAME}.json"))
+    assert not list(rig.paths.pulumi.rglob("*.attrs")), "this release writes none"
+    torn = state.with_name(f"{state.name}.attrs")
+    torn.touch()
+    assert not rig.up().changes
+    assert not torn.exists()
+
+
 def test_an_engine_whose_command_is_gone_is_ended_by_the_next_one(rig: Rig) -> None:
     """A stopped engine cannot notice that its command was killed; it holds Pulumi's lock and lives."""
     with rig.deploying() as command:
