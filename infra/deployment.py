@@ -1,7 +1,7 @@
 """A stack as commands see it: its description, its folder, and what is remembered of it between them.
 
 What was deployed last is kept beside the state, so that looking at a stack, or ending it, never depends
-on a file that somebody has edited or removed since. What it consists of is `infra.planner`'s.
+on a file that somebody has edited or removed since. What it consists of is `infra.planning.planner`'s.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from infra import backend
-from infra.description import DescriptionError
 from infra.endpoint import Endpoint
 from infra.files import replace_file
 from infra.paths import StackPaths
 from infra.provider.router_host import HTTPS, reachable_url
 from infra.secrets import ADMIN_KEY, API_KEY, TLS_CERTIFICATE, SecretStore
 from infra.stack import TINY, StackDescription, load, with_model
+from infra.stack.description import DescriptionError
+from infra.state import backend
 from router.contract import INTERACTIVE
 
 STACK_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from infra.certificate import self_signed, trusting
+from infra.edge.certificate import self_signed, trusting
 from router.contract import INTERACTIVE
 
 _PROMPT = "a letterpress print shop at night"

@@ -12,21 +12,21 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from infra.console import account, ask, following, say, show_charges, show_endpoint, show_plan, unheard
-from infra.costs import Charge
+from infra.costs.charges import Charge
 from infra.deployment import Deployment, forget, stack_name
 from infra.endpoint import Endpoint
 from infra.engine import OperationFailedError, operate
 from infra.errors import InfraError
 from infra.paths import StackPaths
-from infra.placement import Placement
-from infra.planner import Plan
-from infra.planner import plan as decide
+from infra.planning.placement import Placement
+from infra.planning.planner import Plan
+from infra.planning.planner import plan as decide
 from infra.provider.site import NO_WAIT
-from infra.safekeeping import Safekeeping
 from infra.setup.engine import ensure_engine
 from infra.setup.nginx import ensure_nginx
+from infra.state.safekeeping import Safekeeping
 from infra.strays import StraysError, end_strays, rented, unasked
+from infra.view.console import account, ask, following, say, show_charges, show_endpoint, show_plan, unheard
 from router.client import AdminClient, RouterClient, RouterClientError
 from router.contract import JobRequest
 

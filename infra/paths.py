@@ -86,7 +86,7 @@ class StackPaths:
             _make(folder, 0o700, HOME)
         _make(self.run.parent, 0o711, RUN)
         _require_own(self.run.parent)
-        # Whoever may enter can connect to the sockets in it. `infra.nginx` lets the edge's own user in.
+        # Whoever may enter can connect to the sockets in it. `infra.edge.nginx` lets the edge's own user in.
         _make(self.run, 0o700, RUN)
 
 

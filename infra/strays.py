@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from infra.deployment import Deployment
-from infra.description import DescriptionError
 from infra.errors import InfraError
 from infra.identity import ensure_identity
 from infra.paths import StackPaths
-from infra.planner import placed
+from infra.planning.planner import placed
 from infra.provider.site import Site
 from infra.stack import CloudName
+from infra.stack.description import DescriptionError
 
 
 class StraysError(InfraError):

@@ -6,14 +6,14 @@ import asyncio
 import os
 from collections.abc import Sequence
 
-from infra.console import say
 from infra.deployment import stack_name
 from infra.engine import operate
 from infra.errors import InfraError
 from infra.paths import StackPaths
 from infra.provider.site import Site
-from infra.safekeeping import Safekeeping
+from infra.state.safekeeping import Safekeeping
 from infra.strays import StraysError, give_back, strays, unasked
+from infra.view.console import say
 
 
 def sweep(stack: str, delete: Sequence[str], *, every: bool) -> None:

@@ -53,7 +53,7 @@ _log = structlog.stdlib.get_logger(__name__)
 STOP_S = 10
 """Seconds that open answers get to leave when the router stops."""
 LET_GO_S = 4.5
-"""How long the edge keeps a connection to us that it does not use (`infra.edge`), and a little more."""
+"""How long the edge keeps a connection to us that it does not use (`infra.edge.config`), and a little more."""
 BACKLOG = 2048
 
 

@@ -33,7 +33,7 @@ from infra.clouds import (
 )
 from infra.clouds.quota import Limit, Quota
 from infra.clouds.wire import REQUESTS, Reply, Wire, read_as, shown
-from infra.gpus import named
+from infra.costs.gpus import named
 
 NAME = "runpod"
 BASE = "https://api.runpod.io"

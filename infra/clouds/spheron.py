@@ -32,7 +32,7 @@ from infra.clouds import (
 )
 from infra.clouds.quota import Limit, Quota
 from infra.clouds.wire import CREATES, REQUESTS, Reply, Wire, read_as, read_list, shown
-from infra.gpus import named
+from infra.costs.gpus import named
 
 NAME = "spheron"
 BASE = "https://app.spheron.ai"

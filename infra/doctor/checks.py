@@ -16,21 +16,21 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
-from infra import backend
-from infra.certificate import CertificateError, read_certificate
 from infra.clouds import runpod, spheron
-from infra.description import DescriptionError
 from infra.doctor import Check, Finding, Surroundings, Verdict
+from infra.edge.certificate import CertificateError, read_certificate
+from infra.edge.nginx import find_certbot, find_nginx
 from infra.engine.shelf import Shelf, ShelfError
 from infra.errors import InfraError
 from infra.hosts import HostError, Listen
 from infra.hosts.local import LocalHost
 from infra.hosts.ports import require_free
-from infra.nginx import find_certbot, find_nginx
 from infra.ssh.connect import connect
 from infra.ssh.pins import Pins
 from infra.ssh.target import Patience
 from infra.stack import REPOSITORY, TINY, CloudName, Device, Pool, StackDescription, first_port_setting, resolve
+from infra.stack.description import DescriptionError
+from infra.state import backend
 
 HUB = "https://huggingface.co"
 DISK_GIB = 5.0

@@ -12,16 +12,16 @@ from dataclasses import asdict
 from rich.markup import escape
 
 from infra.clouds import Access
-from infra.console import OUT
 from infra.deployment import Deployment
-from infra.description import DescriptionError
 from infra.doctor import Finding, Surroundings, Verdict, examine, worst
 from infra.doctor.checks import CHECKS
-from infra.placement import Placement
-from infra.planner import placed
+from infra.planning.placement import Placement
+from infra.planning.planner import placed
 from infra.provider.site import Site
 from infra.setup.engine import find_engine
 from infra.ssh.target import Target
+from infra.stack.description import DescriptionError
+from infra.view.console import OUT
 
 COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from infra.console import say
 from infra.emulate.account import Account
 from infra.emulate.server import serving
 from infra.emulate.spheron import KEY, SpheronApi, published
+from infra.view.console import say
 
 
 def spheron(port: int, boot_s: float, minimum_minutes: int) -> None:

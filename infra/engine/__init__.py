@@ -28,16 +28,16 @@ from pulumi.automation import Deployment, LocalWorkspace, ProjectBackend, Projec
 from pulumi.automation.errors import CommandError, ConcurrentUpdateError, StackNotFoundError
 from pulumi.automation.events import EngineEvent
 
-from infra.backend import drop_torn_attributes, for_engine
 from infra.engine.command import EngineCommand, InterruptedBeforeError
 from infra.engine.events import EventReader, OnProgress, Outcome, last_words
 from infra.engine.guard import MARK, backend_locks, end_orphans, only_operation, orphans, require_orphaned
 from infra.engine.state import StackState, mended, recorded
 from infra.errors import InfraError
 from infra.paths import HOME, RUN, StackPaths
-from infra.program import Declared, declare
+from infra.planning.program import Declared, declare
 from infra.provider.site import STACK
 from infra.secrets import PASSPHRASE, SecretStore
+from infra.state.backend import drop_torn_attributes, for_engine
 
 PROJECT = "letterpress"
 PROVIDER = "pulumi-resource-letterpress"
@@ -68,7 +68,7 @@ class OperationCancelledError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """`binary` is the Pulumi engine, `backend` the URL of where it keeps the state (`infra.backend`)."""
+    """`binary` is the Pulumi engine, `backend` the URL of where it keeps the state (`infra.state.backend`)."""
 
     binary: Path
     backend: str

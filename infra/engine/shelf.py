@@ -16,10 +16,10 @@ from tempfile import TemporaryDirectory
 from pulumi.automation import Deployment, LocalWorkspace, ProjectBackend, ProjectSettings
 from pulumi.automation.errors import CommandError, StackNotFoundError
 
-from infra.backend import for_engine
 from infra.engine.command import EngineCommand
 from infra.engine.events import last_words
 from infra.errors import InfraError
+from infra.state.backend import for_engine
 
 PROJECT = "letterpress"
 SUFFIX = "-bundle"

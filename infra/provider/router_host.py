@@ -1,7 +1,7 @@
 """RouterHost: the router and the edge in front of it, both units of one host.
 
 It is there when the router answers through the edge. Which workers the router uses is Registration's;
-what the edge is told is `infra.edge`'s.
+what the edge is told is `infra.edge.config`'s.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ from pathlib import Path
 import httpx
 from pydantic import Field
 
-from infra import certbot
-from infra.certificate import placeholder, trusting
-from infra.edge import ArtifactsFolder, EdgeError, EdgeSettings, Tls
-from infra.errors import InfraError
-from infra.files import replace_file
-from infra.hosts import HostError, Listen, Progress, Unit
-from infra.nginx import (
+from infra.edge import certbot
+from infra.edge.certificate import placeholder, trusting
+from infra.edge.config import ArtifactsFolder, EdgeError, EdgeSettings, Tls
+from infra.edge.nginx import (
     configure_edge,
     edge_unit,
     edge_user,
@@ -30,6 +27,9 @@ from infra.nginx import (
     open_to_edge,
     prune_certificates,
 )
+from infra.errors import InfraError
+from infra.files import replace_file
+from infra.hosts import HostError, Listen, Progress, Unit
 from infra.provider.readiness import ANSWER_S, Verdict, ask_router, loopback_client, until_ready
 from infra.provider.resource import Condition, Found, IncompleteError, Inputs, ProviderError, UnitSeen, worst
 from infra.provider.site import Site

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infra.nginx import find_nginx
+from infra.edge.nginx import find_nginx
 from infra.setup import apt
 from infra.setup.engine import Say, SetupError
 

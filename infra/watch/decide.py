@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from infra.choice import Considered
 from infra.clouds import Market, Offer, Presence
-from infra.placement import Placed, Placement, pool_of
+from infra.costs.choice import Considered
+from infra.planning.placement import Placed, Placement, pool_of
 from infra.stack import Pool, StackDescription
 
 SPOT_STAYS_S = 900.0

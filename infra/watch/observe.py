@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from infra.choice import Considered, Judge
 from infra.clouds import Cloud, CloudError, Machine, Observed, Offer, Phase, Presence
+from infra.costs.choice import Considered, Judge
+from infra.costs.figures import by_card, counted, keep_figures, read_figures
 from infra.deployment import Deployment
-from infra.figures import by_card, counted, keep_figures, read_figures
 from infra.identity import Identity
-from infra.placement import Placed, Placement, pool_of, wishes
-from infra.program import worker_names
+from infra.planning.placement import Placed, Placement, pool_of, wishes
+from infra.planning.program import worker_names
 from infra.stack import StackDescription
 from infra.watch.decide import PoolSeen, Seen, World, idle_again
 from router.client import AdminClient, RouterClientError

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from infra.clouds import Cloud, CloudError, Presence
-from infra.console import say
 from infra.deployment import Deployment, forget
 from infra.engine import OperationCancelledError, operate
 from infra.engine.events import Progress
@@ -25,11 +24,12 @@ from infra.engine.guard import BusyError, only_operation
 from infra.errors import InfraError
 from infra.files import replace_file
 from infra.identity import Identity, ensure_identity
-from infra.placement import Placement
-from infra.planner import placed
+from infra.planning.placement import Placement
+from infra.planning.planner import placed
 from infra.provider.site import Site
-from infra.safekeeping import Safekeeping
+from infra.state.safekeeping import Safekeeping
 from infra.strays import end_strays, rented
+from infra.view.console import say
 from infra.watch.decide import Action, Decision, Deed, Memory, Seen, World, decide
 from infra.watch.observe import Observer, verified
 from infra.watch.work import Part, Work

@@ -15,10 +15,10 @@ from infra.deployment import Deployment
 from infra.engine import Engine, operate
 from infra.engine.events import OnProgress
 from infra.errors import InfraError
-from infra.placement import Placement
-from infra.planner import Plan, plan
-from infra.program import Declared
-from infra.safekeeping import Safekeeping
+from infra.planning.placement import Placement
+from infra.planning.planner import Plan, plan
+from infra.planning.program import Declared
+from infra.state.safekeeping import Safekeeping
 
 Part = Callable[[Plan], Sequence[Declared]]
 STOPS_WITHIN_S = 60.0

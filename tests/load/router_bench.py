@@ -28,7 +28,7 @@ from time import monotonic
 import httpx
 import uvloop
 
-from infra.nginx import find_nginx
+from infra.edge.nginx import find_nginx
 from infra.setup.for_tests import find_haproxy
 from tests.emulators.paced_process import TOKEN
 from tests.emulators.paced_worker import Pace, Span

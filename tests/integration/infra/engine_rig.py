@@ -18,18 +18,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra.backend import own
 from infra.engine import Engine, EngineSettings, operate
 from infra.engine.events import Action, Outcome, Progress
 from infra.engine.guard import orphans
 from infra.hosts.local import LocalHost
 from infra.hosts.processes import process
 from infra.paths import StackPaths, repository_root
-from infra.planner import plan
-from infra.program import Declared, Program, Programs
+from infra.planning.planner import plan
+from infra.planning.program import Declared, Program, Programs
 from infra.provider.site import Site
 from infra.setup.engine import find_engine
 from infra.stack import parse
+from infra.state.backend import own
 from tests.emulators import stand_ins
 from tests.ports import free_ports
 from tests.waiting import eventually

@@ -23,8 +23,8 @@ from infra.engine.events import Outcome
 from infra.engine.guard import orphans
 from infra.hosts.processes import command
 from infra.paths import StackPaths, repository_root
-from infra.planner import Plan, plan
-from infra.program import Declared, Program, Programs
+from infra.planning.planner import Plan, plan
+from infra.planning.program import Declared, Program, Programs
 from infra.provider.resource import Kind
 from infra.setup.engine import find_engine
 from infra.stack import parse

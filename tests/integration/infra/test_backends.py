@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from infra.backend import own
-from infra.bundle import BundleError, Sealed
-from infra.custody import PASSPHRASE, Custody
 from infra.engine import Engine, EngineSettings, operate
 from infra.engine.guard import BusyError
 from infra.engine.shelf import Shelf, ShelfError
 from infra.paths import StackPaths
 from infra.setup.engine import find_engine
+from infra.state.backend import own
+from infra.state.bundle import BundleError, Sealed
+from infra.state.custody import PASSPHRASE, Custody
 from tests.emulators.s3 import EmulatedS3, emulated_s3
 from tests.integration.infra.engine_rig import NAME, Rig, done, new_rig
 

@@ -13,10 +13,10 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from infra.edge import ArtifactsFolder, EdgeError, EdgeSettings
+from infra.edge.config import ArtifactsFolder, EdgeError, EdgeSettings
+from infra.edge.nginx import configure_edge, edge_user, find_nginx, may_send_from
 from infra.hosts import Unit
 from infra.hosts.local import LocalHost
-from infra.nginx import configure_edge, edge_user, find_nginx, may_send_from
 from router.contract import EDGE_ARTIFACTS, JobRequest, JobView
 from tests.emulators.paced_process import paced_worker
 from tests.emulators.paced_worker import png

@@ -17,11 +17,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra.edge import EdgeError, EdgeSettings, edge_config
+from infra.edge.config import EdgeError, EdgeSettings, edge_config
+from infra.edge.nginx import configure_edge, edge_user, find_nginx
 from infra.hosts import UnitState
 from infra.hosts.local import LocalHost
 from infra.hosts.processes import process
-from infra.nginx import configure_edge, edge_user, find_nginx
 from tests.integration.infra.nobody import nobody
 from tests.integration.infra.sleepers import until
 from tests.integration.infra.upstream import LONG_WAIT_S, Upstream
@@ -365,9 +365,9 @@ def test_an_ordinary_users_edge_serves_from_a_deep_folder() -> None:
     script = """
 import asyncio, sys, urllib.error, urllib.request
 from pathlib import Path
-from infra.edge import EdgeSettings
+from infra.edge.config import EdgeSettings
 from infra.hosts.local import LocalHost
-from infra.nginx import configure_edge, edge_user, find_nginx
+from infra.edge.nginx import configure_edge, edge_user, find_nginx
 
 deep, short, port = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 run = short / "run"

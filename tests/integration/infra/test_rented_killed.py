@@ -14,7 +14,7 @@ from infra.emulate.account import Account
 from infra.emulate.server import Emulator, Fault, Trouble, serving
 from infra.emulate.spheron import SpheronApi, published
 from infra.engine import OperationFailedError
-from infra.placement import read_placement
+from infra.planning.placement import read_placement
 from tests.integration.infra.rented_rig import DESCRIPTION, MACHINES, Rig, environment
 
 pytestmark = pytest.mark.engine

@@ -14,10 +14,10 @@ from infra.clouds import CloudError, Market, NoStockError, Phase, Presence
 from infra.clouds.quota import Quota
 from infra.clouds.runpod import LIMITS, RunpodCloud
 from infra.clouds.runpod_serverless import EndpointSpec, Serverless
+from infra.costs.gpus import GpuModel
 from infra.emulate.account import Account
 from infra.emulate.runpod import KEY, RunpodApi
 from infra.emulate.server import Answer, Emulator, Fault, Request, Trouble, serving
-from infra.gpus import GpuModel
 from infra.provider.endpoint import EndpointInputs, EndpointResource, EndpointState
 from infra.provider.machine import MachineInputs, MachineResource
 from infra.provider.resource import Condition, IncompleteError, ProviderError

@@ -20,10 +20,10 @@ from infra.clouds import CloudError, LimitedError, Machine, Market, NoStockError
 from infra.clouds.quota import Limit, Quota
 from infra.clouds.spheron import LIMITS, SpheronCloud
 from infra.clouds.wire import CREATES, REQUESTS
+from infra.costs.gpus import GpuModel
 from infra.emulate.account import Account
 from infra.emulate.server import Emulator, Fault, Trouble, serving
 from infra.emulate.spheron import KEY, SpheronApi, Stock
-from infra.gpus import GpuModel
 from infra.provider.machine import MachineInputs, MachineResource, MachineState
 from infra.provider.resource import Condition, ProviderError
 from infra.stack import CloudName

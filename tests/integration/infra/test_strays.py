@@ -19,7 +19,7 @@ from infra.emulate.spheron import SpheronApi
 from infra.hosts import UnitState
 from infra.identity import Identity
 from infra.paths import StackPaths
-from infra.planner import placed
+from infra.planning.planner import placed
 from infra.provider.site import Site
 from infra.stack import CloudName, parse
 from infra.strays import StraysError, end_strays, rented, strays

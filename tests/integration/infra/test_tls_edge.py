@@ -14,10 +14,10 @@ import httpx
 import pytest
 from cryptography import x509
 
-from infra.certificate import CertificateError, read_certificate, self_signed
-from infra.nginx import find_nginx
+from infra.edge.certificate import CertificateError, read_certificate, self_signed
+from infra.edge.nginx import find_nginx
 from infra.paths import StackPaths
-from infra.planner import keep_certificate
+from infra.planning.planner import keep_certificate
 from infra.provider.resource import Condition, IncompleteError
 from infra.provider.router_host import RouterHostInputs, RouterHostResource, RouterHostState, TlsInputs
 from infra.provider.site import Site

@@ -17,9 +17,9 @@ from infra.emulate.account import Account
 from infra.emulate.server import Fault, Trouble, serving
 from infra.emulate.spheron import SpheronApi, published
 from infra.engine.guard import BusyError, only_operation
-from infra.planner import placed
-from infra.safekeeping import Safekeeping
+from infra.planning.planner import placed
 from infra.stack import parse
+from infra.state.safekeeping import Safekeeping
 from infra.watch.decide import Deed
 from infra.watch.run import Watch, watch
 from tests.integration.infra.rented_rig import DESCRIPTION, MACHINES, NAME, Rig, environment, machines

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from infra.console import OUT
+from infra.admin.webhooks import WebhooksError, replay, show
 from infra.deployment import Deployment
 from infra.paths import StackPaths
 from infra.secrets import ADMIN_KEY
 from infra.stack import StackDescription
-from infra.webhooks import WebhooksError, replay, show
+from infra.view.console import OUT
 from router.contract import DeliveryState, JobRequest
 from tests.emulators.paced_process import paced_worker
 from tests.emulators.receiver import receiver

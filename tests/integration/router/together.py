@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra.edge import EdgeSettings
-from infra.nginx import configure_edge, edge_user, find_nginx
+from infra.edge.config import EdgeSettings
+from infra.edge.nginx import configure_edge, edge_user, find_nginx
 from router.client import RouterClient
 from router.contract import INTERACTIVE, WorkerHealth, WorkerRegistration
 from tests.emulators.paced_process import TOKEN

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.backend import drop_torn_attributes, for_engine
+from infra.state.backend import drop_torn_attributes, for_engine
 
 
 @pytest.mark.parametrize(

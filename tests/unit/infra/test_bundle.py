@@ -9,9 +9,21 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from infra import bundle
-from infra.bundle import BundleError, Held, Seal, Sealed, Standing, collect, digest, restore, seal, standing, unseal
 from infra.paths import StackPaths
+from infra.state import bundle
+from infra.state.bundle import (
+    BundleError,
+    Held,
+    Seal,
+    Sealed,
+    Standing,
+    collect,
+    digest,
+    restore,
+    seal,
+    standing,
+    unseal,
+)
 
 WHO = Seal("fleet", "ada@here", datetime(2026, 11, 24, tzinfo=UTC))
 FILES = {"stack-id": b"abcdefgh\n", "secrets/api-key": b"lp_secret"}

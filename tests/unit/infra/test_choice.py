@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.choice import Judge, Wish
 from infra.clouds import Market, Offer
-from infra.costs import charges, pool_plans
-from infra.gpus import GpuModel, Made, speed
-from infra.placement import Placement, PlacementError, count, place, wishes
+from infra.costs.charges import charges, pool_plans
+from infra.costs.choice import Judge, Wish
+from infra.costs.gpus import GpuModel, Made, speed
+from infra.planning.placement import Placement, PlacementError, count, place, wishes
 from infra.stack import StackDescription
 from worker.contract import Tier
 

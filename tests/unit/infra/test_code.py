@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.code import code_fingerprint
 from infra.paths import repository_root
-from infra.planner import programs_here
-from infra.program import Programs
+from infra.planning.code import code_fingerprint
+from infra.planning.planner import programs_here
+from infra.planning.program import Programs
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.gpus import (
+from infra.costs.gpus import (
     CARDS,
     FREE,
     NEEDS_GIB,
@@ -20,7 +20,7 @@ from infra.gpus import (
     speed,
     why_not,
 )
-from infra.hosted import PUBLISHED
+from infra.costs.hosted import PUBLISHED
 from infra.paths import repository_root
 from worker.contract import Tier
 from worker.engine.memory import GIB, least

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infra import edge
-from infra.edge import (
+from infra.edge import config as edge
+from infra.edge.config import (
     ARTIFACTS,
     PATHS,
     ArtifactsFolder,
@@ -22,7 +22,7 @@ from infra.edge import (
     edge_config,
     refusals,
 )
-from infra.nginx import edge_unit, find_nginx
+from infra.edge.nginx import edge_unit, find_nginx
 from router import contract
 from router.api.errors import dialect_of
 from router.api.refusals import MAX_BODY_BYTES, Kind

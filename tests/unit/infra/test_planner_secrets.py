@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from infra.description import DescriptionError
-from infra.planner import keep_given
-from infra.program import given_secrets
+from infra.planning.planner import keep_given
+from infra.planning.program import given_secrets
 from infra.secrets import S3_CREDENTIALS, SecretStore
 from infra.stack import StackDescription
+from infra.stack.description import DescriptionError
 
 DESCRIPTION = StackDescription.model_validate(
     {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from infra.clouds import Market, Offer
 from infra.clouds.hosts import offers_of
 from infra.identity import Identity, IdentityError, ensure_identity
-from infra.placement import (
+from infra.planning.placement import (
     Placed,
     Placement,
     PlacementError,

@@ -12,8 +12,8 @@ import pytest
 
 from infra.clouds import Market, Offer
 from infra.identity import Identity
-from infra.placement import Placed, Placement
-from infra.program import Declared, Program, Programs, declare, resources, secret_names
+from infra.planning.placement import Placed, Placement
+from infra.planning.program import Declared, Program, Programs, declare, resources, secret_names
 from infra.provider.machine import MachineInputs
 from infra.provider.registration import RegistrationInputs
 from infra.provider.resource import Inputs, Kind

@@ -14,7 +14,6 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from infra.description import DescriptionError
 from infra.hosts import Progress, Unit, UnitState, UnitStatus
 from infra.hosts.logs import Position
 from infra.paths import StackPaths
@@ -25,6 +24,7 @@ from infra.provider.router_host import RouterHostInputs, RouterHostResource, rea
 from infra.provider.site import Site
 from infra.provider.worker_host import WorkerHostInputs, WorkerInputs, worker_unit
 from infra.stack import CloudName
+from infra.stack.description import DescriptionError
 from router.contract import WorkerHealth, WorkerView
 from tests.ports import free_ports
 from worker.contract import Tier

@@ -6,10 +6,10 @@ from pathlib import PurePath
 
 import pytest
 
-from infra.description import DescriptionError
 from infra.hosts import Unit
 from infra.provider.worker_host import WorkerHostInputs, WorkerInputs, worker_unit
 from infra.stack import TINY, CloudName
+from infra.stack.description import DescriptionError
 from worker.contract import Metadata
 
 ROOT = PurePath("/machine")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import nginx as nginx_program
+from infra.edge import nginx as nginx_program
 from infra.setup import apt
 from infra.setup.engine import SetupError
 from infra.setup.nginx import ensure_nginx

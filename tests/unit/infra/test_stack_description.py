@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.clouds import Market
-from infra.description import DescriptionError
 from infra.paths import repository_root
 from infra.stack import Device, json_schema, load, parse, resolve, with_model
+from infra.stack.description import DescriptionError
 
 SHIPPED = sorted((repository_root() / "stacks").glob("*.yaml"))
 GOOD = """\

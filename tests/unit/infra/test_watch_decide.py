@@ -9,10 +9,10 @@ from functools import cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.choice import Considered, Judge, Wish
 from infra.clouds import Market, Offer, Presence
-from infra.gpus import GpuModel
-from infra.placement import Placed, Placement, pool_of, wishes
+from infra.costs.choice import Considered, Judge, Wish
+from infra.costs.gpus import GpuModel
+from infra.planning.placement import Placed, Placement, pool_of, wishes
 from infra.stack import StackDescription
 from infra.watch.decide import SPOT_STAYS_S, Decision, Deed, Memory, PoolSeen, Seen, World, decide
 

@@ -244,7 +244,7 @@ class Bar:
         if name.partition(".")[0] in {set(extras.split())!r}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Bar())
-import infra.cli, infra.asking, router.client.batch.progress, router.client.once, router.client.worker
+import infra.cli, infra.cli.asking, router.client.batch.progress, router.client.once, router.client.worker
 """
     done = subprocess.run(
         [sys.executable, "-c", check], cwd=repository_root(), capture_output=True, text=True, check=False

@@ -1,6 +1,6 @@
 """What `make status` shows: one row for each thing that runs, from what the hosts and the router say.
 
-Pure: observations in, rows out. Asking is `infra.observe`'s part, drawing is `infra.console`'s. A router
+Pure: observations in, rows out. Asking is `infra.view.observe`'s part, drawing is `infra.view.console`'s. A router
 that is away takes nothing from the table but what only it knows.
 """
 

@@ -1,7 +1,7 @@
 """A stack's keys and placement as one sealed text, so that a second operator can take the stack over.
 
 Pure, but for reading and writing the stack's own files: what goes in, how it is sealed (scrypt and ChaCha20-Poly1305,
-docs/adr), and whose turn it is when two hold a bundle. Keeping it in the backend is `infra.custody`'s.
+docs/adr), and whose turn it is when two hold a bundle. Keeping it in the backend is `infra.state.custody`'s.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A stack's state and keys as commands have them: where they are, kept up around whatever changes them, moved.
 
-Which backend is `infra.backend`'s word, what a bundle is `infra.bundle`'s, whose turn it is `infra.custody`'s.
+Which backend is `backend`'s word, what a bundle is `bundle`'s, whose turn it is `custody`'s.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from infra import backend
-from infra.console import say
-from infra.custody import Custody, ask_a_person
 from infra.deployment import Deployment, stack_name
 from infra.engine import Engine, EngineSettings, operate
 from infra.engine.shelf import Shelf
 from infra.paths import StackPaths
 from infra.setup.engine import ensure_engine
+from infra.state import backend
+from infra.state.custody import Custody, ask_a_person
+from infra.view.console import say
 
 
 @dataclass(frozen=True, slots=True)

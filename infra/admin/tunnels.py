@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from infra.console import OUT, say
 from infra.deployment import Deployment
 from infra.errors import InfraError
+from infra.view.console import OUT, say
 from router.client import AdminClient, RouterClientError
 from router.contract import TunnelsView
 

@@ -19,7 +19,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from infra.bundle import (
+from infra.engine.shelf import Shelf
+from infra.files import create_once, replace_file
+from infra.paths import StackPaths
+from infra.state.bundle import (
     PASSPHRASE_NAME,
     BundleError,
     Held,
@@ -33,9 +36,6 @@ from infra.bundle import (
     standing,
     unseal,
 )
-from infra.engine.shelf import Shelf
-from infra.files import create_once, replace_file
-from infra.paths import StackPaths
 
 PASSPHRASE = "LETTERPRESS_BUNDLE_PASSPHRASE"  # noqa: S105 - the name of a variable
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from infra.clouds import Access, HostKind
 from infra.identity import Identity
-from infra.placement import Placed, Placement, devices, machine_names, names, wants_gpu
+from infra.planning.placement import Placed, Placement, devices, machine_names, names, wants_gpu
 from infra.provider.elsewhere import Elsewhere, ImageInputs, MachineFacts
 from infra.provider.endpoint import EndpointInputs
 from infra.provider.machine import MachineInputs

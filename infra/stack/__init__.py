@@ -1,7 +1,7 @@
 """stacks/*.yaml, typed: what a deployment is made of, and what is wrong with a file that does not say it.
 
-Reading and checking only. Which offer each machine takes is `infra.placement`'s, which resources come of
-it `infra.program`'s. `${NAME}` in a text stays a reference here; whoever uses the text resolves it then.
+Reading and checking only. Which offer each machine takes is `infra.planning.placement`'s, which resources come of
+it `infra.planning.program`'s. `${NAME}` in a text stays a reference here; whoever uses the text resolves it then.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from infra.backend import fault
 from infra.clouds import HostKind, Market
-from infra.description import DescriptionError, read_yaml, say
-from infra.gpus import GpuModel
+from infra.costs.gpus import GpuModel
 from infra.paths import repository_root
+from infra.stack.description import DescriptionError, read_yaml, say
+from infra.state.backend import fault
 from router.contract import PoolName
 from worker.contract import MAX_SIDE, MIN_SIDE, SIDE_STEP, Metadata, Tier
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from infra.console import OUT, say
 from infra.deployment import Deployment
-from infra.observe import Kept, units
+from infra.view.console import OUT, say
+from infra.view.observe import Kept, units
 
 POLL_S = 0.5
 

@@ -1,6 +1,6 @@
 """What a stack costs: machines by the hour, images by the dollar, and the same images from the hosted API.
 
-Pure: a description, offers and figures in, values out. Asking the cloud and printing are `infra.plan`'s.
+Pure: a description, offers and figures in, values out. Asking the cloud and printing are `infra.costs.plan`'s.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from infra.choice import Considered, Judge
 from infra.clouds import Offer
-from infra.gpus import Fleet
-from infra.hosted import HOSTED, Hosted
-from infra.placement import Placement, wishes
+from infra.costs.choice import Considered, Judge
+from infra.costs.gpus import Fleet
+from infra.costs.hosted import HOSTED, Hosted
+from infra.planning.placement import Placement, wishes
 from infra.stack import StackDescription
 
 HOURS_A_MONTH = 730.0

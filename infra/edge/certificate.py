@@ -1,6 +1,6 @@
 """The edge's certificate, as a user brings it: read, checked before anything is changed, and trusted by ourselves.
 
-Pure, but for reading the two files. Where nginx finds them is `infra.edge`'s.
+Pure, but for reading the two files. Where nginx finds them is `infra.edge.config`'s.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from rich.markup import escape
 from rich.table import Table
 
-from infra.console import OUT, say
 from infra.deployment import Deployment
 from infra.errors import InfraError
+from infra.view.console import OUT, say
 from router.client import AdminClient, RouterClientError
 from router.contract import DeliveryState, DeliveryView
 

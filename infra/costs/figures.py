@@ -1,6 +1,6 @@
 """What a fleet has made itself: images and busy seconds by card and tier, kept beside the stack's placement.
 
-`letterpress watch` and `deploy` add what the router counts; `infra.gpus.calibrated` makes speeds of it.
+`letterpress watch` and `deploy` add what the router counts; `infra.costs.gpus.calibrated` makes speeds of it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from infra.costs.gpus import Fleet, GpuModel, Made
 from infra.files import replace_file
-from infra.gpus import Fleet, GpuModel, Made
 from infra.paths import StackPaths
-from infra.placement import Placement
-from infra.program import worker_names
+from infra.planning.placement import Placement
+from infra.planning.program import worker_names
 from infra.stack import StackDescription
 from worker.contract import Tier
 

@@ -1,6 +1,6 @@
 """nginx, the program: find it, give it a configuration that it accepts, describe it as a unit.
 
-What the configuration says is `infra.edge`'s; keeping the process is the host's. A configuration is put
+What the configuration says is `infra.edge.config`'s; keeping the process is the host's. A configuration is put
 in place only after nginx itself has read it without complaint, so the one in force is always good, and
 a running edge takes a new one over by a reload: connections that wait for an image stay.
 """
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from infra.edge import ArtifactsFolder, EdgeError, EdgeSettings, EdgeUser, edge_config
+from infra.edge.config import ArtifactsFolder, EdgeError, EdgeSettings, EdgeUser, edge_config
 from infra.hosts import Listen, Unit
 
 FOLDERS = ("/usr/sbin", "/usr/local/sbin")

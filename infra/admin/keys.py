@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from infra.console import ERR, OUT, say
 from infra.deployment import Deployment
 from infra.errors import InfraError
+from infra.view.console import ERR, OUT, say
 from router.client import AdminClient, RouterClientError
 from router.contract import KeyLimitsView, KeyRequest, KeyView, UsageView
 

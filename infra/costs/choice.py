@@ -1,7 +1,7 @@
 """Which of the offers a pool should take, and why not the others. Pure: offers, a wish and a fleet's figures in.
 
 An offer that fits is judged by dollars an image: its live price over what its GPUs make in an hour. A cheaper hour
-on a slower card may be the dearer image. Who takes which offer is `infra.placement`'s decision.
+on a slower card may be the dearer image. Who takes which offer is `infra.planning.placement`'s decision.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from infra.clouds import Market, Offer
-from infra.gpus import PIXELS, STEPS, Fleet, GpuModel, Speed, calibrated, why_not
+from infra.costs.gpus import PIXELS, STEPS, Fleet, GpuModel, Speed, calibrated, why_not
 from worker.contract import Tier
 
 
@@ -64,7 +64,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """What offers are judged by: the fleet's own figures (`infra.gpus.calibrated`), and for which image."""
+    """What offers are judged by: the fleet's own figures (`infra.costs.gpus.calibrated`), and for which image."""
 
     fleet: Fleet = field(default_factory=dict)
     workload: Workload = Workload()

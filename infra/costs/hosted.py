@@ -1,14 +1,14 @@
 """What others ask and say: the hosted API's prices, and the published guide's table beside what arithmetic allows.
 
-Figures of others, with their day; ours are `infra.gpus`'.
+Figures of others, with their day; ours are `infra.costs.gpus`'.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infra.choice import Workload
-from infra.gpus import CARDS, GpuModel, speed, why_not
+from infra.costs.choice import Workload
+from infra.costs.gpus import CARDS, GpuModel, speed, why_not
 from worker.contract import Tier
 
 FLOP_PER_IMAGE = 4.1e15

@@ -1,6 +1,6 @@
 """Asking a deployed stack how it is: its hosts about their units, its router about workers and jobs.
 
-What comes of the answers is pure (`infra.status`). Whatever does not answer is left out, not waited for.
+What comes of the answers is pure (`infra.view.status`). Whatever does not answer is left out, not waited for.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from infra.clouds import Access, Machine
 from infra.deployment import Deployment
 from infra.hosts import Host, UnitStatus
-from infra.planner import placed
-from infra.program import access_of, seats
+from infra.planning.planner import placed
+from infra.planning.program import access_of, seats
 from infra.provider.elsewhere import host_of
 from infra.provider.router_host import EDGE, ROUTER
 from infra.provider.site import Site
 from infra.provider.worker_host import worker_url
 from infra.ssh.target import Patience
-from infra.status import Described, RouterSays, Row, rows
+from infra.view.status import Described, RouterSays, Row, rows
 from router.client import AdminClient, RouterClientError
 
 ROUTER_ANSWERS_WITHIN_S = 5.0

@@ -15,17 +15,17 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from infra.choice import Considered, Judge, Workload
 from infra.clouds import Offer
-from infra.console import OUT, say
-from infra.costs import PoolPlan, pool_plans
-from infra.description import DescriptionError
-from infra.figures import read_figures
-from infra.gpus import STEPS
-from infra.hosted import PUBLISHED
+from infra.costs.charges import PoolPlan, pool_plans
+from infra.costs.choice import Considered, Judge, Workload
+from infra.costs.figures import read_figures
+from infra.costs.gpus import STEPS
+from infra.costs.hosted import PUBLISHED
 from infra.paths import StackPaths
 from infra.provider.site import Site
 from infra.stack import SIZE, CloudName, load
+from infra.stack.description import DescriptionError
+from infra.view.console import OUT, say
 
 _OFFERS = TypeAdapter(tuple[Offer, ...])
 SHOWN_OFFERS = 12

@@ -2,7 +2,7 @@
 
 A pure function of the description, what the clouds sell now, and what was decided before. A machine that
 has to take another offer becomes a new generation of itself: another name, so that its predecessor is
-never mistaken for it. Which offers suit a pool, and at what cost an image, is `infra.choice`'s. Reading and
+never mistaken for it. Which offers suit a pool, and at what cost an image, is `infra.costs.choice`'s. Reading and
 writing the decision is all the I/O here.
 """
 
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from infra.choice import Judge, Wish
 from infra.clouds import Market, Offer
 from infra.clouds.local import gpu_index
+from infra.costs.choice import Judge, Wish
 from infra.errors import InfraError
 from infra.files import replace_file
 from infra.stack import TINY, CloudName, Device, Fallback, Pool, StackDescription

@@ -3,7 +3,7 @@
 One public listener in front of the router's unix socket. The edge bounds what comes in, passes what goes
 out without delay, and speaks for the router while that is away, in the dialect of the path that was
 asked for. It decides nothing else: unknown paths, keys and every other refusal are the router's. Running
-it is `infra.nginx`'s part. The text is good for nginx 1.18 to 1.28.
+it is `infra.edge.nginx`'s part. The text is good for nginx 1.18 to 1.28.
 """
 
 from __future__ import annotations

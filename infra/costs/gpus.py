@@ -3,7 +3,7 @@
 Speeds of the H200 are measured (docs/bench-gpu.json); those of every other card are derived from its profile and
 the ratio of both cards' published rates, and say so. Neither is a promise: once a fleet has made images of its
 own, its figures win (`calibrated`), for the card that made them and, by the same ratio, for those beside it.
-What an image costs follows from a speed and a price: `infra.choice`.
+What an image costs follows from a speed and a price: `infra.costs.choice`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from infra import asking
+from infra.cli import asking
 from infra.errors import InfraError
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def setup(
 
     ensure_tools()
     if tests:
-        from infra.console import say
         from infra.setup.for_tests import ensure_test_servers
+        from infra.view.console import say
 
         ensure_test_servers(say)
 
@@ -102,7 +102,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """What the stack would cost: offers of now, dollars an image, and the hosted API beside them."""
-    from infra.plan import Question, show
+    from infra.costs.plan import Question, show
 
     show(Question(stack, offers, images_per_month, size, steps), as_json=json, save=save_offers)
 
@@ -157,8 +157,8 @@ def emulate_spheron(
 @app.command()
 def status(stack: Stack = "local") -> None:
     """A table: resource, state, since, url, pool, jobs."""
-    from infra import console, observe
     from infra.deployment import Deployment
+    from infra.view import console, observe
 
     rows = asyncio.run(observe.status(Deployment.remembered(stack)))
     console.show_status(rows)
@@ -171,8 +171,8 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they write.")] = False,
 ) -> None:
     """The last lines of every process of the stack."""
-    from infra import logs as logbook
     from infra.deployment import Deployment
+    from infra.view import logs as logbook
 
     asyncio.run(logbook.show(Deployment.remembered(stack), lines, follow=follow))
 
@@ -203,8 +203,8 @@ def endpoint(
     stack: Annotated[str, typer.Option("--stack", help="A stack's name or a path to its file.")] = "local",
 ) -> None:
     """Where the stack answers."""
-    from infra import console
     from infra.deployment import Deployment
+    from infra.view import console
 
     deployment = Deployment.remembered(stack)
     if json:
@@ -216,8 +216,8 @@ def endpoint(
 @app.command()
 def tunnels(stack: Stack = "local") -> None:
     """A table: machine, state, since, worker, way, reason. (The service itself: python -m router.tunnels)"""
+    from infra.admin.tunnels import show
     from infra.deployment import Deployment
-    from infra.tunnels import show
 
     asyncio.run(show(Deployment.remembered(stack)))
 
@@ -240,10 +240,10 @@ def forget_host_key(
     stack: StackOption = "local",
 ) -> None:
     """Take the next host key of a machine that you made anew; the one that was met first counts no more."""
-    from infra.console import say
     from infra.deployment import stack_name
     from infra.paths import StackPaths
     from infra.ssh.pins import Pins
+    from infra.view.console import say
 
     Pins(StackPaths.of(stack_name(stack)).known_hosts).forget(machine)
     say(f"The host key of {machine} is forgotten; the next deploy pins the one that it meets.")
@@ -256,8 +256,8 @@ def webhooks_list(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000)] = 50,
 ) -> None:
     """Webhooks on their way, delivered and dead; the newest first."""
+    from infra.admin.webhooks import show
     from infra.deployment import Deployment
-    from infra.webhooks import show
     from router.contract import DeliveryState
 
     if state is not None and state not in list(DeliveryState):
@@ -272,8 +272,8 @@ def webhooks_replay(
     all_dead: Annotated[bool, typer.Option("--all-dead", help="All that were given up.")] = False,
 ) -> None:
     """Deliver again: also what was delivered, and to a URL that had answered 410."""
+    from infra.admin.webhooks import replay
     from infra.deployment import Deployment
-    from infra.webhooks import replay
 
     if bool(ids) is all_dead:
         raise typer.BadParameter("name some webhooks, or say --all-dead", param_hint="WEBHOOK")
@@ -290,8 +290,8 @@ def keys_create(
     pools: Pools = None,
 ) -> None:
     """Make an API key and print it, this once."""
+    from infra.admin.keys import create
     from infra.deployment import Deployment
-    from infra.keys import create
 
     limits = _limits(per_minute, running, waiting, pools)
     asyncio.run(create(Deployment.remembered(stack), name, limits))
@@ -300,8 +300,8 @@ def keys_create(
 @keys.command("list")
 def keys_list(stack: StackOption = "local") -> None:
     """All keys, revoked ones included, and their limits."""
+    from infra.admin.keys import show
     from infra.deployment import Deployment
-    from infra.keys import show
 
     asyncio.run(show(Deployment.remembered(stack)))
 
@@ -316,8 +316,8 @@ def keys_limit(
     pools: Pools = None,
 ) -> None:
     """Give a key these limits, in place of those that it had; what is left out is not limited."""
+    from infra.admin.keys import limit
     from infra.deployment import Deployment
-    from infra.keys import limit
 
     limits = _limits(per_minute, running, waiting, pools)
     asyncio.run(limit(Deployment.remembered(stack), name, limits))
@@ -326,8 +326,8 @@ def keys_limit(
 @keys.command("revoke")
 def keys_revoke(name: KeyName, stack: StackOption = "local") -> None:
     """Let nobody in with it from now on."""
+    from infra.admin.keys import revoke
     from infra.deployment import Deployment
-    from infra.keys import revoke
 
     asyncio.run(revoke(Deployment.remembered(stack), name))
 
@@ -339,8 +339,8 @@ def keys_usage(
     since: Annotated[str | None, typer.Option(metavar="DATE", help="From this day on; the last 30 otherwise.")] = None,
 ) -> None:
     """Images, megapixels and GPU seconds by day."""
+    from infra.admin.keys import usage
     from infra.deployment import Deployment
-    from infra.keys import usage
 
     try:
         day = date.fromisoformat(since) if since else None
@@ -386,7 +386,7 @@ def _database(stack: str, *verb: str) -> None:
 @state.command("move")
 def state_move(stack: Stack = "local") -> None:
     """Bring the stack's state to where its file says now (`state`), or LETTERPRESS_STATE."""
-    from infra.safekeeping import move_state
+    from infra.state.safekeeping import move_state
 
     move_state(stack)
 
@@ -394,7 +394,7 @@ def state_move(stack: Stack = "local") -> None:
 @bundle.command("push")
 def bundle_push(stack: Stack = "local") -> None:
     """Seal the stack's keys and placement into its backend. A deploy does it by itself where others can reach that."""
-    from infra.safekeeping import bundle_of
+    from infra.state.safekeeping import bundle_of
 
     bundle_of(stack).push()
 
@@ -405,7 +405,7 @@ def bundle_pull(
     replace: Annotated[bool, typer.Option("--replace", help="Theirs counts; ours is set aside.")] = False,
 ) -> None:
     """Take the stack's keys and placement over from its backend, with the passphrase that was handed to you."""
-    from infra.safekeeping import bundle_of
+    from infra.state.safekeeping import bundle_of
 
     bundle_of(stack).pull(replace=replace)
 
@@ -413,7 +413,7 @@ def bundle_pull(
 @bundle.command("remove")
 def bundle_remove(stack: Stack = "local") -> None:
     """Remove the bundle from the backend; what lies here stays."""
-    from infra.safekeeping import bundle_of
+    from infra.state.safekeeping import bundle_of
 
     bundle_of(stack).remove()
 

@@ -1,7 +1,7 @@
 """From a description to the resources to declare: asks the cloud, decides the placement, draws the secrets.
 
-The thin shell around `infra.placement` and `infra.program`. A preview decides and forgets; a deploy keeps
-what was decided in the stack's folder, before anything is brought about by it.
+The thin shell around `placement` and `program`. A preview decides and forgets; a deploy keeps what was decided in
+the stack's folder, before anything is brought about by it.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from infra.bootstrap.context import context_fingerprint
-from infra.certificate import CertificateError, covers, read_certificate
-from infra.choice import Judge
 from infra.clouds import Cloud, Offer
 from infra.clouds.hosts import offers_of
-from infra.code import code_fingerprint
-from infra.costs import Charge, charges
-from infra.description import DescriptionError
-from infra.figures import read_figures
+from infra.costs.charges import Charge, charges
+from infra.costs.choice import Judge
+from infra.costs.figures import read_figures
+from infra.edge.certificate import CertificateError, covers, read_certificate
 from infra.identity import Identity, ensure_identity
 from infra.paths import StackPaths, repository_root
-from infra.placement import Placement, PlacementError, place, read_placement, write_placement
-from infra.program import Declared, Programs, given_secrets, resources, secret_names
+from infra.planning.code import code_fingerprint
+from infra.planning.placement import Placement, PlacementError, place, read_placement, write_placement
+from infra.planning.program import Declared, Programs, given_secrets, resources, secret_names
 from infra.provider.site import Site
 from infra.secrets import S3_CREDENTIALS, TLS_CERTIFICATE, TLS_KEY, SecretStore
 from infra.stack import StackDescription, resolve
+from infra.stack.description import DescriptionError
 
 
 def programs_here(root: Path | None = None) -> Programs:

@@ -18,11 +18,11 @@ from rich.progress import Progress as Live
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from infra.costs import Charge
+from infra.costs.charges import Charge
 from infra.deployment import Deployment
 from infra.endpoint import relative_to
 from infra.engine.events import Action, Change, OnProgress, Progress, Stage
-from infra.status import Row
+from infra.view.status import Row
 
 
 class _Terminal(Console):

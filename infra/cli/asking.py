@@ -212,7 +212,7 @@ def _priced(settings: Settings, stack: str, pool: str) -> Settings:
 
     from infra.deployment import stack_name
     from infra.paths import StackPaths
-    from infra.placement import machine_names, read_placement
+    from infra.planning.placement import machine_names, read_placement
 
     placement = read_placement(StackPaths.of(stack_name(stack)).root / "placement.json")
     own = [placed.offer for placed in placement.machines if placed.machine in machine_names(pool, 256)]

@@ -1,0 +1,3 @@
+"""What a person sees of a stack: `observe` asks, `status` makes rows of the answers (pure), `logs` reads what processes
+wrote, and `console` is the one module that prints.
+"""
