@@ -53,7 +53,11 @@ class Account:
         with self.lock:
             rental = Rental(uuid.uuid4().hex[:16], name, rate, self.clock(), minimum_s, dict(details))
             self.rentals[rental.id] = rental
-        rental.reach = self.machines.start(Order(rental.id, name, keys))
+        try:
+            rental.reach = self.machines.start(Order(rental.id, name, keys))
+        except BaseException:
+            self.end(rental)  # nobody pays for what never came up
+            raise
         return rental
 
     def end(self, rental: Rental, *, taken_back: bool = False) -> None:

@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from infra.emulate.account import Account
+from infra.emulate.hosts.rented import Hosts
 from infra.emulate.server import serving
 from infra.emulate.spheron import KEY, SpheronApi, published
 from tests.e2e.stack import UserStack
-from tests.hosts.rented import TestHosts
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.soak]
@@ -35,7 +35,7 @@ pools:
 
 def test_rented_machines_make_images_and_none_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stock = [replace(each, minimum_minutes=0) for each in published()]
-    with serving(SpheronApi(Account(TestHosts(), boot_s=1.0), stock)) as emulator:
+    with serving(SpheronApi(Account(Hosts(), boot_s=1.0), stock)) as emulator:
         monkeypatch.setenv("SPHERON_API_URL", emulator.url)
         monkeypatch.setenv("SPHERON_API_KEY", KEY)
         stack = UserStack(tmp_path)

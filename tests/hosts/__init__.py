@@ -1,3 +1,36 @@
-"""Machines for tests: a network, a process table and a disk of their own, a real sshd, a real firewall; systemd, Docker
-and NVIDIA's tools are stand-ins that really run what they are told to run.
-"""
+"""Machines without hardware (`infra.emulate.hosts`) for tests: where there can be none, the test is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import ParamSpec, TypeVar
+
+import pytest
+
+from infra.emulate.hosts import machine as machines
+from infra.emulate.hosts import namespace as namespaces
+from infra.emulate.hosts.machine import TestMachine
+from infra.emulate.hosts.namespace import NoMachinesError
+
+__all__ = ["TestMachine", "machine", "namespace"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _or_skipped(make: Callable[P, AbstractContextManager[T]]) -> Callable[P, AbstractContextManager[T]]:
+    @contextmanager
+    def made(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        with ExitStack() as stack:
+            try:
+                running = stack.enter_context(make(*args, **kwargs))
+            except NoMachinesError as error:
+                pytest.skip(str(error))
+            yield running
+
+    return made
+
+
+machine = _or_skipped(machines.machine)
+namespace = _or_skipped(namespaces.namespace)

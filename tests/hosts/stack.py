@@ -10,7 +10,7 @@ from typing import Any
 
 from infra.ssh.keys import LOGIN, ensure_key, public_line
 from tests.e2e.stack import UserStack
-from tests.hosts.machine import TestMachine, machine
+from tests.hosts import TestMachine, machine
 
 HEAD = """\
 name: {name}

@@ -32,7 +32,7 @@ from infra.ssh.keys import LOGIN, ensure_key, public_line
 from infra.ssh.pins import Pins
 from infra.ssh.target import Patience, Target
 from router.contract import forward_only
-from tests.hosts.machine import TestMachine, machine
+from tests.hosts import TestMachine, machine
 
 STACK = "abcdefgh"
 PASSWORD = "correct horse $1 'battery'"

@@ -29,9 +29,9 @@ from router.contract import (
 )
 from tests.emulators.paced_process import PacedProcess
 from tests.emulators.paced_worker import Pace
+from tests.hosts import namespace
 from tests.integration.router.served import ROOT, served_router, until
 from tests.integration.router.tunnelled import Tunnels, described, port_of, serving, socket_of
-from tests.namespace import namespace
 from tests.sshd import Sshd, generate, sshd
 
 

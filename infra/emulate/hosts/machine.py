@@ -1,4 +1,4 @@
-"""A test machine: switched on and off, restarted, broken in one way or another."""
+"""A machine without hardware: switched on and off, restarted, broken in one way or another."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from infra.emulate.hosts.namespace import Namespace, NoMachinesError, namespace
+from infra.paths import repository_root
 from infra.setup.for_tests import find_sshd
-from tests.namespace import Namespace, namespace
-from tests.waiting import eventually
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+BOOTS_WITHIN_S = 60.0
 H100 = ("NVIDIA H100 80GB HBM3", 81559)
 
 
@@ -48,7 +47,7 @@ class TestMachine:
         specification = self.folder / "specification.json"
         described = {
             "disk": str(self.disk),
-            "checkout": str(REPOSITORY),
+            "checkout": str(repository_root()),
             "python": str(Path(sys.executable).resolve()),
             "users": self.users,
             "standin": self.standin,
@@ -65,7 +64,11 @@ class TestMachine:
                 stderr=console,
                 start_new_session=True,
             )
-        eventually(self._answers, 60, f"{self.address} does not boot: {self.console()}")
+        deadline = time.monotonic() + BOOTS_WITHIN_S
+        while not self._answers():
+            if time.monotonic() > deadline:
+                raise NoMachinesError(f"{self.address} does not boot within {BOOTS_WITHIN_S:g} s: {self.console()}")
+            time.sleep(0.05)
 
     def stop(self) -> None:
         """As by pulling the plug."""
@@ -130,7 +133,7 @@ class TestMachine:
 
     def _answers(self) -> bool:
         if self.process is not None and self.process.poll() is not None:
-            pytest.skip(f"a test machine does not start here: {self.console()[-500:]}")
+            raise NoMachinesError(f"a machine does not start here: {self.console()[-500:]}")
         try:
             socket.create_connection((self.address, self.port), 1).close()
         except OSError:
@@ -150,13 +153,13 @@ def machine(
 ) -> Iterator[TestMachine]:
     """Running; gone with its disk when the block ends. `key` is a public line that lets its user in.
 
-    Skips the test where namespaces or mounts are not allowed, or sshd or nft is missing.
+    Raises NoMachinesError where namespaces or mounts are not allowed, or sshd or nft is missing.
     """
     for program in ("nft", "unshare", "setpriv", "nsenter"):
         if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
-            pytest.skip(f"a test machine wants {program} (make setup-test installs it where it may)")
+            raise NoMachinesError(f"a machine wants {program} (make setup-test installs it where it may)")
     if find_sshd() is None:
-        pytest.skip("sshd is not installed (make setup-test installs it where it may)")
+        raise NoMachinesError("a machine wants sshd (make setup-test installs it where it may)")
     with namespace() as network:
         folder = Path(tempfile.mkdtemp(prefix="lp-host-"))
         disk = folder / "disk"

@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import pytest
+from infra.errors import InfraError
+
+
+class NoMachinesError(InfraError):
+    """Machines of their own cannot be had on this computer; the message says what that takes."""
 
 
 def _ip(*words: str) -> subprocess.CompletedProcess[str]:
@@ -38,14 +42,14 @@ class Namespace:
 
 @contextmanager
 def namespace() -> Iterator[Namespace]:
-    """Gone when the block ends. Skips the test where there may be none: it takes root, and a kernel that lets it."""
+    """Gone when the block ends. Raises NoMachinesError where there may be none: it takes root, and a kernel for it."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("a network namespace takes root and iproute2")
+        raise NoMachinesError("a network namespace takes root and iproute2")
     unique = uuid.uuid4()
     short, net = unique.hex[:6], f"10.{64 + unique.bytes[0] % 64}.{unique.bytes[1]}"
     made = Namespace(f"lp-{short}", f"lp-{short}o", f"{net}.2")
     if _ip("netns", "add", made.name).returncode != 0:
-        pytest.skip("this kernel, or this container, makes no network namespaces")
+        raise NoMachinesError("this kernel, or this container, makes no network namespaces")
     try:
         inner = f"lp-{short}i"
         for words in (
@@ -58,7 +62,7 @@ def namespace() -> Iterator[Namespace]:
         ):
             done = _ip(*words)
             if done.returncode != 0:
-                pytest.skip(f"ip {' '.join(words)}: {done.stderr.strip()}")
+                raise NoMachinesError(f"ip {' '.join(words)}: {done.stderr.strip()}")
         yield made
     finally:
         _ip("netns", "del", made.name)

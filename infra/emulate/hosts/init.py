@@ -2,7 +2,7 @@
 
     python init.py SPECIFICATION.json
 
-Run by `tests.hosts.machine` in namespaces of its own. Standard library alone.
+Run by `infra.emulate.hosts.machine` in namespaces of its own. Standard library alone.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def install(spec: dict[str, Any]) -> None:
         (ssh / "authorized_keys").write_text(user["key"] + "\n")
         (ssh / "authorized_keys").chmod(0o600)
         subprocess.run(["chown", "-R", f"{name}:", str(ssh)], check=True)
-    Path("/root").chmod(0o755)  # the interpreter may lie there, and containers' users run it
+    for folder in Path(spec["python"]).parents:  # containers' users run the interpreter, wherever it lies
+        if f"/{folder.parts[1] if len(folder.parts) > 1 else ''}" in OVERLAID:
+            folder.chmod(folder.stat().st_mode | 0o055)
     new_host_key()
     Path("/etc/standin-installed").write_text("")
 
