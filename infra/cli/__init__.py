@@ -11,49 +11,30 @@ import io
 import os
 import sys
 from contextlib import suppress
-from datetime import date
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from infra.cli import asking
+from infra.cli import asking, router, state
+from infra.cli.options import Model, Stack, StackOption
 from infra.errors import InfraError
-
-if TYPE_CHECKING:
-    from router.contract import KeyLimitsView
 
 COMMANDS = "letterpress.commands"
 """Verbs of the other packages, each registered by its owner (pyproject.toml): import rules hold for them too."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Runs a stack.")
 
-Stack = Annotated[str, typer.Argument(metavar="STACK", help="A stack's name (stacks/NAME.yaml) or a path to its file.")]
-StackOption = Annotated[str, typer.Option("--stack", help="A stack's name or a path to its file.")]
-Model = Annotated[str | None, typer.Option("--model", help="Weights instead of the file's: repository, folder, tiny.")]
-
-webhooks = typer.Typer(no_args_is_help=True, help="What is told to the receivers of webhooks.")
-app.add_typer(webhooks, name="webhooks")
-keys = typer.Typer(no_args_is_help=True, help="Who may ask for images, how much, and what they have used.")
-app.add_typer(keys, name="keys")
-db = typer.Typer(no_args_is_help=True, help="The router's database.")
-app.add_typer(db, name="db")
-state = typer.Typer(no_args_is_help=True, help="Where the stack's state is kept.")
-app.add_typer(state, name="state")
-bundle = typer.Typer(no_args_is_help=True, help="The stack's keys and placement, sealed, for a second operator.")
-app.add_typer(bundle, name="bundle")
-
+app.add_typer(router.webhooks, name="webhooks")
+app.add_typer(router.keys, name="keys")
+app.add_typer(router.db, name="db")
+app.add_typer(state.state, name="state")
+app.add_typer(state.bundle, name="bundle")
 emulate = typer.Typer(no_args_is_help=True, help="Providers that cost nothing, to try stacks that rent machines.")
 app.add_typer(emulate, name="emulate")
 app.command("generate")(asking.generate)
 app.command("batch")(asking.batch)
-
-KeyName = Annotated[str, typer.Argument(metavar="NAME", help="The key's name.")]
-PerMinute = Annotated[int | None, typer.Option("--per-minute", min=1, help="Requests that create jobs.")]
-Running = Annotated[int | None, typer.Option("--running", min=1, help="Jobs at once; more wait.")]
-Waiting = Annotated[int | None, typer.Option("--waiting", min=0, help="Jobs that wait in a pool; more are refused.")]
-Pools = Annotated[list[str] | None, typer.Option("--pool", help="The only pool that it may use; may be repeated.")]
 
 
 @app.command()
@@ -247,175 +228,6 @@ def forget_host_key(
 
     Pins(StackPaths.of(stack_name(stack)).known_hosts).forget(machine)
     say(f"The host key of {machine} is forgotten; the next deploy pins the one that it meets.")
-
-
-@webhooks.command("list")
-def webhooks_list(
-    stack: StackOption = "local",
-    state: Annotated[str | None, typer.Option(help="Only those: pending, delivered, dead.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000)] = 50,
-) -> None:
-    """Webhooks on their way, delivered and dead; the newest first."""
-    from infra.admin.webhooks import show
-    from infra.deployment import Deployment
-    from router.contract import DeliveryState
-
-    if state is not None and state not in list(DeliveryState):
-        raise typer.BadParameter(f"should be one of {', '.join(DeliveryState)}", param_hint="--state")
-    asyncio.run(show(Deployment.remembered(stack), DeliveryState(state) if state else None, limit))
-
-
-@webhooks.command("replay")
-def webhooks_replay(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[WEBHOOK]...", help="As `list` names them.")] = None,
-    stack: StackOption = "local",
-    all_dead: Annotated[bool, typer.Option("--all-dead", help="All that were given up.")] = False,
-) -> None:
-    """Deliver again: also what was delivered, and to a URL that had answered 410."""
-    from infra.admin.webhooks import replay
-    from infra.deployment import Deployment
-
-    if bool(ids) is all_dead:
-        raise typer.BadParameter("name some webhooks, or say --all-dead", param_hint="WEBHOOK")
-    asyncio.run(replay(Deployment.remembered(stack), ids or []))
-
-
-@keys.command("create")
-def keys_create(
-    name: KeyName,
-    stack: StackOption = "local",
-    per_minute: PerMinute = None,
-    running: Running = None,
-    waiting: Waiting = None,
-    pools: Pools = None,
-) -> None:
-    """Make an API key and print it, this once."""
-    from infra.admin.keys import create
-    from infra.deployment import Deployment
-
-    limits = _limits(per_minute, running, waiting, pools)
-    asyncio.run(create(Deployment.remembered(stack), name, limits))
-
-
-@keys.command("list")
-def keys_list(stack: StackOption = "local") -> None:
-    """All keys, revoked ones included, and their limits."""
-    from infra.admin.keys import show
-    from infra.deployment import Deployment
-
-    asyncio.run(show(Deployment.remembered(stack)))
-
-
-@keys.command("limit")
-def keys_limit(
-    name: KeyName,
-    stack: StackOption = "local",
-    per_minute: PerMinute = None,
-    running: Running = None,
-    waiting: Waiting = None,
-    pools: Pools = None,
-) -> None:
-    """Give a key these limits, in place of those that it had; what is left out is not limited."""
-    from infra.admin.keys import limit
-    from infra.deployment import Deployment
-
-    limits = _limits(per_minute, running, waiting, pools)
-    asyncio.run(limit(Deployment.remembered(stack), name, limits))
-
-
-@keys.command("revoke")
-def keys_revoke(name: KeyName, stack: StackOption = "local") -> None:
-    """Let nobody in with it from now on."""
-    from infra.admin.keys import revoke
-    from infra.deployment import Deployment
-
-    asyncio.run(revoke(Deployment.remembered(stack), name))
-
-
-@keys.command("usage")
-def keys_usage(
-    name: KeyName,
-    stack: StackOption = "local",
-    since: Annotated[str | None, typer.Option(metavar="DATE", help="From this day on; the last 30 otherwise.")] = None,
-) -> None:
-    """Images, megapixels and GPU seconds by day."""
-    from infra.admin.keys import usage
-    from infra.deployment import Deployment
-
-    try:
-        day = date.fromisoformat(since) if since else None
-    except ValueError:
-        raise typer.BadParameter("should be a date, as in 2026-11-24", param_hint="--since") from None
-    asyncio.run(usage(Deployment.remembered(stack), name, day))
-
-
-def _limits(per_minute: int | None, running: int | None, waiting: int | None, pools: list[str] | None) -> KeyLimitsView:
-    from router.contract import KeyLimitsView
-
-    try:
-        return KeyLimitsView(per_minute=per_minute, running=running, waiting=waiting, pools=pools or None)
-    except ValueError:
-        raise typer.BadParameter("is no pool's name", param_hint="--pool") from None
-
-
-@db.command("upgrade")
-def db_upgrade(stack: StackOption = "local") -> None:
-    """Bring the schema of the router's database up to date, before a router does when it starts."""
-    _database(stack, "upgrade")
-
-
-@db.command("backup")
-def db_backup(
-    file: Annotated[Path, typer.Argument(help="Where to; what is there is replaced once the backup is good.")],
-    stack: StackOption = "local",
-) -> None:
-    """Back the router's database up, while it runs. SQLite: a database. PostgreSQL: an archive for pg_restore."""
-    _database(stack, "backup", str(file.resolve()))
-
-
-def _database(stack: str, *verb: str) -> None:
-    """By a program of the router's; LETTERPRESS_ROUTER_DATABASE_URL names another database than the stack's own."""
-    from infra.deployment import stack_name
-    from infra.paths import StackPaths
-
-    folder = StackPaths.of(stack_name(stack)).router / "data"
-    environment = {"LETTERPRESS_ROUTER_DATA_DIR": str(folder), **os.environ}
-    os.execve(sys.executable, [sys.executable, "-m", "router.db", *verb], environment)  # noqa: S606 - this very interpreter
-
-
-@state.command("move")
-def state_move(stack: Stack = "local") -> None:
-    """Bring the stack's state to where its file says now (`state`), or LETTERPRESS_STATE."""
-    from infra.state.safekeeping import move_state
-
-    move_state(stack)
-
-
-@bundle.command("push")
-def bundle_push(stack: Stack = "local") -> None:
-    """Seal the stack's keys and placement into its backend. A deploy does it by itself where others can reach that."""
-    from infra.state.safekeeping import bundle_of
-
-    bundle_of(stack).push()
-
-
-@bundle.command("pull")
-def bundle_pull(
-    stack: Stack = "local",
-    replace: Annotated[bool, typer.Option("--replace", help="Theirs counts; ours is set aside.")] = False,
-) -> None:
-    """Take the stack's keys and placement over from its backend, with the passphrase that was handed to you."""
-    from infra.state.safekeeping import bundle_of
-
-    bundle_of(stack).pull(replace=replace)
-
-
-@bundle.command("remove")
-def bundle_remove(stack: Stack = "local") -> None:
-    """Remove the bundle from the backend; what lies here stays."""
-    from infra.state.safekeeping import bundle_of
-
-    bundle_of(stack).remove()
 
 
 @app.command()
