@@ -68,7 +68,8 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image that the router has promised to finish. `started_at` is when its first attempt began."""
+    """One image that the router has promised to finish. `started_at` is when its first attempt began; `gpu_ms` is what
+    a GPU worked in the attempt that made the image."""
 
     id: str
     api_key_id: str
@@ -85,6 +86,7 @@ class Job:
     webhook: str | None = None
     retry_of: str | None = None
     place: Place | None = None
+    gpu_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,6 +217,11 @@ class Timings(Frozen):
     encode: float = Field(ge=0)
     total: float = Field(ge=0)
 
+    @property
+    def gpu(self) -> float:
+        """Seconds of a GPU: text, denoising and decoding. The rest is waiting, and the file's compression."""
+        return self.text + self.denoise + self.decode
+
 
 class Accepted(Frozen):
     """The worker holds this generation; another may still be running before it."""

@@ -59,6 +59,7 @@ def image_view(context: Context, job: Job) -> ImageView | None:
         seed=request.seed,
         is_image_safe=not image.suspicion,
         safety_reason=image.suspicion,
+        gpu_s=None if job.gpu_ms is None else job.gpu_ms / 1000,
     )
 
 

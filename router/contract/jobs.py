@@ -129,6 +129,11 @@ class ImageView(Frozen):
         default=True, description="False: it looks like the grey picture that the weights draw for what they refuse."
     )
     safety_reason: str = ""
+    gpu_s: float | None = Field(
+        default=None,
+        ge=0,
+        description="Seconds that a GPU worked at it, in the attempt that made it. Absent of old images.",
+    )
 
 
 class ErrorView(Frozen):

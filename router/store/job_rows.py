@@ -196,6 +196,7 @@ def _finished(now: Now) -> ReturningUpdate[Any]:
             image_bytes=bindparam("bytes"),
             image_media_type=bindparam("media_type"),
             image_suspicion=bindparam("suspicion"),
+            image_gpu_ms=bindparam("gpu_ms"),
             **_NO_LEASE,
         )
         .returning(jobs)
@@ -210,6 +211,7 @@ def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings
         "bytes": image.bytes,
         "media_type": image.media_type,
         "suspicion": image.suspicion or None,
+        "gpu_ms": round(timings.gpu * 1000),
     }
     row = connection.execute(_finished(now), {**made, **_named(lease)}).one_or_none()
     if row is None:
@@ -409,6 +411,7 @@ def job(row: Row[Any]) -> Job:
         started_at=row.started_at,
         finished_at=row.finished_at,
         image=image,
+        gpu_ms=row.image_gpu_ms,
         error=None if row.error_type is None else JobError(row.error_type, row.error_detail),
         terms=Terms(-row.precedence, row.deadline, row.tier, row.model),
         webhook=row.webhook,

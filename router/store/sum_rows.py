@@ -36,7 +36,7 @@ def job_ended(connection: Connection, row: Row[Any], worker: str = "", timings: 
     ]
     if timings is not None:
         # What a GPU does; the rest is waiting, and the file's compression.
-        add.append(_line(worker, Measure.BUSY, round((timings.text + timings.denoise + timings.decode) * 1000)))
+        add.append(_line(worker, Measure.BUSY, round(timings.gpu * 1000)))
     # In one order everywhere: of two transactions that add to the same rows, neither waits for the other in a ring.
     add.sort(key=lambda line: (line["of"], line["measure"], line["bucket"]))
     _add(connection, add)

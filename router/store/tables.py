@@ -138,6 +138,7 @@ jobs = Table(
     Column("image_bytes", BigInteger),
     Column("image_media_type", String(64)),
     Column("image_suspicion", Text),
+    Column("image_gpu_ms", BigInteger),  # in the attempt that made it
     Column("error_type", String(32)),
     Column("error_detail", Text),
     Column("precedence", Integer, nullable=False),  # the priority, negated: the lowest goes first

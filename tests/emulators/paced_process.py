@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.emulators.paced_worker import Ledger, Pace
+from tests.emulators.paced_worker import SPANS, Ledger, Pace, Span
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-for-tests"
@@ -36,6 +36,10 @@ class PacedProcess:
     async def ledger(self) -> Ledger:
         async with self._http() as http:
             return Ledger.model_validate_json((await http.get("/emulator")).content)
+
+    async def spans(self) -> list[Span]:
+        async with self._http() as http:
+            return SPANS.validate_json((await http.get("/emulator/spans")).content)
 
     def _http(self) -> httpx.AsyncClient:
         socket = self.url.removeprefix("unix:") if self.url.startswith("unix:") else None

@@ -100,13 +100,12 @@ class ByRouter:
             error = view.error
             raise NotMadeError(error.type if error else view.state, error.detail if error else "", view.id)
         data = await _whole(self._patience, lambda: self._client.image(view.id), image.sha256, view.id)
-        begun, ended = view.started_at, view.finished_at
         return Made(
             data=data,
             sha256=image.sha256,
             media_type=image.media_type,
             seed=image.seed,
-            gpu_s=(ended - begun).total_seconds() if begun and ended else 0.0,
+            gpu_s=image.gpu_s or 0.0,
             is_image_safe=image.is_image_safe,
             safety_reason=image.safety_reason,
             job=view.id,
@@ -162,13 +161,12 @@ class ByWorker:
 
     async def _fetch(self, name: str, end: Finished) -> Made:
         data = await _whole(self._patience, lambda: self._client.image(name), end.sha256, None)
-        timings = end.timings
         return Made(
             data=data,
             sha256=end.sha256,
             media_type=end.media_type,
             seed=end.seed,
-            gpu_s=timings.text + timings.denoise + timings.decode,
+            gpu_s=end.timings.gpu,
             is_image_safe=end.is_image_safe,
             safety_reason=end.safety_reason,
             job=None,

@@ -203,6 +203,19 @@ async def test_what_failed_is_tried_again_only_when_that_is_said(
     assert last(tmp_path)[1]["try"] == 2
 
 
+async def test_a_line_costs_the_attempt_that_made_its_image_and_not_the_ones_before(
+    worker: PacedProcess, maker: ByRouter, tmp_path: Path
+) -> None:
+    await worker.pace(Pace(step_s=0.1, fault=Fault.CRASH, times=1))
+    outcome, _ = await ran(settings(tmp_path, "one"), maker)
+    job = last(tmp_path)[1]["job"]
+    lost, made = (span.ended - span.begun for span in await worker.spans() if span.name.startswith(f"{job}."))
+    assert outcome.whole
+    assert lost > 0.2
+    assert 0.2 < outcome.tally.gpu_s <= made + 0.001  # it is noted in milliseconds
+    assert json.loads((tmp_path / "out/000001.json").read_text())["gpu_s"] == last(tmp_path)[1]["gpu_s"]
+
+
 async def test_a_key_that_may_have_few_jobs_waiting_is_enough_for_many_lines(
     router: ServedRouter, tmp_path: Path
 ) -> None:
