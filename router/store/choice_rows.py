@@ -36,7 +36,8 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from router.choice import Capability, Lane, Spill, fair_order
 from router.contract import JobState
 from router.jobs import Lease
-from router.store.job_rows import RUNNING, WAITING, Now, lease_of
+from router.store.job_rows import RUNNING, WAITING, Now
+from router.store.lease_rows import lease_of
 from router.store.tables import api_keys, attempts, jobs, turns, workers
 
 

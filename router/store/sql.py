@@ -34,6 +34,7 @@ from router.store import (
     fact_rows,
     job_rows,
     key_rows,
+    lease_rows,
     retention_rows,
     sum_rows,
     tally_rows,
@@ -148,25 +149,25 @@ class SqlStore:
                 return found
 
     async def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
-        return await self._database.write(job_rows.renew, self._clock(), lease, ttl_ms)
+        return await self._database.write(lease_rows.renew, self._clock(), lease, ttl_ms)
 
     async def finish(self, lease: Lease, image: Image, timings: Timings) -> Job | None:
-        return await self._database.write(job_rows.finish, self._clock(), lease, image, timings)
+        return await self._database.write(lease_rows.finish, self._clock(), lease, image, timings)
 
     async def end_attempt(self, lease: Lease, end: AttemptEnd, detail: str) -> Job | None:
-        return await self._database.write(job_rows.end_attempt, self._clock(), lease, end, detail)
+        return await self._database.write(lease_rows.end_attempt, self._clock(), lease, end, detail)
 
     async def blame(self, lease: Lease, detail: str) -> Job | None:
-        return await self._database.write(job_rows.blame, self._clock(), lease, detail)
+        return await self._database.write(lease_rows.blame, self._clock(), lease, detail)
 
     async def sweep(self) -> Sequence[Job]:
-        return await self._database.write(job_rows.sweep, self._clock())
+        return await self._database.write(lease_rows.sweep, self._clock())
 
     async def expire(self, limit: int) -> Sequence[Job]:
         return await self._database.write(job_rows.expire, self._clock(), limit)
 
     async def held_leases(self, driver: str = ROUTER) -> Sequence[Lease]:
-        return await self._database.read(job_rows.held_leases, self._clock(), driver)
+        return await self._database.read(lease_rows.held_leases, self._clock(), driver)
 
     async def counts(self) -> Mapping[str, Mapping[JobState, int]]:
         return await self._database.read(tally_rows.counts)

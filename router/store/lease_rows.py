@@ -1,0 +1,233 @@
+"""Leases: what becomes of a job that runs, as plain functions of a connection.
+
+Every change to it is one UPDATE guarded by `_held`: it names the attempt and its worker and wants the lease unexpired,
+so whoever comes late changes nothing. `now` is always the store's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, assert_never
+
+from sqlalchemy import BigInteger, ColumnElement, Connection, Row, and_, bindparam, case, null, select, true, update
+from sqlalchemy.sql.dml import ReturningUpdate
+
+from router.contract import JobState
+from router.jobs import CRASHES, FAULTS, AttemptEnd, Cancel, Fail, Image, Job, JobError, Lease, Requeue, after
+from router.store import Renewal, key_rows, sum_rows, worker_rows
+from router.store.job_rows import Now, changed
+from router.store.tables import attempts, jobs
+from worker.contract import GenerationRequest, Timings
+
+BUILT = 8
+"""Statements of one kind that are kept: one for each clock, and there is one clock."""
+
+_NO_LEASE = {"worker": null(), "driver": null(), "lease_expires_at": null()}
+_CLOSED = (
+    update(attempts)
+    .where(attempts.c.job_id == bindparam("of_job"), attempts.c.attempt == bindparam("of_attempt"))
+    .values(end=bindparam("how"), ended_at=bindparam("at"), detail=bindparam("said"), timings=bindparam("took"))
+    .returning(attempts.c.pool)
+)
+
+
+@lru_cache(BUILT)
+def _renewed(now: Now) -> ReturningUpdate[Any]:
+    until = now + bindparam("ttl_ms", type_=BigInteger())
+    return update(jobs).where(_held(now)).values(lease_expires_at=until).returning(jobs.c.cancel_requested)
+
+
+def renew(connection: Connection, now: Now, lease: Lease, ttl_ms: int) -> Renewal:
+    cancel_requested = connection.execute(_renewed(now), {"ttl_ms": ttl_ms, **_named(lease)}).scalar_one_or_none()
+    if cancel_requested is None:
+        return Renewal.LOST
+    return Renewal.CANCEL if cancel_requested else Renewal.HELD
+
+
+@lru_cache(BUILT)
+def _finished(now: Now) -> ReturningUpdate[Any]:
+    return (
+        update(jobs)
+        .where(_held(now))
+        .values(
+            state=JobState.SUCCEEDED,
+            finished_at=now,
+            image_path=bindparam("path"),
+            image_sha256=bindparam("sha256"),
+            image_bytes=bindparam("bytes"),
+            image_media_type=bindparam("media_type"),
+            image_suspicion=bindparam("suspicion"),
+            image_gpu_ms=bindparam("gpu_ms"),
+            **_NO_LEASE,
+        )
+        .returning(jobs)
+    )
+
+
+def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings: Timings) -> Job | None:
+    """A cancellation that came too late to stop the image does not throw it away."""
+    made = {
+        "path": image.path,
+        "sha256": image.sha256,
+        "bytes": image.bytes,
+        "media_type": image.media_type,
+        "suspicion": image.suspicion or None,
+        "gpu_ms": round(timings.gpu * 1000),
+    }
+    row = connection.execute(_finished(now), {**made, **_named(lease)}).one_or_none()
+    if row is None:
+        return None
+    _close(
+        connection,
+        lease.job_id,
+        lease.attempt,
+        AttemptEnd.FINISHED,
+        row.finished_at,
+        timings=timings.model_dump_json(),
+    )
+    key_rows.use(connection, row.api_key_id, row.finished_at, row.pixels, timings)
+    sum_rows.job_ended(connection, row, lease.worker, timings)
+    return changed(connection, row)
+
+
+def end_attempt(connection: Connection, now: Now, lease: Lease, end: AttemptEnd, detail: str) -> Job | None:
+    crashed_on = _crashed_on(connection, lease.job_id)
+    if end in CRASHES:
+        crashed_on = [*crashed_on, lease.worker]
+    match after(end, detail, crashed_on):
+        case Requeue():
+            values = _requeued(now)
+        case Cancel():
+            values = {"state": JobState.CANCELLED, "finished_at": now, **_NO_LEASE}
+        case Fail(error):
+            values = _failed(now, error)
+        case unreachable:
+            assert_never(unreachable)
+    row = connection.execute(
+        update(jobs).where(_held(now)).values(values).returning(jobs, now.label("ended_at")), _named(lease)
+    ).one_or_none()
+    if row is None:
+        return None
+    _close(connection, lease.job_id, lease.attempt, end, row.ended_at, detail=detail)
+    if end in FAULTS:
+        worker_rows.judge(connection, lease.worker)
+    sum_rows.job_ended(connection, row)
+    return changed(connection, row)
+
+
+def blame(connection: Connection, now: Now, lease: Lease, detail: str) -> Job | None:
+    """A lost attempt turns out to have been a death of its worker. The job, if that ends it: one that is at work
+    elsewhere meanwhile may still show that it was not to blame."""
+    row = connection.execute(
+        update(attempts)
+        .where(
+            attempts.c.job_id == lease.job_id,
+            attempts.c.attempt == lease.attempt,
+            attempts.c.worker == lease.worker,
+            attempts.c.end.in_((AttemptEnd.LOST, AttemptEnd.EXPIRED)),
+        )
+        .values(end=AttemptEnd.DIED, detail=detail)
+        .returning(attempts.c.pool)
+    ).one_or_none()
+    if row is None:
+        return None
+    sum_rows.attempt_ended(connection, row.pool, AttemptEnd.DIED)
+    worker_rows.judge(connection, lease.worker)
+    match after(AttemptEnd.DIED, detail, _crashed_on(connection, lease.job_id)):
+        case Fail(error):
+            failed = connection.execute(
+                update(jobs)
+                .where(jobs.c.id == lease.job_id, jobs.c.state == JobState.QUEUED)
+                .values(_failed(now, error))
+                .returning(jobs)
+            ).one_or_none()
+            return None if failed is None else changed(connection, failed)
+        case _:
+            return None
+
+
+def _crashed_on(connection: Connection, of_job: str) -> Sequence[str]:
+    ends = select(attempts.c.worker).where(attempts.c.job_id == of_job, attempts.c.end.in_(CRASHES))
+    return connection.scalars(ends.order_by(attempts.c.attempt)).all()
+
+
+def sweep(connection: Connection, now: Now) -> Sequence[Job]:
+    rows = connection.execute(
+        update(jobs)
+        .where(jobs.c.state == JobState.RUNNING, jobs.c.lease_expires_at <= now)
+        .values(_requeued(now))
+        .returning(jobs, now.label("ended_at"))
+    ).all()
+    for row in rows:
+        _close(connection, row.id, row.attempt, AttemptEnd.EXPIRED, row.ended_at, detail="nobody renewed the lease")
+    return [changed(connection, row) for row in rows]
+
+
+def held_leases(connection: Connection, now: Now, driver: str) -> Sequence[Lease]:
+    unexpired = select(jobs).where(
+        jobs.c.state == JobState.RUNNING, jobs.c.lease_expires_at > now, jobs.c.driver == driver
+    )
+    return [lease_of(row) for row in connection.execute(unexpired.order_by(jobs.c.created_at, jobs.c.id))]
+
+
+def _held(now: Now) -> ColumnElement[bool]:
+    """The guard: the lease that is `_named` still has the right to finish its job."""
+    return and_(
+        jobs.c.id == bindparam("leased_job"),
+        jobs.c.state == JobState.RUNNING,
+        jobs.c.attempt == bindparam("leased_attempt"),
+        jobs.c.worker == bindparam("leased_worker"),
+        jobs.c.lease_expires_at > now,
+    )
+
+
+def _named(lease: Lease) -> dict[str, object]:
+    return {"leased_job": lease.job_id, "leased_attempt": lease.attempt, "leased_worker": lease.worker}
+
+
+def _requeued(now: Now) -> dict[str, Any]:
+    """Back at its old place in the queue, unless its owner has asked to cancel it meanwhile."""
+    asked = jobs.c.cancel_requested == true()
+    return {
+        "state": case((asked, JobState.CANCELLED), else_=JobState.QUEUED),
+        "finished_at": case((asked, now), else_=null()),
+        **_NO_LEASE,
+    }
+
+
+def _failed(now: Now, error: JobError) -> dict[str, Any]:
+    return {
+        "state": JobState.FAILED,
+        "finished_at": now,
+        "error_type": error.type,
+        "error_detail": error.detail,
+        **_NO_LEASE,
+    }
+
+
+def _close(
+    connection: Connection,
+    of_job: str,
+    attempt: int,
+    end: AttemptEnd,
+    at: int,
+    *,
+    detail: str | None = None,
+    timings: str | None = None,
+) -> None:
+    closed = {"of_job": of_job, "of_attempt": attempt, "how": end, "at": at, "said": detail, "took": timings}
+    pools = connection.scalars(_CLOSED, closed).all()
+    for pool in pools:
+        sum_rows.attempt_ended(connection, pool, end)
+
+
+def lease_of(row: Row[Any]) -> Lease:
+    return Lease(
+        job_id=row.id,
+        attempt=row.attempt,
+        worker=row.worker,
+        pool=row.pool,
+        expires_at=row.lease_expires_at,
+        request=GenerationRequest.model_validate_json(row.request),
+    )
