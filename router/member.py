@@ -2,14 +2,13 @@
 
 Two loops: one asks the worker how it is; the other gives it a job whenever it is ready and has room. A job meets
 the worker only then (late binding), never earlier; room for a second one is there just before the first is
-predicted to end (`router.lookahead`). What is registered is `router.fleet`'s, what is made of a worker's behaviour
+predicted to end (`router.places`). What is registered is `router.fleet`'s, what is made of a worker's behaviour
 is decided in `router.trust`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,27 +17,24 @@ from time import monotonic
 
 import structlog
 
-from router import lookahead
 from router.choice import Capability, Spill
 from router.contract import WorkerHealth, WorkerView, fingerprint
 from router.dispatch import Dispatcher, Outcome
 from router.errors import StoreUnavailableError, WorkerError, WorkerUnauthorizedError, WorkerUnreachableError
 from router.jobs import FAULTS, AttemptEnd, Cause, Lease
-from router.lookahead import Course, Tails
+from router.places import Held, Places
 from router.probation import Probation
 from router.queue import Queue, WakeUp
 from router.store import ROUTER, RegisteredWorker, Store
 from router.supervise import forever
 from router.trust import HEALTH, Belief, belief_of, failures_after, pause_s
 from router.worker_client import Event, Patience, WorkerClient
-from worker.contract import Finished, WorkerState, WorkerStatus
+from worker.contract import WorkerState, WorkerStatus
 
 log = structlog.get_logger(__name__)
 
 HEARD_FACTOR = 5
 """So much more rarely is a worker asked how it is while the steps of its generation are heard."""
-RECENT = 32
-"""Generations that ended here and that an older look at the worker may still show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +52,6 @@ class Rhythm:
     """How long before its predicted end a running generation gets a successor; 0: only after it."""
     probation_s: float = 30.0
     """Until a worker in quarantine is tried with an image that nobody waits for; doubling while that fails."""
-
-
-@dataclass(slots=True)
-class _Held:
-    """A lease that is driven, and who the worker was when it got it."""
-
-    lease: Lease
-    process: str
-    machine: str
-    course: Course | None = None
 
 
 class Member:
@@ -96,10 +82,8 @@ class Member:
         self._probation = Probation(self._client, rhythm.probation_s)
         self._belief = Belief(WorkerHealth.UNKNOWN, "not asked yet", now())
         self._status: WorkerStatus | None = None
-        self._held: dict[str, _Held] = {}
-        self._recent: deque[str] = deque(maxlen=RECENT)
-        self._casualties: list[_Held] = []
-        self._tails = Tails()
+        self._places = Places(rhythm.ahead_s)
+        self._casualties: list[Held] = []
         self._usable = asyncio.Event()
         self._look = asyncio.Event()
         self._moved = asyncio.Event()
@@ -125,7 +109,7 @@ class Member:
     @property
     def idle(self) -> bool:
         """Whether a job of its pool that came now would be taken at once; not while it asks for another pool's."""
-        return self._usable.is_set() and not self._held and not self._lent
+        return self._usable.is_set() and not self._places and not self._lent
 
     def view(self) -> WorkerView:
         health, reason = self._belief.health, self._belief.reason
@@ -142,7 +126,7 @@ class Member:
             reason=reason,
             since=self._belief.since,
             draining=self.worker.draining,
-            running=len(self._held),
+            running=len(self._places),
             finished=self.worker.finished,
             model=self._status.model if self._status else None,
             tier=self._status.tier if self._status else None,
@@ -162,7 +146,7 @@ class Member:
 
     async def stop(self) -> list[Lease]:
         """End the loops; returns the leases that were held, whose attempts are not ended by this."""
-        left = [held.lease for held in self._held.values()]
+        left = list(self._places.leases)
         tasks = [*self._loops, *self._drives]
         for task in tasks:
             task.cancel()
@@ -277,10 +261,10 @@ class Member:
         if not self._has_room():
             return None
         # Only an idle worker helps out: its second place is for its own pool.
-        spills = () if self._held else await self._spills(self)
+        spills = () if self._places else await self._spills(self)
         self._lent = bool(spills)
         try:
-            places = len(self._held) + 1
+            places = len(self._places) + 1
             return await self._store.lease_next(
                 self.worker.name, self._rhythm.lease_ttl_ms, places, spills, driver=self._driver
             )
@@ -301,39 +285,22 @@ class Member:
     def _has_room(self) -> bool:
         if self._finishing or not self._usable.is_set() or monotonic() < self._resume_at:
             return False
-        if not self._held:
-            return True
-        return self._failures == 0 and len(self._held) < lookahead.PLACES and self._ending()
-
-    def _ending(self) -> bool:
-        return lookahead.may_open(self._left_s(), self._rhythm.ahead_s)
-
-    def _left_s(self) -> float | None:
-        """Until the generation that runs ends, as predicted."""
-        (held,) = self._held.values()
-        if held.course is None:
-            return None
-        return lookahead.ends_in_s(held.course, self._tails.of(_pixels(held.lease)), monotonic())
+        return self._places.open(monotonic(), second=self._failures == 0)
 
     def _until_room(self) -> float | None:
         """How long waiting may be of use if nothing happens, in seconds; None: only something can change it."""
         pause = self._resume_at - monotonic()
         if pause > 0:
             return pause
-        if len(self._held) == 1 and self._usable.is_set() and self._rhythm.ahead_s > 0:
-            left = self._left_s()
-            return None if left is None else max(left - self._rhythm.ahead_s, 0.001)
-        return None
+        return self._places.opens_in_s(monotonic()) if self._usable.is_set() else None
 
     def _begin(self, lease: Lease, wake_up: WakeUp | None) -> None:
-        status = self._status
-        held = _Held(lease, status.process if status else "", status.machine if status else "")
-        self._held[lease.generation_id] = held
+        held = self._places.take(lease, self._status)
         task = asyncio.create_task(self._drive(held, wake_up))
         self._drives.add(task)
         task.add_done_callback(self._drives.discard)
 
-    async def _drive(self, held: _Held, wake_up: WakeUp | None) -> None:
+    async def _drive(self, held: Held, wake_up: WakeUp | None) -> None:
         """To the attempt's end. What nobody foresaw is told, and the lease runs out."""
         lease = held.lease
         try:
@@ -344,22 +311,19 @@ class Member:
         except Exception:  # one attempt's trouble is none of the next one's
             log.exception("attempt_left", job=lease.job_id, attempt=lease.attempt)
         finally:
-            del self._held[lease.generation_id]
+            self._places.leave(held)
             self._moved.set()
             if wake_up is not None:
                 wake_up.done()
 
-    def _observe(self, held: _Held, event: Event) -> None:
-        now, before = monotonic(), held.course
-        self._heard_at = now
-        held.course = lookahead.after(before, event, now)
-        if isinstance(event, Finished) and before is not None and before.step == before.steps:
-            self._tails = self._tails.with_one(_pixels(held.lease), now - before.step_at)
+    def _observe(self, held: Held, event: Event) -> None:
+        self._heard_at = monotonic()
+        self._places.observe(held, event, self._heard_at)
         self._moved.set()
 
-    async def _learn(self, held: _Held, outcome: Outcome) -> None:
+    async def _learn(self, held: Held, outcome: Outcome) -> None:
         self._failures = failures_after(outcome, self._failures)
-        self._recent.append(held.lease.generation_id)
+        self._places.ended(held)
         self._resume_at = max(self._resume_at, monotonic() + pause_s(outcome.end, self._failures))
         if outcome.end is AttemptEnd.FINISHED:
             self.worker = replace(self.worker, finished=self.worker.finished + 1)
@@ -395,19 +359,8 @@ class Member:
         self._reconsider()
 
     def _reconsider(self) -> None:
-        if self.ready and not self._foreign():
+        if self.ready and not self._places.foreign(self._status):
             self._usable.set()
         else:
             self._usable.clear()
         self._moved.set()
-
-    def _foreign(self) -> bool:
-        """Whether somebody else's generation holds a place: a lost attempt's, most likely. It is let end first."""
-        if self._status is None:
-            return False
-        places = {self._status.running, self._status.accepted} - {None, *self._recent}
-        return not places <= self._held.keys()
-
-
-def _pixels(lease: Lease) -> int:
-    return lease.request.width * lease.request.height
