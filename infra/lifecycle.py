@@ -26,7 +26,17 @@ from infra.setup.engine import ensure_engine
 from infra.setup.nginx import ensure_nginx
 from infra.state.safekeeping import Safekeeping
 from infra.strays import StraysError, end_strays, rented, unasked
-from infra.view.console import account, ask, following, say, show_charges, show_endpoint, show_plan, unheard
+from infra.view.console import (
+    account,
+    ask,
+    following,
+    say,
+    show_charges,
+    show_endpoint,
+    show_plan,
+    show_remains,
+    unheard,
+)
 from router.client import AdminClient, RouterClient, RouterClientError
 from router.contract import JobRequest
 
@@ -78,6 +88,7 @@ def deploy(stack: str, model: str | None, *, yes: bool = False) -> None:
     keeping.keep_up()
     say(f"{ended} ({time.monotonic() - begun:.1f} s).")
     show_endpoint(deployment)
+    show_remains(deployment.paths)
 
 
 def _bring_up(deployment: Deployment, plan: Plan, keeping: Safekeeping) -> str:
@@ -188,6 +199,7 @@ def destroy(stack: str, *, waits: bool = True) -> None:
         )
     say(f"Stack {name} is gone ({account(done.counts)}; {time.monotonic() - begun:.1f} s).")
     say(f"Its keys, logs and the router's data stay in {paths.root}; remove that folder to forget it.")
+    show_remains(paths)
 
 
 def admin(stack: str) -> None:

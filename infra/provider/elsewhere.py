@@ -8,21 +8,24 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
-from infra.bootstrap.access import comment, forget_script
+from infra import remains
+from infra.bootstrap.access import comment
+from infra.bootstrap.leave import leave_script
 from infra.bootstrap.machine import Described, Machine, WantedImage, WantedWeights
 from infra.bootstrap.order import WORKER_STEPS
 from infra.bootstrap.step import go_through
 from infra.bootstrap.weights import USER
 from infra.clouds import Access, CloudError, HostKind
 from infra.clouds import Machine as Rental
-from infra.hosts import HostError, Listen, Progress, Service, Unit
+from infra.errors import InfraError
+from infra.hosts import Listen, Progress, Service, Unit
 from infra.hosts.container import ContainerHost
 from infra.hosts.remote import stack_folder
 from infra.hosts.ssh import SshHost, unit_prefix
 from infra.provider import tunnels
 from infra.provider.site import Site
 from infra.ssh.connection import Connection
-from infra.ssh.errors import UnreachableError
+from infra.ssh.errors import HostKeyChangedError
 from infra.ssh.keys import TUNNEL, ensure_key, public_line
 from infra.ssh.target import Patience
 from infra.stack import REPOSITORY, TINY, resolve
@@ -36,6 +39,8 @@ STOP_GRACE_S = 120.0
 """A container is asked to end 5 s before: what runs is finished, and what is accepted gets 30 s to begin."""
 LEAVE = Patience(reach_s=3.0)
 """For taking leave of a machine: one that does not answer keeps what is on it."""
+LEAVE_S = 300.0
+"""Workers may finish the image that they are at."""
 
 
 class ImageInputs(BaseModel):
@@ -126,6 +131,7 @@ async def prepare(
     """Everything but the workers themselves. Raises StepError or SshError, with what to do."""
     access, image, facts = elsewhere.access, elsewhere.image, elsewhere.facts
     connection = await site.connections.to(site.target(machine, access), progress, Patience())
+    remains.forget(site.paths, machine, access)  # it is the stack's again
     public = public_line(ensure_key(site.paths.secrets, TUNNEL), comment(site.stack_id))
     password = resolve(image.password, site.environ, "image.password") if image.password else ""
     repository = model if REPOSITORY.fullmatch(model) and model != TINY else ""
@@ -232,17 +238,35 @@ async def write_token(host: SshHost | ContainerHost, worker: str, token: str) ->
         await host.write(token_file(worker), content, 0o600, f"{USER}:{USER}")
 
 
-async def take_leave(site: Site, machine: str, access: Access, workers: tuple[str, ...], progress: Progress) -> None:
-    """Take everything of the stack off a machine that answers; one that does not is left as it is, and that is said."""
-    host = host_of(site, machine, access, progress, LEAVE)
+async def take_leave(site: Site, machine: str, elsewhere: Elsewhere, progress: Progress) -> None:
+    """Take everything of the stack off a machine that answers; what is left on one that does not is noted, and told
+    of when the command ends (`infra.remains`)."""
+    access = elsewhere.access
+    script = leave_script(site.stack_id, access.user, access.kind, elsewhere.image.tag)
     try:
-        connection = await host.connect()
-        for unit in {*workers, *await host.units()}:
-            await host.remove(unit, progress)
-        forget = forget_script(access.user, site.stack_id)
-        await connection.run(f"rm -rf {host.root}; {forget}", "taking leave", within_s=120)
-    except UnreachableError as error:
-        progress(f"left as it is, because it does not answer ({error})")
-    except HostError as error:
-        progress(f"left as it is: {error}")
+        connection = await site.connections.to(site.target(machine, access), progress, LEAVE)
+        progress("taking everything of the stack off it")
+        await connection.run(script, "taking leave", within_s=LEAVE_S)
+    except InfraError as error:  # a secret of the user's may be missing, too: whatever it is, the stack goes
+        progress("left as it is")
+        remains.note(site.paths, machine, access, str(error), script)
+    else:
+        remains.forget(site.paths, machine, access)
     await tunnels.remove(site, machine, progress)
+
+
+async def leave_if_moved(site: Site, machine: str, before: Elsewhere, now: Elsewhere, progress: Progress) -> None:
+    """Where the description names another address: if another machine answers there, leave the one that was used.
+
+    The same host key is the same machine under a new address, and nothing is taken off it. Raises HostError if the
+    new address does not answer: then the old one is still what is remembered.
+    """
+    old, new = before.access, now.access
+    if (old.address, old.port) == (new.address, new.port):
+        return
+    try:
+        await site.connections.to(site.target(machine, new), progress, Patience())
+    except HostKeyChangedError:
+        progress(f"{new.address} is another machine than {old.address}, which is left")
+        await take_leave(site, machine, before, progress)
+        site.forget_host_key(machine)

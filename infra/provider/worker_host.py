@@ -19,7 +19,7 @@ from infra.hosts import Host, HostError, Listen, Progress, Unit, UnitState
 from infra.hosts.container import ContainerHost
 from infra.hosts.ssh import SshHost
 from infra.provider import tunnels
-from infra.provider.elsewhere import Elsewhere, host_of, prepare, remote_unit, take_leave, write_token
+from infra.provider.elsewhere import Elsewhere, host_of, leave_if_moved, prepare, remote_unit, take_leave, write_token
 from infra.provider.readiness import Verdict, ask_worker_on, until_ready
 from infra.provider.resource import Condition, Found, IncompleteError, Inputs, ProviderError, UnitSeen, worst
 from infra.provider.site import Site
@@ -137,6 +137,8 @@ class WorkerHostResource:
         if host is None or machine is None:
             raise ProviderError(f"{inputs.machine}: the machine is gone; run `make deploy` again to rent it anew")
         if inputs.elsewhere:
+            if before and before.elsewhere and not inputs.elsewhere.rented:
+                await leave_if_moved(self.site, inputs.machine, before.elsewhere, inputs.elsewhere, progress)
             await self._prepare(inputs, inputs.elsewhere.at(machine), progress)
         described = {worker.name for worker in inputs.workers}
         for worker in before.workers if before else ():
@@ -166,8 +168,7 @@ class WorkerHostResource:
             await tunnels.remove(self.site, state.machine, progress)  # all else goes with the machine
             return
         if state.elsewhere:
-            names = tuple(worker.name for worker in state.workers)
-            await take_leave(self.site, state.machine, state.elsewhere.access, names, progress)
+            await take_leave(self.site, state.machine, state.elsewhere, progress)
             return
         host = await self._host(state)
         if host:  # without its machine there is nothing left of it

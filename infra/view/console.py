@@ -22,6 +22,8 @@ from infra.costs.charges import Charge
 from infra.deployment import Deployment
 from infra.endpoint import relative_to
 from infra.engine.events import Action, Change, OnProgress, Progress, Stage
+from infra.paths import StackPaths
+from infra.remains import listed
 from infra.view.status import Row
 
 
@@ -195,3 +197,10 @@ def show_endpoint(deployment: Deployment) -> None:
     if pool := deployment.pool_in_use:
         OUT.print("\nTry it:\n")
         OUT.print(escape(endpoint.example(cwd, pool)))
+
+
+def show_remains(paths: StackPaths) -> None:
+    """What is left of the stack on machines that did not answer when it went."""
+    for kept in listed(paths):
+        for line in kept.lines:
+            OUT.print(escape(line))

@@ -26,6 +26,8 @@ class Namespace:
     name: str
     cable: str
     address: str
+    inner: str = ""
+    """The cable's other end, within."""
 
     @property
     def within(self) -> tuple[str, ...]:
@@ -47,17 +49,16 @@ def namespace() -> Iterator[Namespace]:
         raise NoMachinesError("a network namespace takes root and iproute2")
     unique = uuid.uuid4()
     short, net = unique.hex[:6], f"10.{64 + unique.bytes[0] % 64}.{unique.bytes[1]}"
-    made = Namespace(f"lp-{short}", f"lp-{short}o", f"{net}.2")
+    made = Namespace(f"lp-{short}", f"lp-{short}o", f"{net}.2", f"lp-{short}i")
     if _ip("netns", "add", made.name).returncode != 0:
         raise NoMachinesError("this kernel, or this container, makes no network namespaces")
     try:
-        inner = f"lp-{short}i"
         for words in (
-            ("link", "add", made.cable, "type", "veth", "peer", "name", inner, "netns", made.name),
+            ("link", "add", made.cable, "type", "veth", "peer", "name", made.inner, "netns", made.name),
             ("addr", "add", f"{net}.1/24", "dev", made.cable),
             ("link", "set", made.cable, "up"),
-            ("-n", made.name, "addr", "add", f"{made.address}/24", "dev", inner),
-            ("-n", made.name, "link", "set", inner, "up"),
+            ("-n", made.name, "addr", "add", f"{made.address}/24", "dev", made.inner),
+            ("-n", made.name, "link", "set", made.inner, "up"),
             ("-n", made.name, "link", "set", "lo", "up"),
         ):
             done = _ip(*words)

@@ -91,6 +91,13 @@ def docker(argv: list[str]) -> int:
             print("27.0.0")
         case ["info", *_]:
             print('{"nvidia":{},"runc":{}}')
+        case ["ps", "-aq", "--filter", named]:
+            prefix = named.removeprefix("name=^")
+            print("\n".join(file.name for file in RUNNING.iterdir() if file.name.startswith(prefix)))
+        case ["image", "ls", "-q", _]:
+            pass  # no image has an id of its own here
+        case ["image", "rm", "-f", tag]:
+            image(tag).unlink(missing_ok=True)
         case ["image", "inspect", tag]:
             return 0 if image(tag).exists() else refuse(f"Error: No such image: {tag}")
         case ["login", *_]:
