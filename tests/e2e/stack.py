@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import uuid
 from dataclasses import dataclass, field
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from PIL import Image
 
 from tests.ports import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+QUICK = {"prompt": "a small picture, at once", "width": 256, "height": 256, "steps": 1}
 
 DESCRIPTION = """\
 name: {name}
@@ -107,6 +111,11 @@ class UserStack:
         records = {path.stem: json.loads(path.read_text()) for path in self.root.glob("**/units/*.json")}
         return {name: int(record["pid"]) for name, record in records.items()}
 
+    def database(self) -> sqlite3.Connection:
+        """The router's, to be read."""
+        (path,) = (self.root / "router").rglob("*.db")
+        return sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+
     def processes(self) -> list[str]:
         """Command lines of all processes that carry this stack's folder in their command line or environment."""
         found = []
@@ -136,3 +145,15 @@ def pasted_command(output: str) -> str:
     match = re.search(r"^\s*(?:Try it\s+)?(curl .*)$", output, re.MULTILINE)
     assert match, f"no curl command in:\n{output}"
     return match[1]
+
+
+def picture(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def ended(client: httpx.Client, job: str) -> dict[str, Any] | None:
+    """The job as the router tells of it, once it has ended."""
+    view: dict[str, Any] = client.get(f"/v1/jobs/{job}").raise_for_status().json()
+    return view if view["state"] in ("succeeded", "failed", "cancelled") else None

@@ -14,12 +14,9 @@ import argparse
 import asyncio
 import hashlib
 import os
-import random
 import re
 import secrets
 import socket
-import struct
-import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -32,6 +29,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from tests.emulators.plain_png import png
 from worker.contract import (
     CONTRACT_VERSION,
     EVENTS_MEDIA_TYPE,
@@ -353,20 +351,6 @@ class PacedWorker:
                         await generation.news.wait()
             except TimeoutError:
                 yield b"\n"
-
-
-def png(request: GenerationRequest, padding: int = 0) -> bytes:
-    """A valid PNG of the asked size in one colour, which depends on prompt and seed: the same bytes again."""
-    colour = hashlib.sha256(f"{request.prompt}\0{request.seed}".encode()).digest()[:3]
-    row = b"\0" + colour * request.width
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", request.width, request.height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(row * request.height, level=1)
-    noise = chunk(b"noIs", random.Random(colour).randbytes(padding)) if padding else b""
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + noise + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 async def _broken(data: bytes) -> AsyncIterator[bytes]:

@@ -26,7 +26,8 @@ from router.client import RouterClientError
 from router.contract import JobRequest, JobState, JobView, TunnelState
 from router.queue.celery import TASK, Broker, celery_app, queue_name
 from tests.emulators.paced_process import PacedProcess, paced_worker
-from tests.emulators.paced_worker import Pace, png
+from tests.emulators.paced_worker import Pace
+from tests.emulators.plain_png import png
 from tests.integration.router.together import LEASE_S, Together, together
 from tests.integration.router.tunnelled import Tunnels, described, serving, socket_of
 from tests.postgres import Postgres, postgres

@@ -19,7 +19,7 @@ from infra.hosts import Unit
 from infra.hosts.local import LocalHost
 from router.contract import EDGE_ARTIFACTS, JobRequest, JobView
 from tests.emulators.paced_process import paced_worker
-from tests.emulators.paced_worker import png
+from tests.emulators.plain_png import png
 from tests.integration.infra.sleepers import until
 from tests.integration.infra.test_nginx_edge import dialect_of, listening, silent
 from tests.integration.router.served import API_KEY, ServedRouter, served_router

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.emulators.paced_worker import png
+from tests.emulators.plain_png import png
 from tests.integration.router.served import ServedRouter, served_router, until
 from worker.contract import GenerationRequest
 
