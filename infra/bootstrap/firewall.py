@@ -1,13 +1,15 @@
-"""The firewall: nothing comes in but SSH, at the port that sshd itself took this very connection on.
+"""The firewall: nothing comes in but SSH, at the port that sshd itself took this very connection on, and at others that
+it listens on.
 
 Rules of our own table, which leaves everybody else's alone, loaded at each boot by a unit of our own. New rules are
-taken back by themselves unless a second connection, made through them, confirms them in time: a mistake shuts nobody
-out of a machine.
+taken back by the machine's own systemd, which no login session takes along when it ends, unless a second connection,
+made through them, confirms them in time: a mistake shuts nobody out of a machine.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from infra.bootstrap.engine import APT
 from infra.bootstrap.machine import Machine
 from infra.bootstrap.step import VMS, StepError, Wrong
 from infra.clouds import HostKind
+from infra.ssh.connection import Connection
 from infra.ssh.errors import SshError
 
 TABLE = "inet letterpress"
@@ -24,6 +27,7 @@ FOLDER = PurePosixPath("/etc/letterpress")
 RULES = FOLDER / "firewall.nft"
 TRIED = "/run/letterpress/firewall.nft"
 """Where rules lie until they are confirmed, each trial's under its own name: while they do they are taken back."""
+ROLLBACK = "letterpress-firewall-rollback"
 UNIT = PurePosixPath("/etc/systemd/system/letterpress-firewall.service")
 ROLLBACK_S = 45
 """How long new rules stand without a confirmation."""
@@ -70,6 +74,56 @@ def digest(ports: Iterable[int]) -> str:
     return hashlib.sha256(rules(ports).encode()).hexdigest()[:16]
 
 
+SSHD = re.compile(r'"(sshd|dropbear)"')
+SOCKETS = ("ssh.socket", "sshd.socket")
+"""Where systemd holds sshd's port in its place."""
+
+LOOK = f"""\
+ss -Hltnp
+for socket in {" ".join(SOCKETS)}; do
+  systemctl is-active --quiet $socket 2>/dev/null && systemctl show -p Listen $socket
+done
+echo "rules $(sha256sum <{RULES} 2>/dev/null | cut -c1-16)"
+echo "drops $(nft list table {TABLE} 2>/dev/null | grep -c 'policy drop')"
+echo "trials $(ls {TRIED}.* 2>/dev/null | wc -l)"
+systemctl is-enabled --quiet {UNIT.name} && echo "boots 1"
+exit 0"""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look found: where sshd listens, the digest of the rules that the next boot loads, and whether rules drop
+    what is not wanted, none are on trial, and the unit is enabled."""
+
+    sshd: frozenset[int]
+    rules: str
+    sound: bool
+
+
+def parse(said: str) -> Seen:
+    """What LOOK printed."""
+    ports: set[int] = set()
+    found: dict[str, str] = {}
+    for line in said.splitlines():
+        words = line.split()
+        if words[:1] == ["LISTEN"] and SSHD.search(line):
+            ports |= _open_port(words[3])
+        elif line.startswith("Listen="):
+            ports |= _open_port(words[0].removeprefix("Listen="))
+        elif len(words) == 2:
+            found[words[0]] = words[1]
+    sound = (found.get("drops"), found.get("trials"), found.get("boots")) == ("1", "0", "1")
+    return Seen(frozenset(ports), found.get("rules", ""), sound)
+
+
+def _open_port(address: str) -> frozenset[int]:
+    """The port of an address that more than this machine can reach: a forwarded display is none of those."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or host.startswith(("127.", "[::1]")):
+        return frozenset()
+    return frozenset({int(port)})
+
+
 @dataclass(frozen=True, slots=True)
 class Firewall:
     """`more` ports are open beside sshd's: a router host's 443 and 80."""
@@ -79,34 +133,34 @@ class Firewall:
     kinds: frozenset[HostKind] = VMS
 
     async def look(self, machine: Machine) -> Wrong | None:
-        ports = (machine.connection.server_port, *self.more)
-        script = (
-            f"nft list table {TABLE} 2>/dev/null | grep -q 'policy drop' && "
-            f'test "$(sha256sum <{RULES} | cut -c1-16)" = {digest(ports)} && ! ls {TRIED}.* >/dev/null 2>&1 '
-            "&& systemctl is-enabled --quiet letterpress-firewall.service"
-        )
-        done = await machine.connection.attempt(script, "looking at its firewall")
-        return None if done.status == 0 else Wrong(f"opening TCP {', '.join(map(str, ports))} and nothing else")
+        seen = await self._see(machine.connection)
+        ports = self._ports(machine.connection, seen)
+        if seen.sound and seen.rules == digest(ports):
+            return None
+        return Wrong(f"opening TCP {', '.join(map(str, ports))} and nothing else")
 
     async def act(self, machine: Machine) -> None:
         connection = machine.connection
-        ports = (connection.server_port, *self.more)
+        ports = self._ports(connection, await self._see(connection))
         install = (
             f"command -v nft >/dev/null || {{ {APT} update -qq; "
             f"{APT} install -y -qq --no-install-recommends nftables; }}"
         )
         await connection.run(install, "installing nftables", within_s=600, advice="Install nftables by hand")
         # Not yet where the next boot would find them.
-        tried = f"{TRIED}.{secrets.token_hex(4)}"
+        trial = secrets.token_hex(4)
+        tried, rollback = f"{TRIED}.{trial}", f"{ROLLBACK}-{trial}"
         await connection.run(f"rm -f {TRIED}.*", "forgetting what was tried before")
         await connection.write(PurePosixPath(tried), rules(ports).encode(), 0o644)
         await connection.write(UNIT, UNIT_FILE.encode(), 0o644)
-        # The one who takes them back is told to before they are made, and lives without this connection.
+        # The one who takes them back is told to before they are made: the rules before them, if there were any.
+        back = (
+            f"test -e {tried} || exit 0; rm -f {tried}; "
+            f"if test -e {RULES}; then nft -f {RULES}; else nft delete table {TABLE}; fi"
+        )
         try_out = (
-            f"nft -c -f {tried} && "
-            f"{{ setsid sh -c 'sleep {ROLLBACK_S}; test ! -e {tried} || nft delete table {TABLE}' "
-            ">/dev/null 2>&1 & }; "
-            f"nft -f {tried}"
+            f"nft -c -f {tried} && systemd-run --quiet --collect --unit={rollback} --on-active={ROLLBACK_S} "
+            f"--timer-property=AccuracySec=1s /bin/sh -c '{back}' && nft -f {tried}"
         )
         await connection.run(try_out, "trying the firewall's rules")
         try:
@@ -120,9 +174,15 @@ class Firewall:
             ) from None
         try:
             confirm = (
-                "systemctl daemon-reload && systemctl enable --quiet letterpress-firewall.service && "
-                f"mkdir -p {FOLDER} && mv {tried} {RULES}"
+                f"systemctl daemon-reload && systemctl enable --quiet {UNIT.name} && "
+                f"mkdir -p {FOLDER} && mv {tried} {RULES} && {{ systemctl stop {rollback}.timer || :; }}"
             )
             await through.run(confirm, "confirming the firewall's rules")
         finally:
             through.close()
+
+    async def _see(self, connection: Connection) -> Seen:
+        return parse(await connection.run(LOOK, "looking at its firewall"))
+
+    def _ports(self, connection: Connection, seen: Seen) -> tuple[int, ...]:
+        return tuple(sorted({connection.server_port, *seen.sshd, *self.more}))

@@ -22,6 +22,7 @@ from typing import Any
 SYSTEM = Path("/etc/systemd/system")
 WANTS = SYSTEM / "multi-user.target.wants"
 SOCKET = "/run/standin-systemd"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 JOURNAL = Path("/var/log/standin-journal")
 OVERLAID = ("/etc", "/var", "/root", "/home", "/usr/local", "/srv")
 
@@ -63,7 +64,7 @@ def install(spec: dict[str, Any]) -> None:
     for folder in (SYSTEM, WANTS, JOURNAL):
         folder.mkdir(parents=True, exist_ok=True)
     standins = Path(__file__).with_name("standins.py")
-    for name in ("systemctl", "journalctl", "docker", "nvidia-smi"):
+    for name in ("systemctl", "systemd-run", "journalctl", "docker", "nvidia-smi"):
         file = Path("/usr/local/bin", name)
         file.unlink(missing_ok=True)
         file.write_text(f"#!{spec['python']} -IS\n" + standins.read_text())
@@ -173,7 +174,7 @@ class Service:
         return trouble
 
     def spawn(self) -> str:
-        environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+        environment = {"PATH": PATH, "LANG": "C.UTF-8"}
         for line in self.loaded.get("Environment", []):
             for pair in words(line):
                 key, _, value = pair.partition("=")
@@ -266,6 +267,7 @@ class Manager:
 
     def __init__(self) -> None:
         self.services: dict[str, Service] = {}
+        self.timers: dict[str, threading.Timer] = {}
         self.lock = threading.Lock()
 
     def serve(self) -> None:
@@ -291,11 +293,16 @@ class Manager:
             for service in list(self.services.values()):
                 service.load()
             return 0, ""
+        if verb == "on-active":
+            return self.run_later(argv[1:])
         if verb == "show":
             return 0, self.show(self.service(names[-1]))
         for name in names:
             service = self.service(name)
             if name == "docker.service":
+                continue
+            if timer := self.timers.get(name):
+                timer.cancel()
                 continue
             if not service.loaded and not service.load() and verb not in ("reset-failed", "is-enabled", "is-active"):
                 return 5, f"Unit {name} not found."
@@ -327,6 +334,18 @@ class Manager:
                     service.starts = []
                     if service.state == "failed":
                         service.state, service.sub = "inactive", "dead"
+        return 0, ""
+
+    def run_later(self, argv: list[str]) -> tuple[int, str]:
+        """`--unit=NAME --on-active=SECONDS COMMAND …`, as a transient timer does it."""
+        options = dict(word.removeprefix("--").split("=", 1) for word in argv if word.startswith("--") and "=" in word)
+        command = argv[next(index for index, word in enumerate(argv) if not word.startswith("--")) :]
+        environment = {"PATH": PATH}
+        timer = threading.Timer(
+            float(options["on-active"]), lambda: subprocess.run(command, env=environment, check=False)
+        )
+        self.timers[f"{options['unit']}.timer"] = timer
+        timer.start()
         return 0, ""
 
     def show(self, service: Service) -> str:

@@ -1,4 +1,4 @@
-# systemctl, journalctl, docker and nvidia-smi of a test machine: one file, which goes by the name that it is called by.
+# systemctl, systemd-run, journalctl, docker and nvidia-smi of a test machine: one file, which goes by the name that it is called by.
 # Standard library alone. What goes wrong is told by /etc/standin.json.
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ def systemctl(argv: list[str]) -> int:
     if said:
         print(said, file=sys.stderr if status else sys.stdout)
     return status
+
+
+def systemd_run(argv: list[str]) -> int:
+    """A command that the service manager runs after a while."""
+    return systemctl(["on-active", *(word for word in argv if not word.startswith("--timer-property"))])
 
 
 def journalctl(argv: list[str]) -> int:
@@ -238,7 +243,13 @@ def stop(name: str, seconds: float) -> int:
     return 0
 
 
-PROGRAMS = {"systemctl": systemctl, "journalctl": journalctl, "docker": docker, "nvidia-smi": nvidia_smi}
+PROGRAMS = {
+    "systemctl": systemctl,
+    "systemd-run": systemd_run,
+    "journalctl": journalctl,
+    "docker": docker,
+    "nvidia-smi": nvidia_smi,
+}
 
 if __name__ == "__main__":
     sys.exit(PROGRAMS[Path(sys.argv[0]).name](sys.argv[1:]))

@@ -13,7 +13,7 @@ import pytest
 
 from infra.bootstrap.access import TunnelKey
 from infra.bootstrap.facts import Disk, Gpus
-from infra.bootstrap.firewall import Firewall
+from infra.bootstrap.firewall import Firewall, Seen, parse, rules
 from infra.bootstrap.image import Image
 from infra.bootstrap.leave import leave_script
 from infra.bootstrap.machine import Described, Machine, WantedImage, WantedWeights
@@ -132,22 +132,59 @@ async def test_nothing_but_ssh_comes_through_the_firewall_also_after_a_restart(
         made.close()
 
 
-async def test_rules_that_shut_us_out_take_themselves_back(
-    on: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kept", [False, True])
+async def test_rules_that_shut_us_out_are_taken_back_though_our_session_ends(
+    kept: bool, on: Callable[..., Machine], vm: TestMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sshd's port is taken from the connection; here it is said wrongly, as a bug of ours would."""
-    monkeypatch.setattr("infra.bootstrap.firewall.ROLLBACK_S", 2)
-    wrong = on()
-    right, wrong.connection.server_port = wrong.connection.server_port, 2222
+    """The wrong port is opened, as a bug of ours would; then nothing that we started on the machine lives on."""
+    machine = on()
+    await machine.connection.run(
+        "rm -f /etc/letterpress/firewall.nft; nft delete table inet letterpress 2>&1 || :", "beginning"
+    )
+    if kept:
+        await go_through((Firewall(),), machine)
+    wrong = rules((2222,))
+    monkeypatch.setattr("infra.bootstrap.firewall.rules", lambda _: wrong)
+    monkeypatch.setattr("infra.bootstrap.firewall.ROLLBACK_S", 4)
     monkeypatch.setattr("infra.ssh.connect.ANSWER_S", 1.0)
     with pytest.raises(StepError, match="nothing comes through its new rules"):
-        await go_through((Firewall(),), wrong)
-    wrong.connection.server_port = right
-    async with asyncio.timeout(30):
-        while (await wrong.connection.attempt("nft list table inet letterpress", "looking")).status == 0:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+        await go_through((Firewall(),), machine)
+    machine.connection.close()
+    vm.inside("bash", "-c", "pkill -9 -x sleep; pkill -9 -x sudo; pkill -9 -x sh; :")
     monkeypatch.undo()
+    async with asyncio.timeout(30):
+        while (said := vm.inside("sh", "-c", "nft list table inet letterpress 2>&1 || :")) and "2222" in said:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    assert ("tcp dport 22 accept" in said) is kept
+    assert ("policy drop" in said) is kept
+
+
+async def test_every_port_that_sshd_listens_on_stays_open(on: Callable[..., Machine], vm: TestMachine) -> None:
+    daemon = "/usr/sbin/sshd -f /dev/null -h /etc/ssh/standin_key -o PidFile=/run/second-sshd"
+    vm.inside("sh", "-c", f"{daemon} -o ListenAddress=0.0.0.0:2200 -o ListenAddress=127.0.0.1:2201")
+    try:
+        assert await go_through((Firewall(),), on()) == ("firewall",)
+        listed = await on().connection.run("nft list table inet letterpress", "looking")
+        assert "tcp dport { 22, 2200 } accept" in listed
+        assert await go_through((Firewall(),), on()) == ()
+    finally:
+        vm.inside("sh", "-c", "kill $(cat /run/second-sshd)")
     assert await go_through((Firewall(),), on()) == ("firewall",)
+
+
+def test_where_systemd_holds_sshds_port_it_is_found_there() -> None:
+    said = """\
+LISTEN 0 4096 127.0.0.53%lo:53 0.0.0.0:* users:(("systemd-resolve",pid=4,fd=14))
+LISTEN 0 128 127.0.0.1:6010 0.0.0.0:* users:(("sshd",pid=9,fd=7))
+LISTEN 0 4096 *:8080 *:* users:(("python3",pid=12,fd=3))
+Listen=0.0.0.0:2222 (Stream)
+Listen=[::]:2222 (Stream)
+rules 0123456789abcdef
+drops 1
+trials 0
+boots 1
+"""
+    assert parse(said) == Seen(frozenset({2222}), "0123456789abcdef", sound=True)
 
 
 @pytest.mark.parametrize(
