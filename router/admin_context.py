@@ -32,7 +32,7 @@ class AdminContext:
     """The file that the tunnel service of this host writes."""
 
 
-def _of(request: Request) -> AdminContext:
+async def _of(request: Request) -> AdminContext:
     return cast("AdminContext", request.app.state.context)
 
 

@@ -10,7 +10,6 @@ Cancelling `drive` ends nothing: lease and generation stay as they are, for the 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
@@ -35,7 +34,7 @@ from router.jobs import AttemptEnd, Image, Job, Lease
 from router.notices import Notices
 from router.queue import Queue
 from router.store import Renewal, Store
-from router.worker_client import Event, WorkerClient
+from router.worker_client import Event, FetchedImage, WorkerClient
 from worker.contract import Accepted, Failed, FailureType, Finished, Started, Step, Timings
 
 log = structlog.get_logger(__name__)
@@ -220,18 +219,18 @@ class Dispatcher:
                 raise WorkerUnreachableError(f"{error} (it has lost the generation that it held)") from error
 
     async def _collect(self, lease: Lease, worker: WorkerClient, finished: Finished) -> Made | Unmade:
-        data = await self._fetch(lease, worker)
-        digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
-        if digest != finished.sha256:
+        fetched = await self._fetch(lease, worker)
+        if fetched.sha256 != finished.sha256:
+            announced = f"announced {finished.bytes}, {finished.sha256[:12]}"
             error = WorkerProtocolError(
                 f"worker {worker.name}: the image of {lease.generation_id} is not the one that it announced "
-                f"({len(data)} bytes, sha256 {digest[:12]}; announced {finished.bytes}, {finished.sha256[:12]})"
+                f"({len(fetched.data)} bytes, sha256 {fetched.sha256[:12]}; {announced})"
             )
             return Unmade(AttemptEnd.CORRUPT, str(error), error)
-        image = await self._artifacts.put(lease.generation_id, data, finished.media_type)
+        image = await self._artifacts.put(lease.generation_id, fetched.data, finished.media_type)
         return Made(replace(image, suspicion=finished.safety_reason), finished.timings)
 
-    async def _fetch(self, lease: Lease, worker: WorkerClient) -> bytes:
+    async def _fetch(self, lease: Lease, worker: WorkerClient) -> FetchedImage:
         """The worker keeps a finished image for a while: one broken connection is no reason to make it again."""
         rejoins = 0
         while True:

@@ -6,7 +6,6 @@ was damaged once is not tried so: damage comes and goes, and one good image says
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from contextlib import aclosing
 
@@ -65,8 +64,7 @@ class Probation:
                 async for event in events:
                     match event:
                         case Finished():
-                            data = await self._client.image(generation_id)
-                            same = hashlib.sha256(data).hexdigest() == event.sha256
+                            same = (await self._client.image(generation_id)).sha256 == event.sha256
                             return "" if same else "its image is not the one that it announced"
                         case Failed():
                             return event.detail

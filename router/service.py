@@ -110,10 +110,10 @@ class JobService:
         job = await self._store.job(job_id)
         return job if job is not None and job.api_key_id == key.id else None
 
-    async def wait(self, job: Job) -> Job:
-        """The job when it has ended."""
-        async with self._notices.subscribe(job.id) as ticks:
-            latest = await self._look(job)
+    async def wait(self, job_id: str) -> Job:
+        """The job, which was taken on, when it has ended."""
+        async with self._notices.subscribe(job_id) as ticks:
+            (latest,) = await self._store.jobs([job_id])
             while not latest.state.ended:
                 latest = (await self._next(latest, ticks))[0]
             return latest

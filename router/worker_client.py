@@ -10,6 +10,7 @@ Every job passes here twice, event by event, so this hop alone is spoken by aioh
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -68,6 +69,14 @@ class Patience:
     """Between two bytes of a generation's stream: a worker sends an empty line every few seconds."""
     answer_s: float = 10.0
     """For everything that is not a stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedImage:
+    """An image as it came, with the digest of what came (SHA-256 in hex)."""
+
+    data: bytes
+    sha256: str
 
 
 class WorkerClient:
@@ -131,13 +140,17 @@ class WorkerClient:
                 yield event
         raise WorkerUnreachableError(f"worker {self.name}: the stream of {generation_id} broke off before its end")
 
-    async def image(self, generation_id: str) -> bytes:
+    async def image(self, generation_id: str) -> FetchedImage:
         """The finished image. Raises any WorkerError."""
-        async with self._speaking(f"fetching the image of {generation_id}"):
-            code, content = await self._ask("GET", f"/generations/{generation_id}/image")
-        if code != HTTPStatus.OK:
-            self._raise_for(code, content)
-        return content
+        asked = self._session_now().get(f"/generations/{generation_id}/image")
+        async with self._speaking(f"fetching the image of {generation_id}"), asked as answer:
+            if answer.status != HTTPStatus.OK:
+                self._raise_for(answer.status, await answer.read())
+            data, digest = bytearray(), hashlib.sha256()
+            async for piece in answer.content.iter_any():
+                data += piece
+                digest.update(piece)
+        return FetchedImage(bytes(data), digest.hexdigest())
 
     async def cancel(self, generation_id: str) -> None:
         """Ask it to stop between steps; gone is success. Raises any WorkerError."""

@@ -38,7 +38,7 @@ class Context:
     """Whether images in files are named to the edge (X-Accel-Redirect) instead of being sent from here."""
 
 
-def _of(request: Request) -> Context:
+async def _of(request: Request) -> Context:
     return cast("Context", request.app.state.context)
 
 

@@ -52,7 +52,7 @@ async def streamed(
 ) -> AsyncGenerator[bytes]:
     """To the last image, or the first that cannot be made. Whoever goes away earlier leaves no job behind."""
     following = _Following(context, taken)
-    left = len(taken.jobs)
+    left = len(taken.job_ids)
     try:
         yield b": the images have been asked for\n\n"
         while left:
@@ -116,7 +116,7 @@ class _Following:
         self._context, self._pool = context, taken.pool
         self._news: asyncio.Queue[Happened] = asyncio.Queue()
         self._tasks: Sequence[asyncio.Task[None]] = [
-            *(asyncio.create_task(self._heard(self._follow(job))) for job in taken.jobs),
+            *(asyncio.create_task(self._heard(self._follow(job_id))) for job_id in taken.job_ids),
             asyncio.create_task(self._heard(self._stopping())),
             asyncio.create_task(self._heard(self._nobody())),
         ]
@@ -140,7 +140,8 @@ class _Following:
             _log.error("image_stream_failed", pool=self._pool, exc_info=error)
             self._news.put_nowait(refusal_of(error))
 
-    async def _follow(self, job: Job) -> None:
+    async def _follow(self, job_id: str) -> None:
+        (job,) = await self._context.core.service.all_of([job_id])
         async with aclosing(self._context.core.service.watch(job)) as watched:
             async for _, now, progress in watched:
                 if now.state is JobState.SUCCEEDED:

@@ -140,7 +140,7 @@ class BodyBound:
         await self._app(scope, replay, send)
 
 
-def json_only(request: Request) -> None:
+async def json_only(request: Request) -> None:  # not `def`: FastAPI would ask a thread for it
     """A body in another type is refused by name, instead of as a body that lacks every field."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):

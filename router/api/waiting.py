@@ -40,13 +40,12 @@ class Taken:
     context: Context
     key: ApiKey
     pool: str
-    jobs: tuple[Job, ...]
+    job_ids: tuple[str, ...]
     repeated: Repeatable | None
 
     def abandon(self) -> None:
         """The request is over, its jobs are not: in a task of its own, for the request's may be cancelled already."""
-        names = [job.id for job in self.jobs]
-        task = asyncio.create_task(_abandon(self.context, self.key, names, self.repeated))
+        task = asyncio.create_task(_abandon(self.context, self.key, self.job_ids, self.repeated))
         _ABANDONING.add(task)
         task.add_done_callback(_ABANDONING.discard)
 
@@ -81,7 +80,7 @@ async def take_on(
         admitted = await asyncio.shield(submitting)
         remember_rate(request, admitted.rate)
         structlog.contextvars.bind_contextvars(jobs=list(admitted.job_ids))
-        return Taken(context, key, pool, tuple(await service.all_of(admitted.job_ids)), repeated)
+        return Taken(context, key, pool, tuple(admitted.job_ids), repeated)
     except BaseException:  # a cancelled task and a stopping router leave no job behind either; it is raised again
         await asyncio.wait([submitting])
         if submitting.exception() is None:
@@ -106,9 +105,9 @@ async def make(
     """
     taken = await take_on(context, request, key, pool, wanted, names, terms=terms, repeated=repeated)
     try:
-        return await _all_succeeded(context, request, pool, taken.jobs, names)
+        return await _all_succeeded(context, request, pool, taken.job_ids, names)
     except BaseException:  # likewise
-        await _abandon(context, key, [job.id for job in taken.jobs], repeated)
+        await _abandon(context, key, taken.job_ids, repeated)
         raise
 
 
@@ -129,9 +128,9 @@ async def _abandon(context: Context, key: ApiKey, job_ids: Sequence[str], repeat
 
 
 async def _all_succeeded(
-    context: Context, request: Request, pool: str, jobs: Sequence[Job], names: Mapping[str, str] | None
+    context: Context, request: Request, pool: str, job_ids: Sequence[str], names: Mapping[str, str] | None
 ) -> tuple[Job, ...]:
-    waits = [asyncio.create_task(context.core.service.wait(job)) for job in jobs]
+    waits = [asyncio.create_task(context.core.service.wait(job_id)) for job_id in job_ids]
     gone, closing = asyncio.create_task(_gone(request)), asyncio.create_task(context.closing.wait())
     not_booted = asyncio.create_task(context.core.service.not_booted(pool))
     try:
@@ -162,7 +161,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def image_base64(context: Context, job: Job) -> str:
-    """The finished image as text; read and encoded off the event loop (a 2048-pixel PNG has megabytes)."""
+async def image_base64(context: Context, job: Job) -> bytes:
+    """The finished image in base64; read and encoded off the event loop (a 2048-pixel PNG has megabytes)."""
     data = await context.core.service.image_bytes(job)
-    return await asyncio.to_thread(lambda: base64.b64encode(data).decode())
+    return await asyncio.to_thread(base64.b64encode, data)

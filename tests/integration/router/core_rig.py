@@ -65,7 +65,7 @@ class Rig:
 
     async def ended(self, job: Job) -> Job:
         async with asyncio.timeout(WITHIN_S):
-            return await self.core.service.wait(job)
+            return await self.core.service.wait(job.id)
 
     async def started(self, job: Job, worker: PacedProcess) -> None:
         """Wait until `worker` is at work on the job."""
