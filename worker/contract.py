@@ -68,6 +68,19 @@ class Preset(StrEnum):
     DEFAULT_20 = "V4_DEFAULT_20"
     TURBO_12 = "V4_TURBO_12"
 
+    @property
+    def speed(self) -> str:
+        """Its one word: QUALITY, DEFAULT or TURBO, as the hosted API has it."""
+        return self.split("_")[1]
+
+    @classmethod
+    def at(cls, speed: str) -> Preset:
+        """The preset with this word. Raises ValueError."""
+        for preset in cls:
+            if preset.speed == speed:
+                return preset
+        raise ValueError(f"{speed} is none of {', '.join(preset.speed for preset in cls)}")
+
 
 class ImageFormat(StrEnum):
     """The file that an image is delivered as. PNG loses nothing; the others are a tenth of its bytes."""

@@ -237,8 +237,9 @@ def _preset(preset: str | None) -> str | None:
     """By its name, or by the one word of it that a person remembers."""
     from worker.contract import Preset
 
-    short = {name.split("_")[1].lower(): name for name in Preset}
-    return None if preset is None else short.get(preset.lower(), preset.upper())
+    if preset is None:
+        return None
+    return next((name for name in Preset if name.speed == preset.upper()), preset.upper())
 
 
 def _request(fields: dict[str, object]) -> JobRequest:

@@ -10,13 +10,14 @@ from pydantic import Field, StringConstraints, ValidationError
 from router.api.context import Context
 from router.api.errors import OpenAIErrorBody, openai_error, openai_status
 from router.api.explain import Fault, faults
-from router.api.images import NAMES, ImagesRequest, data_by_url, data_inline, head_of, spliced
+from router.api.images import data_by_url, data_inline, head_of, spliced
 from router.api.models import resolved
 from router.api.refusals import Refusal, RefusedError, of_faults, of_job, of_values
 from router.batches import Batch, DoneLine, LineRefusal, NewLine
 from router.batches.desk import CANCELLED, EXPIRED, INPUT_LOST, BadLineError, line_expired
 from router.choice import Terms
 from router.contract import JobState
+from router.contract.dialects.images import NAMES, BatchedImagesRequest
 from router.jobs import Job, NewJob, Place
 from worker.contract import Frozen, GenerationRequest
 
@@ -78,7 +79,7 @@ class ImageLines:
         except ValidationError:
             return NewLine(number, "", refusal=INPUT_LOST)  # it was one when it was checked: the file is damaged
         try:
-            body = ImagesRequest.model_validate(asked.body)
+            body = BatchedImagesRequest.model_validate(asked.body)
             wanted = self._wanted(batch, number, body)
         except ValidationError as error:
             return NewLine(number, asked.custom_id, refusal=_refusal(_wrong(error)))
@@ -86,9 +87,7 @@ class ImageLines:
             return NewLine(number, asked.custom_id, refusal=_refusal(error.refusal))
         return NewLine(number, asked.custom_id, wanted, body.by_url)
 
-    def _wanted(self, batch: Batch, number: int, body: ImagesRequest) -> list[NewJob]:
-        if body.stream:
-            raise RefusedError(of_faults((Fault(("stream",), "a batch's answers come in its files"),)))
+    def _wanted(self, batch: Batch, number: int, body: BatchedImagesRequest) -> list[NewJob]:
         if "pool" in body.model_fields_set and body.pool != batch.pool:
             raise RefusedError(of_faults((Fault(("pool",), f"is {body.pool}, and the batch's {batch.pool}"),)))
         terms = Terms(deadline=batch.at.expires, model=resolved(self._context, body.model))

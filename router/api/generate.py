@@ -16,18 +16,10 @@ from router.api.idempotency import IdempotencyKey, repeatable
 from router.api.requests import json_only
 from router.api.waiting import image_base64, make
 from router.contract import INTERACTIVE
-from worker.contract import Frozen, Prompt, Side, Steps
+from router.contract.dialects.seed import GenerateRequest
+from worker.contract import Frozen
 
 router = APIRouter(tags=["seed-style"])
-
-
-class GenerateRequest(Frozen):
-    """Sides are in pixels."""
-
-    prompt: Prompt = Field(examples=["a letterpress print shop at night"])
-    width: Side = 1024
-    height: Side = 1024
-    steps: Steps = 25
 
 
 class GenerateResponse(Frozen):

@@ -45,10 +45,7 @@ class Speed(StrEnum):
 
     @property
     def preset(self) -> Preset:
-        return PRESETS[self]
-
-
-PRESETS = {Speed.TURBO: Preset.TURBO_12, Speed.DEFAULT: Preset.DEFAULT_20, Speed.QUALITY: Preset.QUALITY_48}
+        return Preset.at(self)
 
 
 def _speed(value: object) -> object:

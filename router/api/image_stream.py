@@ -18,10 +18,11 @@ from pydantic import Field
 from router.admission import POOL_RETRY_S
 from router.api.context import Context
 from router.api.errors import openai_error
-from router.api.images import NAMES, ImagesHead, Quality, Usage, base64_pieces, head_of
+from router.api.images import ImagesHead, Usage, base64_pieces, head_of
 from router.api.refusals import Kind, Refusal, of_job, refusal_of, stopping
 from router.api.waiting import Taken
 from router.contract import JobState, Progress
+from router.contract.dialects.images import NAMES, Quality
 from router.errors import RouterError
 from router.jobs import Job
 from worker.contract import Frozen, ImageFormat, Seed

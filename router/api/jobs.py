@@ -19,6 +19,7 @@ from router.api.auth import Caller
 from router.api.context import Context, InContext
 from router.api.explain import Fault
 from router.api.idempotency import IdempotencyKey, repeatable
+from router.api.models import wished
 from router.api.rate import remember_rate
 from router.api.refusals import Kind, RefusedError, of_faults, of_job, of_values, refused
 from router.api.requests import json_only
@@ -254,7 +255,7 @@ def _terms(context: Context, body: JobRequest) -> Terms:
     deadline = None if body.deadline is None else int(body.deadline.timestamp() * 1000)
     if deadline is not None and deadline <= context.clock() * 1000:
         raise RefusedError(of_faults((Fault(("deadline",), "has passed already"),)))
-    return Terms(body.priority, deadline, body.tier, body.model)
+    return Terms(body.priority, deadline, body.tier, wished(context, body.model))
 
 
 async def _own(context: Context, key: ApiKey, job_id: str) -> Job:

@@ -6,7 +6,6 @@ A client with `gpt-image-1` or `dall-e-3` written into it need change nothing el
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 from fastapi import APIRouter
@@ -15,14 +14,12 @@ from pydantic import Field
 from router.api.auth import Caller
 from router.api.context import Context, InContext
 from router.api.errors import OPENAI
-from router.api.images import MODEL
 from router.api.refusals import Kind, refused
+from router.contract.dialects.images import MODEL, particular
 from worker.contract import Frozen
 
 PUBLISHED = 1_780_444_800
 """2026-06-03, the day of the weights' licence; OpenAI's model objects must carry a time."""
-KNOWN_ABROAD = re.compile(r"(gpt-image-|chatgpt-image-|dall-e-|ideogram-v)[a-z0-9.-]{1,60}")
-"""Names of hosted image models, with their snapshots; here they all mean the one model that there is."""
 
 router = APIRouter(prefix="/v1/models", tags=["openai"], responses=OPENAI)
 
@@ -52,16 +49,18 @@ async def model(model: str, context: InContext, _: Caller) -> Model:
 
 
 def resolved(context: Context, name: str | None) -> str | None:
-    """What a worker must say of itself to make images of this model; None: any will do. Raises RefusedError."""
-    if name is None:
-        return None
-    meant = context.aliases.get(name, name)
-    served = _served(context)
-    if meant == MODEL or (meant not in served and KNOWN_ABROAD.fullmatch(meant)):
-        return None
-    if meant not in served:
+    """What a worker must say of itself to make images of this model; None: any will do. Raises RefusedError where no
+    worker does."""
+    meant, served = wished(context, name), _served(context)
+    if name is not None and meant is not None and meant not in served:
         raise refused(Kind.MODEL_NOT_FOUND, f"model '{name[:80]}' is not served here; there is: {', '.join(served)}")
     return meant
+
+
+def wished(context: Context, name: str | None) -> str | None:
+    """As `resolved`, for a job that may wait until there is such a worker."""
+    meant = None if name is None else context.aliases.get(name, name)
+    return meant if meant != MODEL and meant in _served(context) else particular(meant)
 
 
 def _served(context: Context) -> tuple[str, ...]:

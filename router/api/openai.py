@@ -1,4 +1,5 @@
-"""OpenAI's Images API, good enough for their own clients. What its fields mean here is `router.api.images`'."""
+"""OpenAI's Images API, good enough for their own clients. What its fields mean here is
+`router.contract.dialects.images`'."""
 
 from __future__ import annotations
 
@@ -14,12 +15,13 @@ from router.api.context import Context, InContext
 from router.api.errors import OPENAI
 from router.api.idempotency import IdempotencyKey, repeatable
 from router.api.image_stream import ImageCompleted, streamed
-from router.api.images import MODEL, NAMES, ImagesRequest, ImagesResponse, data_by_url, data_inline, head_of, spliced
+from router.api.images import ImagesResponse, data_by_url, data_inline, head_of, spliced
 from router.api.models import resolved
 from router.api.refusals import Kind, refused
 from router.api.requests import json_only
 from router.api.waiting import make, take_on
 from router.choice import Terms
+from router.contract.dialects.images import MODEL, NAMES, ImagesRequest
 from router.jobs import Job
 
 ABSENT = {"/v1/images/edits": "edits images", "/v1/images/variations": "varies images"}

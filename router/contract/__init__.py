@@ -1,8 +1,7 @@
 """The router's own schemas: native jobs for its users, workers for its operator.
 
-`infra` and the client import this module and nothing else of the router. The foreign dialects
-(seed-style, OpenAI) have their schemas beside their routes in `router.api`; all of them become a
-`JobRequest`.
+`infra` and the client import this package and nothing else of the router. Foreign requests that a client reads too are
+in `dialects`, the others beside their routes in `router.api`; all of them become a `JobRequest`.
 
 Public app, on a unix socket behind the edge, `Authorization: Bearer <api key>`:
     POST   /v1/jobs                JobRequest -> 202 JobView, with Location

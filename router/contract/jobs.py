@@ -68,7 +68,8 @@ class JobRequest(Frozen):
 
     Among the jobs of one API key and pool, higher `priority` goes first, then the earlier `deadline`; between keys
     neither counts. `deadline` is the last moment at which work on the image may begin: what waits longer ends as
-    expired, what runs by then is finished. `tier` and `model` are what the worker must be; absent: any of the pool.
+    expired, what runs by then is finished. `tier` and `model` are what the worker must be; absent (or, of
+    `model`, a name that hosted models have): any of the pool.
 
     `prompt` and `caption`, `steps` and `preset` exclude one another; `guidance` (an entry for each step, first
     step first), `mu` and `std` go with `steps` (the worker contract's rules, checked when the job is made).

@@ -86,10 +86,10 @@ def parse(line: Line, defaults: Defaults, batch: str) -> Asked:
         text = line.text.decode()
     except UnicodeDecodeError as error:
         raise BadLineError(f"is not UTF-8 (byte {error.start + 1})") from None
-    fields, own_id = _fields(text)
-    asked = _with_defaults(fields, defaults)
-    asked.setdefault("seed", seed_of(batch, line))
     try:
+        fields, own_id = _fields(text, defaults)
+        asked = _with_defaults(fields, defaults)
+        asked.setdefault("seed", seed_of(batch, line))
         request = JobRequest.model_validate_json(to_json(asked))
         generation(request)
     except ValidationError as error:
@@ -106,7 +106,7 @@ def generation(request: JobRequest) -> GenerationRequest:
 def explained(error: ValidationError) -> str:
     """What is wrong with a request, for people."""
     said = "; ".join(captions.faults(error)).removeprefix(": ")
-    return said.replace("Extra inputs are not permitted", "is not a field of a job")
+    return said.replace("Extra inputs are not permitted", "is not a field of this request")
 
 
 def seed_of(batch: str, line: Line) -> int:
@@ -115,7 +115,7 @@ def seed_of(batch: str, line: Line) -> int:
     return int.from_bytes(drawn[:8]) % (MAX_SEED + 1)
 
 
-def _fields(text: str) -> tuple[dict[str, Any], str | None]:
+def _fields(text: str, defaults: Defaults) -> tuple[dict[str, Any], str | None]:
     if not text.lstrip().startswith("{"):
         return {"prompt": text}, None
     try:
@@ -126,7 +126,7 @@ def _fields(text: str) -> tuple[dict[str, Any], str | None]:
         return {"prompt": text}, None
     own_id = _id(found)
     if isinstance(found.get("body"), dict):
-        return fields_of(found), own_id
+        return fields_of(found, defaults.format), own_id
     return found, own_id
 
 

@@ -100,6 +100,20 @@ async def test_bad_lines_are_named_and_the_others_are_made(maker: ByRouter, tmp_
     assert (about["id"], about["seed"], about["request"]["prompt"]) == ("not/a file", 7, "a cat")
 
 
+@pytest.mark.parametrize("model", ["house-style", "gpt-image-1", "ideogram-4", "paced"])
+async def test_a_line_of_openais_is_made_by_whatever_the_router_knows_its_model_as(
+    maker: ByRouter, tmp_path: Path, model: str
+) -> None:
+    line = {
+        "custom_id": "a",
+        "method": "POST",
+        "url": "/v1/images/generations",
+        "body": {"prompt": "a", "model": model},
+    }
+    outcome, heard = await ran(settings(tmp_path, line), maker)
+    assert (outcome.whole, outcome.tally.done) == (True, 1), heard.lines
+
+
 async def test_again_makes_nothing_and_a_file_that_was_damaged_or_lost_is_fetched_again(
     router: ServedRouter, maker: ByRouter, tmp_path: Path
 ) -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from router.api.explain import Fault, FaultCode, faults, nearest_sides, parsed, renamed
-from router.api.generate import GenerateRequest
 from router.contract import JobRequest
+from router.contract.dialects.seed import GenerateRequest
 from worker.contract import MAX_SIDE, MIN_SIDE, SIDE_STEP, GenerationRequest
 
 

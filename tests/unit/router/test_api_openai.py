@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from router.api.images import (
     CHUNK,
     ImageData,
-    ImagesRequest,
     ImagesResponse,
-    Quality,
     base64_pieces,
     data_by_url,
     data_inline,
@@ -22,6 +20,7 @@ from router.api.images import (
     spliced,
 )
 from router.contract import JobState
+from router.contract.dialects.images import ImagesRequest, Quality
 from router.jobs import Job
 from worker.contract import GenerationRequest, ImageFormat, Preset
 
