@@ -41,17 +41,18 @@ class State(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     INVALID = "invalid"  # nothing was asked of anybody
+    DROPPED = "dropped"  # the line was edited, or is gone; what was begun of it has been cancelled
 
 
 class Entry(Frozen):
-    """What has become of line `line`, whose text had this digest. `number_of_try` counts from 1."""
+    """What has become of line `line`, whose text had this digest. `number_of_try` counts from 1; 0 is none yet."""
 
     line: int = Field(ge=1)
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     state: State
     id: str | None = None
     job: str | None = None
-    number_of_try: int = Field(default=1, ge=1, alias="try")
+    number_of_try: int = Field(default=1, ge=0, alias="try")
     file: str | None = None
     sha256: str | None = None
     bytes: int | None = None

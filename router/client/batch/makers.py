@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -59,6 +60,10 @@ class Maker(Protocol):
         """
         ...
 
+    async def drop(self, job: str) -> bool:
+        """Nobody wants the image of this job any more; whether it is certain that it will not be made for nothing."""
+        ...
+
 
 class ByRouter:
     """Each line is a native job, under an Idempotency-Key of its own."""
@@ -77,10 +82,18 @@ class ByRouter:
             except RouterNotFoundError:
                 job = None  # it was forgotten there, or this is another router
             except RouterUnauthorizedError as error:
-                raise BatchError(f"{error}; give the key of this router (--api-key)") from error
+                raise _wrong_key(error) from error
             except RouterRefusedError as error:
                 raise _refused(error, job) from error
         raise NotMadeError("lost", f"the router has forgotten its job {MAX_LOST} times", job)
+
+    async def drop(self, job: str) -> bool:
+        try:
+            with suppress(RouterNotFoundError):  # it was forgotten there, or this is another router
+                await self._patience.insist(lambda: self._client.cancel(job))
+        except RouterUnauthorizedError as error:
+            raise _wrong_key(error) from error
+        return True
 
     async def _submit(self, work: Work) -> str:
         view = await self._patience.insist(
@@ -144,6 +157,9 @@ class ByWorker:
             if crashes == MAX_CRASHES:
                 raise NotMadeError(end.type, f"{crashes} times; last: {end.detail}")
 
+    async def drop(self, job: str) -> bool:  # noqa: ARG002 - it is a router's, which is not here to be told
+        return False
+
     async def _end(self, name: str, request: GenerationRequest) -> Finished | Failed:
         async def ask() -> Event:
             last: Event | None = None
@@ -180,6 +196,10 @@ async def _whole(patience: Patience, fetch: Callable[[], Awaitable[bytes]], sha2
         if hashlib.sha256(data).hexdigest() == sha256:
             return data
     raise NotMadeError("damaged", f"the image was not the announced one, {MAX_LOST} times", job)
+
+
+def _wrong_key(error: RouterUnauthorizedError) -> BatchError:
+    return BatchError(f"{error}; give the key of this router (--api-key)")
 
 
 def _refused(error: RouterRefusedError, job: str | None) -> BatchError | NotMadeError:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -116,9 +116,12 @@ class _Found:
     """What a look at the input and the index has found."""
 
     total: int = 0
-    todo: set[int] = field(default_factory=set)
+    todo: dict[int, bytes] = field(default_factory=dict)
+    """Lines that want an image, and their digests."""
     claimed: dict[int, Known] = field(default_factory=dict)
     """Lines that have an image, if the files are what the index says."""
+    dropped: dict[int, Known] = field(default_factory=dict)
+    """Lines whose job was begun when they said something else, or were there at all."""
     failed: int = 0
     invalid: list[tuple[Line, str]] = field(default_factory=list)
     changed: list[int] = field(default_factory=list)
@@ -134,6 +137,7 @@ class _Run:
         self._watcher, self._clock = watcher, clock
         self._adding = asyncio.Lock()
         self._tally = Tally(price=settings.price)
+        self._edited: int | None = None
 
     async def all(self, make: Callable[[], Maker]) -> Outcome:
         found = await asyncio.to_thread(self._look)
@@ -141,24 +145,31 @@ class _Run:
             raise BatchError(self._what_changed(found.changed))
         for line, why in found.invalid:
             self._watcher.bad(line.number, why)
-            await self._invalid(line, why)
         await self._check(found)
         self._tally.total, self._tally.failed = found.total, found.failed
         self._tally.invalid = len(found.invalid)
         self._tally.begin(self._clock())
-        wanted = sorted(found.todo)[: self._settings.limit]
+        wanted = {number: found.todo[number] for number in sorted(found.todo)[: self._settings.limit]}
         self._tally.left_for_later = len(found.todo) - len(wanted)
         self._watcher.begins(self._tally)
-        if wanted:
-            await self._make_all(make(), set(wanted))
+        maker = make() if wanted or found.dropped else None
+        if maker is not None:
+            await self._drop(maker, found.dropped)
+        for line, why in found.invalid:  # not before: the entry of what was begun of such a line names its job
+            await self._invalid(line, why)
+        if maker is not None:
+            await self._make_all(maker, wanted)
         return Outcome(self._tally)
 
     def _look(self) -> _Found:
         found, names = _Found(), self._names_kept()
+        begun = {number: known for number, known in self._index.known.items() if known.state is State.BEGUN}
         for line in read_lines(self._settings.source):
             found.total += 1
             known = self._index.known.get(line.number)
             same = known is not None and known.is_of(line.digest)
+            if same:
+                begun.pop(line.number, None)
             if known is not None and known.state is State.SUCCEEDED:
                 if same:
                     found.claimed[line.number] = known
@@ -174,7 +185,8 @@ class _Run:
             if same and known is not None and known.state is State.FAILED and not self._settings.retry_failed:
                 found.failed += 1
             else:
-                found.todo.add(line.number)
+                found.todo[line.number] = bytes.fromhex(line.digest)
+        found.dropped = begun
         return found
 
     def _names_kept(self) -> set[str]:
@@ -214,26 +226,46 @@ class _Run:
                 self._tally.done_before += 1
                 self._tally.gpu_s += known.gpu_s
             else:
-                found.todo.add(line)
+                found.todo[line] = known.digest
             self._watcher.checking(number, len(found.claimed))
 
-    async def _make_all(self, maker: Maker, wanted: Container[int]) -> None:
-        lines = (line for line in read_lines(self._settings.source) if line.number in wanted)
+    async def _drop(self, maker: Maker, dropped: Mapping[int, Known]) -> None:
+        """Cancel what was begun of lines that are not what they were: nobody would fetch it."""
+        for number, known in dropped.items():
+            if known.job is not None and await maker.drop(known.job):
+                entry = {"line": number, "digest": known.digest.hex(), "job": known.job, "try": known.number_of_try}
+                await self._note({**entry, "state": State.DROPPED})
+
+    def _lines(self, wanted: Mapping[int, bytes]) -> Iterator[Line]:
+        """The wanted lines, up to the first that is not what it was when it was looked at. Of a file that is written
+        anew under one's hands, what follows may be any part of any line."""
+        left = set(wanted)
+        for line in read_lines(self._settings.source):
+            if line.number not in wanted:
+                continue
+            if bytes.fromhex(line.digest) != wanted[line.number]:
+                break
+            left.remove(line.number)
+            yield line
+        self._edited = min(left, default=None)
+
+    async def _make_all(self, maker: Maker, wanted: Mapping[int, bytes]) -> None:
+        lines = self._lines(wanted)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._settings.concurrency):
                     group.create_task(self._work_off(maker, lines))
         except BaseExceptionGroup as several:  # the first is the cause, the others came of it
             raise several.exceptions[0] from None
+        if self._edited is not None:
+            raise BatchError(
+                f"{self._settings.source}: line {self._edited} was edited while the batch ran; what is done is kept. "
+                "Run the same again when it is as it should be"
+            )
 
     async def _work_off(self, maker: Maker, lines: Iterator[Line]) -> None:
         for line in lines:
-            try:
-                await self._one(maker, line)
-            except BadLineError as error:  # edited since it was looked at
-                self._tally.invalid += 1
-                self._watcher.bad(line.number, str(error))
-                await self._invalid(line, str(error))
+            await self._one(maker, line)
             self._watcher.moved()
 
     async def _one(self, maker: Maker, line: Line) -> None:
@@ -271,11 +303,12 @@ class _Run:
     def _before(self, line: Line) -> tuple[str | None, int]:
         """The job that the line has already, and the number of the try that is to be made."""
         known = self._index.known.get(line.number)
-        if known is None or not known.is_of(line.digest):
+        if known is None:
             return None, 1
-        if known.state is State.FAILED:
+        if not known.is_of(line.digest) or known.state in (State.FAILED, State.DROPPED):
+            # Never a name again that has been used: its job may be cancelled.
             return None, known.number_of_try + 1
-        return known.job, known.number_of_try
+        return known.job, max(1, known.number_of_try)
 
     def _save(self, line: Line, asked: Asked, made: Made) -> str:
         out, stem = self._settings.out, folder.stem(line.number, asked.id)
@@ -305,7 +338,9 @@ class _Run:
         if known is not None and known.state is State.SUCCEEDED:
             return  # there is an image of what the line was before, and nothing else says which
         if known is None or known.state is not State.INVALID or not known.is_of(line.digest):
-            await self._note({"line": line.number, "digest": line.digest, "state": State.INVALID, "error": why})
+            tries = 0 if known is None else known.number_of_try
+            entry = {"line": line.number, "digest": line.digest, "try": tries, "error": why}
+            await self._note({**entry, "state": State.INVALID})
 
     async def _note(self, fields: Mapping[str, object], *, sync: bool = True) -> None:
         entry = Entry.model_validate({**fields, "at": datetime.now(UTC)})

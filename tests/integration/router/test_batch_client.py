@@ -13,11 +13,11 @@ import pytest_asyncio
 from PIL import Image
 
 from router.client.batch import BatchError, ByRouter, Defaults, Outcome, Patience, Settings, Tally, run
-from router.contract import KeyLimitsView, KeyRequest
+from router.contract import JobState, KeyLimitsView, KeyRequest
 from tests.emulators.paced_process import PacedProcess
 from tests.emulators.paced_worker import Fault, Pace
 from tests.integration.router.batching import COMMAND, Batch, door
-from tests.integration.router.served import API_KEY, ROOT, ServedRouter
+from tests.integration.router.served import API_KEY, ROOT, ServedRouter, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -138,6 +138,61 @@ async def test_lines_edited_after_their_image_stop_it_unless_they_are_meant(make
     outcome, _ = await ran(settings(tmp_path, "one", "TWO", "three", redo_changed=True), maker)
     assert (outcome.whole, outcome.tally.done) == (True, 2)
     assert json.loads((tmp_path / "out/000002.json").read_text())["request"]["prompt"] == "TWO"
+
+
+@pytest.mark.parametrize("now", ["TWO", '{"prompt": "two", broken', ""], ids=["another", "invalid", "gone"])
+async def test_what_was_begun_of_a_line_that_is_not_what_it_was_is_cancelled(
+    router: ServedRouter, worker: PacedProcess, maker: ByRouter, tmp_path: Path, now: str
+) -> None:
+    await worker.pace(Pace(step_s=60))  # nothing ends by itself
+    first = asyncio.create_task(ran(settings(tmp_path, "one", "two"), maker))
+
+    async def begun() -> bool:
+        return {entry["line"] for entry in Batch(tmp_path / "prompts.jsonl", tmp_path / "out", ()).entries()} == {1, 2}
+
+    await until(begun, "both lines have their jobs")
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    jobs = {number: str(entry["job"]) for number, entry in last(tmp_path).items()}
+    again = asyncio.create_task(ran(settings(tmp_path, "one", now), maker))
+    async with router.client() as client:
+
+        async def cancelled() -> bool:
+            return (await client.job(jobs[2])).state is JobState.CANCELLED
+
+        await until(cancelled, "the old line's job is cancelled")
+        assert (await client.job(jobs[1])).state is not JobState.CANCELLED
+        again.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await again
+        await client.cancel(jobs[1])
+    await worker.begin_again()  # its pace, and what it was still at
+    # As it was again: another try, which the cancelled job does not answer for.
+    outcome, heard = await ran(settings(tmp_path, "one", "two"), maker)
+    assert (outcome.tally.done, list(heard.lines)) == (1, [1])
+    assert (last(tmp_path)[2]["state"], last(tmp_path)[2]["job"] != jobs[2]) == ("succeeded", True)
+
+
+async def test_a_file_that_is_written_anew_meanwhile_stops_it_before_half_a_line_is_asked_for(
+    worker: PacedProcess, maker: ByRouter, tmp_path: Path
+) -> None:
+    await worker.pace(Pace(step_s=0.05))
+    lines = [f"{number} {'long ' * 1000}" for number in range(1, 31)]  # more than is read ahead
+    wanted = settings(tmp_path, *lines, concurrency=1)
+    running = asyncio.create_task(ran(wanted, maker))
+
+    async def begun() -> bool:
+        return bool(Batch(wanted.source, wanted.out, ()).entries())
+
+    await until(begun, "the first line has its job")
+    with wanted.source.open("r+") as file:  # in place, as some editors do
+        file.write("a word more, " + "\n".join(lines))
+    with pytest.raises(BatchError, match=r"line \d+ was edited while the batch ran"):
+        await running
+    assert {entry["state"] for entry in last(tmp_path).values()} == {"succeeded"}
+    asked = {json.loads(path.read_text())["request"]["prompt"] for path in wanted.out.glob("0*.json")}
+    assert asked <= set(lines)
 
 
 async def test_other_defaults_than_the_batchs_own_are_refused(maker: ByRouter, tmp_path: Path) -> None:
