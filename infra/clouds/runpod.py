@@ -2,17 +2,15 @@
 
 The tests hold it to RunPod's published description. Spot is not in v2. An account's list of SSH keys can only be
 replaced as a whole, so it is never touched: the stack's key reaches a pod by its environment (`PUBLIC_KEY`), where
-our image looks for it. A create that is refused with 400 is taken for missing capacity, because nothing but its
-words would tell; the words are shown.
+our image looks for it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -31,14 +29,16 @@ from infra.clouds import (
     Phase,
     Presence,
 )
+from infra.clouds.account import Roster, key_of, named, of_stack, refused
 from infra.clouds.quota import Limit, Quota
 from infra.clouds.wire import REQUESTS, Reply, Wire, read_as, shown
-from infra.costs.gpus import named
+from infra.costs.gpus import named as card_named
 
 NAME = "runpod"
 BASE = "https://api.runpod.io"
 API_KEY = "RUNPOD_API_KEY"
 API_URL = "RUNPOD_API_URL"
+KEYS_ARE_MADE = "in RunPod's console (settings, API keys)"
 LIMITS = {REQUESTS: Limit(100, 60.0)}
 """Its own limits are told in headers and in 429s; this only keeps our processes from racing one another."""
 BLOCKED_S = 300.0
@@ -49,6 +49,9 @@ VOLUME_GB = 80
 VOLUME_PATH = "/workspace"
 """Where our pod's image keeps weights, its host key and its token."""
 SSH_PORT = "22/tcp"
+PASSES_ON = {400, 403}
+"""Of a create: not to be placed there, or not for this account. Try the next, its description says; a request that
+breaks a rule has no other sign than that all are refused."""
 
 
 class PodStatus(StrEnum):
@@ -120,21 +123,9 @@ class _Pods(_Read):
     pods: list[Pod]
 
 
-@dataclass(slots=True)
-class _Snapshot:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    at: float = -1e9
-    machines: tuple[Machine, ...] = ()
-
-
 def wire_of(environ: Mapping[str, str], quota: Quota) -> Wire:
     """RunPod's API, with the key of the environment; it is read when it is used."""
-
-    def key() -> str:
-        if not environ.get(API_KEY):
-            raise CloudError(f"{API_KEY} is not set: make a key in RunPod's console (settings, API keys)")
-        return environ[API_KEY]
-
+    key = key_of(environ, API_KEY, KEYS_ARE_MADE)
     return Wire("RunPod", environ.get(API_URL) or BASE, key, quota)
 
 
@@ -143,7 +134,7 @@ class RunpodCloud:
     wire: Wire
     fresh_s: float = FRESH_S
     clock: Callable[[], float] = time.monotonic
-    _seen: _Snapshot = field(default_factory=_Snapshot, compare=False)
+    _seen: Roster = field(default_factory=Roster, compare=False)
 
     @classmethod
     def of(cls, environ: Mapping[str, str], quota: Quota) -> RunpodCloud:
@@ -173,7 +164,7 @@ class RunpodCloud:
                 id=f"{gpu.id}/{center.id}",
                 cloud=NAME,
                 market=Market.ON_DEMAND,
-                gpu=named(gpu.id, gpu.memory) or gpu.name,
+                gpu=card_named(gpu.id, gpu.memory) or gpu.name,
                 gpus=1,
                 region=center.id,
                 price=gpu.price.secure,
@@ -187,8 +178,7 @@ class RunpodCloud:
         return [offer for offer in found if offer.id not in blocked]
 
     async def find(self, name: str) -> Machine | None:
-        same = [machine for machine in await self._there() if machine.name == name]
-        return min(same, key=lambda machine: machine.rented_at or datetime.max.replace(tzinfo=UTC), default=None)
+        return named(await self._there(), name)
 
     async def create(self, spec: MachineSpec) -> Machine:
         if not spec.image:
@@ -207,12 +197,12 @@ class RunpodCloud:
         try:
             reply = await self.wire.order("/v2/pods", body, spec.name, REQUESTS)
         finally:
-            self._forget()
-        if reply.status == 400:
+            self._seen.forget()
+        if reply.status in PASSES_ON:
             await self.wire.quota.block(spec.offer.id, BLOCKED_S)
             raise NoStockError(
                 f"{spec.name}: RunPod does not place {spec.offer.gpu} in {spec.offer.region}: {_said(reply)}. It is "
-                f"left aside for {BLOCKED_S / 60:.0f} minutes"
+                f"left aside for {BLOCKED_S / 60:.0f} minutes. If it says this of every offer, the request is wrong"
             )
         require(reply, spec.name)
         try:
@@ -237,25 +227,21 @@ class RunpodCloud:
         try:
             reply = await self.wire.ask("DELETE", f"/v2/pods/{machine_id}")
         finally:
-            self._forget()
+            self._seen.forget()
         if reply.status != 404:
             require(reply, machine_id)
 
     async def list(self, stack_id: str) -> Sequence[Machine]:
-        return [machine for machine in await self._there() if machine.name.startswith(f"lp-{stack_id}-")]
+        return of_stack(await self._there(), stack_id)
 
     async def _there(self) -> tuple[Machine, ...]:
-        async with self._seen.lock:
-            if self.clock() - self._seen.at >= self.fresh_s:
-                reply = await self.wire.ask("GET", "/v2/pods")
-                require(reply, "its pods")
-                pods = read_as(_Pods, reply.data, "RunPod's list of pods").pods
-                self._seen.machines = tuple(_machine(pod) for pod in pods if pod.status.phase is not None)
-                self._seen.at = self.clock()
-            return self._seen.machines
+        return await self._seen.machines(self._listed, self.fresh_s, self.clock)
 
-    def _forget(self) -> None:
-        self._seen.at = -1e9
+    async def _listed(self) -> tuple[Machine, ...]:
+        reply = await self.wire.ask("GET", "/v2/pods")
+        require(reply, "its pods")
+        pods = read_as(_Pods, reply.data, "RunPod's list of pods").pods
+        return tuple(_machine(pod) for pod in pods if pod.status.phase is not None)
 
 
 def _machine(pod: Pod) -> Machine:
@@ -285,13 +271,4 @@ def require(reply: Reply, what: str) -> None:
     """Raise CloudError, with what to do, for anything but a success."""
     if reply.ok:
         return
-    match reply.status:
-        case 401:
-            problem = f"RunPod does not take {API_KEY} ({_said(reply)}); make another in its console"
-        case 402:
-            problem = f"RunPod says that the balance does not suffice ({_said(reply)}); top it up"
-        case 403:
-            problem = f"RunPod forbids it ({_said(reply)}): {API_KEY} lacks the right"
-        case _:
-            problem = f"RunPod refuses ({reply.status}): {_said(reply)}"
-    raise CloudError(f"{what}: {problem}")
+    raise CloudError(f"{what}: {refused('RunPod', reply.status, _said(reply), API_KEY, KEYS_ARE_MADE)}")

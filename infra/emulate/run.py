@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import signal
 from dataclasses import replace
 
 from infra.emulate.account import Account
@@ -31,8 +31,19 @@ def spheron(port: int, boot_s: float, minimum_minutes: int) -> None:
         say(f"  curl -s {emulator.url}/emulator                                  # what is rented, and the bill")
         say(f"  curl -s -X POST '{emulator.url}/emulator/take-back?name=batch'   # lose the spot machines")
         try:
-            while True:
-                time.sleep(3600)
-        except KeyboardInterrupt:
+            _until_ended()
+        finally:
             for name, (seconds, dollars) in sorted(account.bill().items()):
                 say(f"  {name}  {seconds:.0f} s  ${dollars:.4f}")
+
+
+def _until_ended() -> None:
+    """Ctrl-C or SIGTERM, for its machines must not outlive it; also where a shell started us deaf to Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # to end them is not interrupted

@@ -68,6 +68,8 @@ class RunpodApi:
     stock: list[Stock] = field(default_factory=catalogue)
     exited: set[str] = field(default_factory=set)
     """Ids of pods whose container ended."""
+    refuses: tuple[int, str] | None = None
+    """The status and the words that every order of a pod is refused with."""
     templates: dict[str, dict[str, object]] = field(default_factory=dict)
     volumes: dict[str, dict[str, object]] = field(default_factory=dict)
     endpoints: dict[str, dict[str, object]] = field(default_factory=dict)
@@ -115,6 +117,8 @@ class RunpodApi:
         return doing[operation]() if operation in doing else self.failure(404, "no such path")
 
     def _create_pod(self, body: Json) -> Answer:
+        if self.refuses:
+            return self.failure(*self.refuses)
         gpu = cast("Json", body["gpu"])
         stock = next((each for each in self.stock if each.id == gpu["id"]), None)
         if stock is None:

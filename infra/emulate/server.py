@@ -18,6 +18,11 @@ from typing import ClassVar, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 from infra.emulate.account import Account
+from infra.errors import InfraError
+
+
+class EmulatorError(InfraError):
+    """An emulated provider cannot be served."""
 
 
 class Trouble(StrEnum):
@@ -164,10 +169,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(api: Api, port: int = 0) -> Iterator[Emulator]:
-    """Serve on loopback until the block ends; what is still rented then ends, too."""
+    """Serve on loopback until the block ends; what is still rented then ends, too.
+
+    Raises EmulatorError if the port is another's.
+    """
     emulator = Emulator(api)
     handler = type("Handler", (_Handler,), {"emulator": emulator})
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError as error:
+        raise EmulatorError(f"port {port} of this computer cannot be listened on: {error.strerror}") from None
     server.daemon_threads = True
     emulator.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

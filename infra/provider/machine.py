@@ -31,6 +31,8 @@ from infra.stack import CloudName, resolve
 LOOKS = 3
 """After an order without an answer: what was rented may show up late in the provider's own list."""
 LOOK_PAUSE_S = 5.0
+DELETES = 12
+"""A minute, with the pauses: no list was seen to lag so long."""
 TELL_EVERY_S = 30.0
 
 
@@ -139,10 +141,12 @@ class MachineResource:
         return _state(state, machine) if machine else None
 
     async def delete(self, state: MachineState, progress: Progress) -> None:
-        """Needs neither what runs on it nor the router."""
+        """Needs neither what runs on it nor the router. Raises ProviderError if its cloud does not let it go."""
         cloud = self.cloud(state.cloud)
         found = await cloud.find(state.name)
-        while True:
+        for number in range(DELETES):
+            if number:
+                await asyncio.sleep(self.look_pause_s)
             for machine_id in sorted({state.machine_id, found.id if found else ""} - {""}):
                 progress("giving it back")
                 try:
@@ -153,7 +157,10 @@ class MachineResource:
             found = await cloud.find(state.name)
             if found is None:
                 return
-            await asyncio.sleep(self.look_pause_s)
+        raise ProviderError(
+            f"{state.name}: {state.cloud} says that it was given back, {DELETES} times, and lists it still. It may "
+            "be paid for: run the same command again, and look in its console if that does not help"
+        )
 
     async def _until(self, error: TooEarlyError, state: MachineState, progress: Progress) -> None:
         """Wait for the end of a minimum run time. Raises ProviderError if that is not wanted."""

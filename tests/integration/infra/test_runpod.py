@@ -126,6 +126,23 @@ def test_no_capacity_is_told_by_its_words_and_left_aside(emulator: Emulator, tmp
     assert wanted.offer.id not in {each.id for each in asyncio.run(cloud.offers())}
 
 
+def test_a_card_that_is_not_for_this_account_is_passed_over(emulator: Emulator, tmp_path: Path) -> None:
+    """As its description of a create says of a 403; and an empty balance is no reason to try another."""
+    cloud = runpod(emulator, tmp_path)
+    api, wanted = emulator.api, inputs(cloud)
+    assert isinstance(api, RunpodApi)
+    api.refuses = (403, "the requested pool is not for this account")
+    with pytest.raises(NoStockError, match="is not for this account"):
+        asyncio.run(resource(cloud).ensure(wanted, None, print))
+    left = asyncio.run(cloud.offers())
+    assert wanted.offer.id not in {each.id for each in left}
+    api.refuses = (402, "insufficient balance")
+    with pytest.raises(CloudError, match="top it up") as refusal:
+        asyncio.run(resource(cloud).ensure(inputs(cloud), None, print))
+    assert not isinstance(refusal.value, NoStockError)
+    assert asyncio.run(cloud.offers()) == left
+
+
 def test_a_pod_that_exited_is_still_there_and_is_given_back_before_another_is_rented(
     emulator: Emulator, tmp_path: Path
 ) -> None:

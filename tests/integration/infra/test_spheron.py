@@ -22,7 +22,7 @@ from infra.clouds.spheron import LIMITS, SpheronCloud
 from infra.clouds.wire import CREATES, REQUESTS
 from infra.costs.gpus import GpuModel
 from infra.emulate.account import Account
-from infra.emulate.server import Emulator, Fault, Trouble, serving
+from infra.emulate.server import Answer, Emulator, Fault, Request, Trouble, serving
 from infra.emulate.spheron import KEY, SpheronApi, Stock
 from infra.provider.machine import MachineInputs, MachineResource, MachineState
 from infra.provider.resource import Condition, ProviderError
@@ -180,6 +180,23 @@ def test_phantom_stock_is_a_refusal_and_is_not_offered_for_a_quarter_of_an_hour(
         now[0] += 901
         assert wanted.offer.id in {each.id for each in asyncio.run(cloud.offers())}
         assert emulator.account.rentals == {}
+
+
+class Deaf(SpheronApi):
+    """Says yes to every delete, and does nothing."""
+
+    def answer(self, request: Request, operation: str, /) -> Answer:
+        if operation == "deleteDeployment":
+            return Answer(200, {"message": "Deployment terminated"})
+        return super().answer(request, operation)
+
+
+def test_a_machine_that_its_cloud_keeps_in_spite_of_its_yes_is_told_and_not_waited_for_for_ever(tmp_path: Path) -> None:
+    with serving(Deaf()) as emulator:
+        cloud = spheron(emulator, tmp_path)
+        state = asyncio.run(resource(cloud).ensure(inputs(cloud), None, print))
+        with pytest.raises(ProviderError, match=r"lists it still\. It may be paid for"):
+            asyncio.run(resource(cloud).delete(state, print))
 
 
 def test_a_minimum_run_time_is_waited_out_or_told_with_its_cost(tmp_path: Path) -> None:
