@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from infra.clouds import Cloud, CloudError, Machine, Observed, Offer, Phase, Presence
 from infra.costs.choice import Considered, Judge
@@ -22,6 +21,9 @@ from router.contract import PoolView, WorkerView
 ROUTER_ANSWERS_WITHIN_S = 5.0
 OFFERS_FRESH_S = 60.0
 """Prices move by the day; asked again at once when a machine is lost."""
+COMES_UP_WITHIN_S = 5400.0
+"""Half an hour to boot and an hour for the weights are what a deploy waits. One that has not come up by then is idle:
+it is paid for, works for nobody, and its pool may give it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Observer:
         description = self.deployment.description
         there, router = await asyncio.gather(self.cloud.list(self.identity.id), self._router(placement))
         by_name = {machine.name: machine for machine in there}
-        self._note_idle(placement, router, now)
+        self._note_idle(placement, router, by_name, now)
         machines = [await self._seen(placed, by_name, now) for placed in placement.machines]
         lost = any(each.presence is Presence.GONE for each in machines)
         if lost or now - self.offers_at >= OFFERS_FRESH_S:
@@ -65,9 +67,8 @@ class Observer:
             return Seen(placed, Presence.GONE, reason="it is not there")
         if machine.phase is Phase.STOPPED:
             return Seen(placed, Presence.GONE, reason="it has stopped")
-        rented = machine.rented_at or datetime.fromtimestamp(now, UTC)
         idle = now - self.idle_since[placed.machine] if placed.machine in self.idle_since else 0.0
-        return Seen(placed, Presence.THERE, max(0.0, now - rented.timestamp()), idle)
+        return Seen(placed, Presence.THERE, _age(machine, now), idle)
 
     def _pool(
         self, name: str, machines: list[Seen], router: RouterSees | None, judge: Judge, description: StackDescription
@@ -79,8 +80,10 @@ class Observer:
         mine = tuple(each for each in machines if pool_of(each.placed.machine) == name)
         return PoolSeen(name, mine, queued, own, instead)
 
-    def _note_idle(self, placement: Placement, router: RouterSees | None, now: float) -> None:
-        """A machine whose workers the router does not know yet is coming up, which is work."""
+    def _note_idle(
+        self, placement: Placement, router: RouterSees | None, there: Mapping[str, Machine], now: float
+    ) -> None:
+        """A machine whose workers the router does not know yet is coming up, which is work; but not for ever."""
         if router is None:
             self.idle_since = {}
             return
@@ -89,7 +92,9 @@ class Observer:
             views = [router.workers.get(worker) for worker in worker_names(placed)]
             view = router.pools.get(pool_of(placed.machine))
             waiting = bool(view and view.queued)
-            busy[placed.machine] = waiting or any(each is None or each.running for each in views)
+            machine = there.get(self.identity.machine(placed.machine, placed.generation))
+            young = machine is None or _age(machine, now) < COMES_UP_WITHIN_S
+            busy[placed.machine] = waiting or any(young if each is None else each.running for each in views)
         self.idle_since = idle_again(self.idle_since, busy, now)
 
     async def _router(self, placement: Placement) -> RouterSees | None:
@@ -105,6 +110,11 @@ class Observer:
         if fleet:
             keep_figures(self.deployment.paths, {**read_figures(self.deployment.paths), **fleet})
         return RouterSees({pool.name: pool for pool in pools}, {worker.name: worker for worker in workers})
+
+
+def _age(machine: Machine, now: float) -> float:
+    """Seconds since it is paid for; 0 where its cloud does not say."""
+    return max(0.0, now - machine.rented_at.timestamp()) if machine.rented_at else 0.0
 
 
 async def verified(cloud: Cloud, world: World, identity: Identity) -> World:

@@ -32,7 +32,7 @@ from infra.strays import end_strays, rented
 from infra.view.console import say
 from infra.watch.decide import Action, Decision, Deed, Memory, Seen, World, decide
 from infra.watch.observe import Observer, verified
-from infra.watch.work import Part, Work
+from infra.watch.work import Part, Work, pause_after
 
 EVERY_S = 15.0
 """Spheron wants to be asked no oftener than every 10 s; a loss is then noticed within 30."""
@@ -59,6 +59,8 @@ class Watch:
     _met: set[tuple[str, int]] = field(default_factory=set)
     _held: frozenset[Action] = frozenset()
     _unfinished: bool = False
+    _failures: int = 0
+    _again_at: float = -1e12
 
     def round(self) -> Decision | None:
         """Look, decide, begin to act. None if the cloud did not say enough, or what was to be done failed.
@@ -93,7 +95,7 @@ class Watch:
         if decision.ends:
             self.leave()
             self._end()
-        elif changed or self._unfinished:
+        elif changed or (self._unfinished and not self._pauses):
             self._begin(decision.placement)
         self._count(decision)
         return decision
@@ -116,14 +118,14 @@ class Watch:
         return decide(self.deployment.description, self._expected(world), self.memory)
 
     def _expected(self, world: World) -> World:
-        """What is being ordered just now is not lost; it is not there yet, or will have failed."""
+        """What is being ordered is not lost: it is not there yet, or will have failed, or waits to be tried again."""
         for pool in world.pools:
             self._met |= {
                 (seen.placed.machine, seen.placed.generation)
                 for seen in pool.machines
                 if seen.presence is Presence.THERE
             }
-        if self.work is None:
+        if self.work is None and not self._pauses:
             return world
 
         def known(seen: Seen) -> Seen:
@@ -146,10 +148,22 @@ class Watch:
         work, self.work = self.work, None
         work.wait()
         if work.failure is None:
-            self._unfinished = False
-        else:
-            # What was not brought about is seen, and decided upon, from now on.
-            self._tell_failure(work.failure)
+            self._unfinished, self._failures = False, 0
+            return
+        # What was not brought about is seen, and decided upon, from now on.
+        self._tell_failure(work.failure)
+        if not isinstance(work.failure, BusyError):
+            self._failures += 1
+            self._again_at = self.clock() + pause_after(self._failures)
+            if self._pauses:
+                self._tell(
+                    "paused", "", f"failed {self._failures} times; goes on in {pause_after(self._failures):.0f} s"
+                )
+
+    @property
+    def _pauses(self) -> bool:
+        """What failed again and again is left for now. A machine that is lost meanwhile is replaced all the same."""
+        return self.clock() < self._again_at
 
     def _cloud(self) -> Cloud:
         return Site(self.deployment.paths, os.environ).cloud(self.deployment.description.cloud)

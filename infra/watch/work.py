@@ -22,6 +22,16 @@ from infra.state.safekeeping import Safekeeping
 
 Part = Callable[[Plan], Sequence[Declared]]
 STOPS_WITHIN_S = 60.0
+AT_ONCE, PAUSE_S, PAUSE_MOST_S = 2, 30.0, 900.0
+
+
+def pause_after(failures: int) -> float:
+    """Seconds between so many failures in a row and the next try.
+
+    The first are tried again at once, for an offer that was sold out has the next beside it. From then on twice as
+    long each time: a balance that is used up, or weights that nobody may fetch, do not mend themselves by being asked.
+    """
+    return 0.0 if failures <= AT_ONCE else min(PAUSE_S * 2.0 ** min(failures - AT_ONCE - 1, 10), PAUSE_MOST_S)
 
 
 @dataclass(slots=True)

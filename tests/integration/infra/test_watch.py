@@ -100,6 +100,34 @@ def test_a_lost_pool_is_replaced_silence_changes_nothing_and_its_time_ends(rig: 
     assert rig.alive() == []
 
 
+def test_an_order_that_fails_again_and_again_is_not_repeated_with_every_look(rig: Rig) -> None:
+    rig.up()
+    deployment = Deployment(parse((rig.folder / "stack.yaml").read_text(), "stack.yaml", rig.folder), rig.paths)
+    deployment.remember()
+    later = [0.0]
+    watching = Watch(deployment, Safekeeping.remembered(rig.paths), lambda: time.time() + later[0], machines)
+
+    def looks(times: int) -> int:
+        """How many orders so many looks lead to, each of them brought about as far as it goes."""
+        before = rig.emulator.asked.count("createDeployment")
+        for _ in range(times):
+            watching.round()
+            if watching.work:
+                watching.work.wait(120)
+        return rig.emulator.asked.count("createDeployment") - before
+
+    rig.emulator.faults.append(Fault(Trouble.NO_STOCK, "createDeployment", times=3))
+    rig.emulator.account.take_back("batch-1")
+    assert looks(3) == 3, "sold out: the next offer, at once"
+    assert looks(3) == 0, "and then somebody should look at it"
+    assert told(rig)[-1] == ("paused", "")
+    later[0] += 31
+    assert looks(1) == 1
+    assert rig.alive() == sorted(MACHINES)
+    assert len(rig.emulator.account.rentals) == 4
+    rig.destroy()
+
+
 def test_one_stack_is_watched_from_one_terminal(rig: Rig) -> None:
     rig.paths.create()
     description = parse((rig.folder / "stack.yaml").read_text(), "stack.yaml", rig.folder)

@@ -15,6 +15,7 @@ from infra.costs.gpus import GpuModel
 from infra.planning.placement import Placed, Placement, pool_of, wishes
 from infra.stack import StackDescription
 from infra.watch.decide import SPOT_STAYS_S, Decision, Deed, Memory, PoolSeen, Seen, World, decide
+from infra.watch.work import pause_after
 
 HOUR = 3600.0
 NOW = 1_800_000_000.0
@@ -324,3 +325,8 @@ def _unscaled(run: Simulation, sold: list[Offer]) -> Decision:
     decision = decide(run.description, world(run.description, machines, sold, 0, run.now), run.memory)
     run.placement, run.memory = decision.placement, decision.memory
     return decision
+
+
+def test_the_pause_between_failures_grows_from_nothing_to_a_quarter_of_an_hour() -> None:
+    assert [pause_after(failures) for failures in range(9)] == [0, 0, 0, 30, 60, 120, 240, 480, 900]
+    assert pause_after(1000) == 900
