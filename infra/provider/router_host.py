@@ -30,6 +30,7 @@ from infra.edge.nginx import (
 from infra.errors import InfraError
 from infra.files import replace_file
 from infra.hosts import HostError, Listen, Progress, Unit
+from infra.provider import tunnels
 from infra.provider.readiness import ANSWER_S, Verdict, ask_router, loopback_client, until_ready
 from infra.provider.resource import Condition, Found, IncompleteError, Inputs, ProviderError, UnitSeen, worst
 from infra.provider.site import Site
@@ -138,11 +139,13 @@ class RouterHostResource:
         except (HostError, EdgeError) as error:
             return state.model_copy(update={"condition": Condition.UNKNOWN, "reason": str(error)})
 
-    async def delete(self, _state: RouterHostState, progress: Progress) -> None:
+    async def delete(self, state: RouterHostState, progress: Progress) -> None:
         host = self.site.router_host()
         # The edge first: while it stands it speaks for a router that is going away.
         for unit in (certbot.NAME, EDGE, ROUTER):
             await host.remove(unit, _named(unit, progress))
+        if state.tunnels:
+            await tunnels.end(self.site, _named(tunnels.UNIT, progress))
 
     def router_unit(self, inputs: RouterHostInputs) -> Unit:
         secrets, paths = self.site.secrets, self.site.paths

@@ -46,9 +46,12 @@ async def add(site: Site, machine: TunnelMachine, progress: Progress) -> None:
     """Have the service keep a tunnel to a machine, and run."""
     async with site.tunnels_changing:
         host = site.router_host()
-        known = await _read(site)
-        if known.get(machine.id) != machine:
-            await _write(site, known | {machine.id: machine})
+        before = await _read(site)
+        # A worker has one way: whoever had its name before was lost with its machine, and nobody took leave of it.
+        known = {each.id: each for each in before.values() if machine.workers.keys().isdisjoint(each.workers)}
+        known[machine.id] = machine
+        if known != before:
+            await _write(site, known)
         key = ensure_key(site.paths.secrets, TUNNEL).read_bytes()
         if await host.read(KEY) != key:
             await host.write(KEY, key)
@@ -63,6 +66,14 @@ async def remove(site: Site, machine_id: str, progress: Progress) -> None:
             await _write(site, known)
         if not known:
             await site.router_host().remove(UNIT, progress)
+
+
+async def end(site: Site, progress: Progress) -> None:
+    """With the router: no service, and no machine that it would be told of again."""
+    async with site.tunnels_changing:
+        await site.router_host().remove(UNIT, progress)
+        if await _read(site):
+            await _write(site, {})
 
 
 async def until_up(site: Site, worker: str, progress: Progress) -> None:

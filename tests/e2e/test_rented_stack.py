@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -105,7 +106,7 @@ def watching(stack: UserStack) -> Iterator[None]:
             yield
             assert watch.poll() is None, (stack.folder / "watch.out").read_text()
         finally:
-            watch.send_signal(signal.SIGINT)
+            os.killpg(watch.pid, signal.SIGINT)
             watch.wait(60)
 
 
