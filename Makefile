@@ -42,8 +42,8 @@ plan: installed ## what it would cost, per image, beside the hosted API (IMAGES=
 preview: setup ## show what `make deploy` would change
 	@$(LETTERPRESS) preview '$(STACK)' $(if $(MODEL),--model '$(MODEL)')
 
-doctor: installed ## look for what would make a deploy fail, before anything is spent
-	@$(LETTERPRESS) doctor '$(STACK)' $(if $(MODEL),--model '$(MODEL)')
+doctor: installed ## look for what would make a deploy fail, before anything is spent (LIVE=1 asks the provider, too)
+	@$(LETTERPRESS) doctor '$(STACK)' $(if $(MODEL),--model '$(MODEL)') $(if $(LIVE),--live)
 
 status: installed ## a table: resource, state, since, url, pool, jobs
 	@$(LETTERPRESS) status '$(STACK)'

@@ -163,11 +163,12 @@ def doctor(
     stack: Stack = "local",
     model: Model = None,
     json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Also ask the provider's API, and say what changed.")] = False,
 ) -> None:
     """Look for what would make a deploy fail, and say what to do; changes nothing. Exit code 1 if anything would."""
     from infra.doctor.command import run
 
-    sys.exit(run(stack, model, as_json=json))
+    sys.exit(run(stack, model, as_json=json, live=live))
 
 
 @app.command()

@@ -15,6 +15,8 @@ from infra.clouds import Access
 from infra.deployment import Deployment
 from infra.doctor import Finding, Surroundings, Verdict, examine, worst
 from infra.doctor.checks import CHECKS
+from infra.doctor.live import CHECK as LIVE
+from infra.doctor.live import live as ask_live
 from infra.planning.placement import Placement
 from infra.planning.planner import placed
 from infra.provider.site import Site
@@ -43,11 +45,11 @@ def targets(deployment: Deployment) -> dict[str, Target]:
     return found
 
 
-def run(stack: str, model: str | None, *, as_json: bool) -> int:
-    """Print what was found; 1 if a deploy would fail."""
+def run(stack: str, model: str | None, *, as_json: bool, live: bool = False) -> int:
+    """Print what was found; 1 if a deploy would fail. `live` asks the provider's own API, too."""
     deployment = Deployment.described(stack, model)
     around = Surroundings(deployment.description, deployment.paths, os.environ, find_engine(), targets(deployment))
-    findings = asyncio.run(examine(around, CHECKS))
+    findings = asyncio.run(examine(around, [*CHECKS, *([(LIVE, ask_live)] if live else [])]))
     if as_json:
         OUT.print(json.dumps([asdict(finding) for finding in findings], indent=2), markup=False)
     else:
