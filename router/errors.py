@@ -100,6 +100,23 @@ class FileInUseError(RouterError):
         super().__init__(f"{file_id} is the input of {batch_id}, which is not over; cancel that, or wait for its end")
 
 
+class FilesFullError(RouterError):
+    """The key keeps as many files as it may, or too large ones."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}; delete some (DELETE /v1/files/{{id}}), or let them expire sooner (expires_after)")
+
+
+class OutputTooLargeError(RouterError):
+    """A batch's answers might take more room than its key has for files."""
+
+    def __init__(self, output: str, room: str) -> None:
+        super().__init__(
+            f"the answers may take {output}, and this API key has room for {room} of files: ask for response_format "
+            "url, which takes next to nothing, send several batches, or delete files (DELETE /v1/files/{id})"
+        )
+
+
 class PoolForbiddenError(RouterError):
     """The key may not use the pool."""
 

@@ -84,6 +84,7 @@ async def serve(settings: RouterSettings) -> None:
                 aliases=settings.model_aliases,
                 batch_news=news.set,
                 edge_sends_artifacts=settings.edge_sends_artifacts,
+                quota=settings.quota,
                 plain_webhooks=bool(settings.webhook_exceptions),
                 webhook_exceptions=tuple(settings.webhook_exceptions),
             )
@@ -146,6 +147,7 @@ def desk_of(context: Context) -> Desk:
         now_ms=now_ms,
         announce=core.service.announce,
         publish=core.service.publish,
+        quota=context.quota,
     )
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError
 
 from router.admission import Bounds
 from router.artifacts.s3 import Bucket
+from router.batches import Quota
 from router.contract import SOCKET_PATH_MAX
 from router.core import CoreConfig, Shared
 from router.errors import RouterError
@@ -204,6 +205,10 @@ class RouterSettings(SharedSettings):
     public_url: HttpUrl = Field(description="The edge as clients see it; image URLs begin with it.")
     link_lifetime_s: int = Field(default=3600, ge=60, le=7 * 86_400, description="How long an image URL is good.")
     edge_sends_artifacts: bool = Field(default=False, description="Whether the edge may read the artifacts' folder.")
+    files_per_key: int = Field(default=10_000, ge=1, description="Files that an API key may keep.")
+    files_gib_per_key: float = Field(
+        default=64.0, gt=0, le=2**20, description="What they may be together, with what open batches may still write."
+    )
     model_aliases: dict[str, str] = Field(
         default_factory=dict,
         description='More names for models that are served, as JSON: {"art": "ideogram-4"}. OpenAI\'s are known.',
@@ -215,6 +220,10 @@ class RouterSettings(SharedSettings):
         description="How long a router that is told to stop goes on answering those who wait. With another router "
         "beside it, long enough for an image: then a restart is noticed by nobody.",
     )
+
+    @property
+    def quota(self) -> Quota:
+        return Quota(self.files_per_key, int(self.files_gib_per_key * 2**30))
 
     @property
     def public_base(self) -> str:

@@ -14,13 +14,17 @@ from router.api.images import data_by_url, data_inline, head_of, spliced
 from router.api.models import resolved
 from router.api.refusals import Refusal, RefusedError, of_faults, of_job, of_values
 from router.batches import Batch, DoneLine, LineRefusal, NewLine
-from router.batches.desk import CANCELLED, EXPIRED, INPUT_LOST, BadLineError, line_expired
+from router.batches.desk import CANCELLED, EXPIRED, INPUT_LOST, BadLineError, Checked, line_expired
 from router.choice import Terms
 from router.contract import JobState
 from router.contract.dialects.images import NAMES, BatchedImagesRequest
 from router.jobs import Job, NewJob, Place
-from worker.contract import Frozen, GenerationRequest
+from worker.contract import Frozen, GenerationRequest, ImageFormat
 
+ANSWER_BYTES = 2048
+"""Of an answer, or an error, around its images."""
+BYTES_A_PIXEL = {ImageFormat.PNG: 3, ImageFormat.JPEG: 1, ImageFormat.WEBP: 1}
+"""At the most: a PNG of nothing but noise; the lossy ones take a fifth of this at their usual quality."""
 LINKS_S = 7 * 86_400
 """How long a URL in an output file is good: a batch is read some time after it was written."""
 
@@ -60,7 +64,7 @@ class ImageLines:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def check(self, batch: Batch, line: bytes) -> str:
+    def check(self, batch: Batch, line: bytes) -> Checked:
         try:
             asked = BatchLine.model_validate_json(line)
         except ValidationError as error:
@@ -71,7 +75,10 @@ class ImageLines:
             raise BadLineError(str(fault.code), str(fault), fault.fields[0] if fault.fields else None) from error
         if asked.url != batch.endpoint:
             raise BadLineError("mismatched_url", f"url is '{asked.url[:80]}', and the batch's {batch.endpoint}", "url")
-        return asked.custom_id
+        try:
+            return Checked(asked.custom_id, _at_most(BatchedImagesRequest.model_validate(asked.body)))
+        except ValidationError:
+            return Checked(asked.custom_id, ANSWER_BYTES)  # it will be one of the error file
 
     def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
         try:
@@ -132,6 +139,16 @@ class ImageLines:
     def _by_url(self, job: Job) -> AsyncIterator[bytes]:
         links = self._context.links
         return data_by_url(job, links.url(job.id, self._context.clock(), max(LINKS_S, links.lifetime_s)))
+
+
+def _at_most(body: BatchedImagesRequest) -> int:
+    """Bytes of the line's answer."""
+    images = body.wanted(0)
+    if body.by_url:
+        return ANSWER_BYTES * len(images)
+    one = images[0]
+    drawn = int(str(one["width"])) * int(str(one["height"])) * BYTES_A_PIXEL[ImageFormat(str(one["format"]))]
+    return (ANSWER_BYTES + drawn * 4 // 3) * len(images)  # as base64
 
 
 def _why(line: DoneLine) -> LineRefusal | None:

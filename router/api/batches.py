@@ -15,6 +15,7 @@ from router.api.errors import OPENAI
 from router.api.explain import Fault
 from router.api.idempotency import IdempotencyKey, repeatable
 from router.api.jobs import refuse_plain_webhook
+from router.api.lists import After, Listed, Page
 from router.api.rate import remember_rate
 from router.api.refusals import Kind, RefusedError, of_faults, refused
 from router.api.requests import json_only
@@ -101,10 +102,9 @@ class RequestCounts(Frozen):
     failed: int
 
 
-class BatchObject(Frozen):
+class BatchObject(Listed):
     """Times are seconds since the epoch."""
 
-    id: str
     object: Literal["batch"] = "batch"
     endpoint: str
     errors: BatchFaults | None
@@ -126,12 +126,8 @@ class BatchObject(Frozen):
     metadata: dict[str, str] | None
 
 
-class BatchList(Frozen):
-    object: Literal["list"] = "list"
-    data: list[BatchObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class BatchList(Page[BatchObject]):
+    pass
 
 
 @router.post("", summary="Make a batch of a file", dependencies=[Depends(json_only)])
@@ -174,18 +170,12 @@ async def create(
 async def batches(
     context: InContext,
     key: Caller,
-    after: Annotated[str | None, Query(max_length=64, description="The last id of the page before.")] = None,
+    after: After = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = LISTED,
 ) -> BatchList:
     """The newest first."""
     found = await context.core.store.batches.batches(key.id, after, limit + 1)
-    data = [described(batch) for batch in found[:limit]]
-    return BatchList(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=len(found) > limit,
-    )
+    return BatchList.of([described(batch) for batch in found], limit)
 
 
 @router.get("/{batch_id}", summary="How a batch is doing")

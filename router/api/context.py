@@ -10,6 +10,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from router.api.links import Links
+from router.batches import Quota
 from router.core import Core
 from router.readiness import Examiner
 from router.webhooks.addresses import Network
@@ -34,6 +35,8 @@ class Context:
     """Whether the operator has named addresses that webhooks may go to without TLS."""
     webhook_exceptions: tuple[Network, ...] = ()
     """Addresses beside the public ones that webhooks may go to."""
+    quota: Quota = Quota()  # noqa: RUF009 - frozen
+    """What each key's files may be together."""
     edge_sends_artifacts: bool = False
     """Whether images in files are named to the edge (X-Accel-Redirect) instead of being sent from here."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import structlog
@@ -15,12 +16,13 @@ from router.api.auth import Caller
 from router.api.context import Context, InContext
 from router.api.errors import OPENAI
 from router.api.explain import Fault, FaultCode
+from router.api.lists import After, Listed, Page
 from router.api.refusals import Kind, RefusedError, of_faults, refused
 from router.api.uploads import FieldRead, FileBegan, FileData, Part, parts_of
 from router.artifacts import Draft, file_path
 from router.batches import PURPOSE_INPUT, StoredFile
 from router.contract import MAX_BATCH_BYTES
-from router.errors import ArtifactError
+from router.errors import ArtifactError, FilesFullError
 from router.store import ApiKey
 from worker.contract import Frozen
 
@@ -59,10 +61,9 @@ FileId = Annotated[str, Path(max_length=64)]
 router = APIRouter(prefix=PATH, tags=["openai"], responses=OPENAI)
 
 
-class FileObject(Frozen):
+class FileObject(Listed):
     """Times are seconds since the epoch."""
 
-    id: str
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
@@ -72,12 +73,8 @@ class FileObject(Frozen):
     status: Literal["processed"] = "processed"
 
 
-class FileList(Frozen):
-    object: Literal["list"] = "list"
-    data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class FileList(Page[FileObject]):
+    pass
 
 
 class FileDeleted(Frozen):
@@ -99,18 +96,12 @@ async def files(
     context: InContext,
     key: Caller,
     purpose: Annotated[str | None, Query(max_length=32)] = None,
-    after: Annotated[str | None, Query(max_length=64, description="The last id of the page before.")] = None,
+    after: After = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = MAX_LISTED,
     order: Literal["asc", "desc"] = "desc",
 ) -> FileList:
     found = await context.core.store.batches.files(key.id, purpose, after, limit + 1, oldest_first=order == "asc")
-    data = [described(file) for file in found[:limit]]
-    return FileList(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=len(found) > limit,
-    )
+    return FileList.of([described(file) for file in found], limit)
 
 
 @router.get("/{file_id}", summary="One file")
@@ -124,10 +115,7 @@ async def remove(file_id: FileId, context: InContext, key: Caller) -> FileDelete
     removed = await context.core.store.batches.remove_file(key.id, file_id)
     if removed is None:
         raise _nothing(file_id)
-    try:
-        await context.core.artifacts.remove([removed.path])
-    except ArtifactError as error:
-        structlog.get_logger(__name__).warning("file_left", file=file_id, error=str(error))  # collected later
+    await _removed(context, file_id, removed.path)
     return FileDeleted(id=file_id)
 
 
@@ -152,9 +140,18 @@ async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
         yield piece
 
 
+async def _removed(context: Context, file_id: str, path: str) -> None:
+    try:
+        await context.core.artifacts.remove([path])
+    except ArtifactError as error:
+        structlog.get_logger(__name__).warning("file_left", file=file_id, error=str(error))  # collected later
+
+
 async def _received(request: Request, context: Context, key: ApiKey) -> StoredFile:
     """The file, stored and on record; or nothing of it."""
-    upload = _Upload(context)
+    kept = await context.core.store.batches.kept(key.id)
+    kept.check_upload(context.quota, 0)
+    upload = _Upload(context, partial(kept.check_upload, context.quota))
     try:
         async for part in parts_of(request):
             await upload.take(part)
@@ -165,17 +162,21 @@ async def _received(request: Request, context: Context, key: ApiKey) -> StoredFi
         raise
     expires = int((context.clock() + keep_s) * 1000)
     file = StoredFile(upload.id, key.id, PURPOSE_INPUT, name, upload.size, file_path(upload.id), 0, expires)
-    return await context.core.store.batches.add_file(file)  # if it fails, the bytes are collected one day
+    try:
+        return await context.core.store.batches.add_file(file, context.quota)
+    except FilesFullError:  # by others that came meanwhile
+        await _removed(context, file.id, file.path)
+        raise  # after any other error, too, the bytes are collected one day
 
 
 class _Upload:
     """What has come of a form so far."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, check_room: Callable[[int], None]) -> None:
         self.id = ids.file_id(int(context.clock() * 1000), secrets.token_bytes(ids.ENTROPY_BYTES))
         self.fields: dict[str, str] = {}
         self.size = 0
-        self._artifacts = context.core.artifacts
+        self._artifacts, self._check_room = context.core.artifacts, check_room
         self._name = ""
         self._draft: Draft | None = None
 
@@ -192,6 +193,7 @@ class _Upload:
                 self.size += len(data)
                 if self.size > MAX_BATCH_BYTES:
                     raise refused(Kind.BODY_TOO_LARGE, f"the file is larger than {MAX_BATCH_BYTES} bytes")
+                self._check_room(self.size)
                 await self._draft.write(data)
 
     async def keep(self) -> str:

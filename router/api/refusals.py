@@ -20,6 +20,7 @@ from router.errors import (
     AdmissionError,
     ArtifactError,
     FileInUseError,
+    FilesFullError,
     IdempotencyError,
     KeyExistsError,
     KeyQueueFullError,
@@ -60,6 +61,7 @@ class Kind(StrEnum):
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     MISDIRECTED = "misdirected"
     RATE_LIMITED = "rate_limited"
+    FILES_FULL = "files_full"
     TOO_MANY_JOBS = "too_many_jobs"
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     CLIENT_GONE = "client_gone"
@@ -98,6 +100,7 @@ _MEANING: Mapping[Kind, tuple[int, str]] = {
     Kind.BODY_TOO_LARGE: (413, "The body is too large"),
     Kind.UNSUPPORTED_MEDIA_TYPE: (415, "The body is of another type than it must be"),
     Kind.MISDIRECTED: (421, "This name is not served here"),
+    Kind.FILES_FULL: (403, "No more files can be kept"),
     Kind.RATE_LIMITED: (429, "Too many requests"),
     Kind.TOO_MANY_JOBS: (429, "Too many jobs"),
     Kind.IDEMPOTENCY_MISMATCH: (422, "This Idempotency-Key belongs to another request"),
@@ -189,6 +192,8 @@ def refusal_of(error: Exception) -> Refusal:  # noqa: C901, PLR0911 - one line a
             return Refusal(Kind.FORBIDDEN, str(error))
         case IdempotencyError():
             return Refusal(Kind.IDEMPOTENCY_MISMATCH, str(error))
+        case FilesFullError():
+            return Refusal(Kind.FILES_FULL, str(error))
         case FileInUseError():
             return Refusal(Kind.INVALID_REQUEST, str(error))
         case KeyExistsError():

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from router.errors import FilesFullError
 from router.jobs import Job, NewJob
 from router.limits import Rate
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from router.store import ApiKey, Repeatable
 
 PURPOSE_INPUT, PURPOSE_OUTPUT = "batch", "batch_output"
+
+
+def mebibytes(size: int) -> str:
+    """For people: 0.2 MiB, 1,234 MiB."""
+    return f"{size / 2**20:,.1f} MiB" if size < 10 * 2**20 else f"{size // 2**20:,} MiB"
 
 
 class BatchState(StrEnum):
@@ -52,6 +58,35 @@ class StoredFile:
     path: str
     created_at: int
     expires_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What one key's files may be together, those included that its open batches may still write."""
+
+    files: int = 10_000
+    bytes: int = 64 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What one key's files are together now; `promised` are the bytes that its open batches may still write."""
+
+    files: int
+    bytes: int
+    promised: int
+
+    def room(self, quota: Quota) -> int:
+        """For so many bytes more; none where the files are too many already."""
+        return max(0, quota.bytes - self.bytes - self.promised) if self.files < quota.files else 0
+
+    def check_upload(self, quota: Quota, size: int) -> None:
+        """Raises FilesFullError where one more file of so many bytes is too much."""
+        if self.files >= quota.files:
+            raise FilesFullError(f"this API key keeps {self.files} files, and may keep {quota.files}")
+        if size > self.room(quota):
+            free = f"room for {mebibytes(self.room(quota))} more"
+            raise FilesFullError(f"this API key may keep {mebibytes(quota.bytes)} of files, and has {free}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +225,11 @@ class Batches(Protocol):
     What takes a lease raises LeaseLostError if it no longer holds; then nothing has changed either.
     """
 
-    async def add_file(self, file: StoredFile) -> StoredFile:
-        """Its `created_at` and what it adds to it are the database's; the rest is as given."""
+    async def add_file(self, file: StoredFile, quota: Quota) -> StoredFile:
+        """Its `created_at` is the database's; the rest is as given. Raises FilesFullError."""
         ...
+
+    async def kept(self, api_key_id: str) -> Kept: ...
 
     async def file(self, api_key_id: str, file_id: str) -> StoredFile | None: ...
 
@@ -232,8 +269,9 @@ class Batches(Protocol):
         """Give it back; nobody looks at it for `pause_ms`. A lost one is no error."""
         ...
 
-    async def validated(self, lease: BatchLease, total: int) -> Batch:
-        """Its file has so many requests: in progress, unless it is cancelling meanwhile."""
+    async def validated(self, lease: BatchLease, total: int, output: int, quota: Quota) -> Batch:
+        """Its file has so many requests: in progress, unless it is cancelling meanwhile. Its answers take at most
+        `output` bytes, which are promised to it. Raises OutputTooLargeError where there is no room for them."""
         ...
 
     async def fail(self, lease: BatchLease, faults: Sequence[Fault]) -> None: ...

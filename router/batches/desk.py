@@ -7,15 +7,23 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from router.artifacts import Artifacts
-from router.batches import Batch, Batches, DoneLine, LineRefusal, NewLine
+from router.batches import Batch, Batches, DoneLine, LineRefusal, NewLine, Quota
 from router.jobs import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A line as far as it can be judged before anything is made of it; its answer takes at most `output` bytes."""
+
+    custom_id: str
+    output: int = 0
 
 
 class Words(Protocol):
     """The dialect in which lines and answers are."""
 
-    def check(self, batch: Batch, line: bytes) -> str:
-        """The line's custom id. Raises BadLineError if it is none of a request to this batch's endpoint."""
+    def check(self, batch: Batch, line: bytes) -> Checked:
+        """Raises BadLineError if the line is none of a request to this batch's endpoint."""
         ...
 
     def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
@@ -39,7 +47,7 @@ class BadLineError(Exception):
 @dataclass(frozen=True, slots=True)
 class Desk:
     """What a keeper works with. `bound_of` gives how many jobs may wait in a pool, `file_id` draws a name, `announce`
-    wakes the workers of a pool, `publish` tells who watches a job."""
+    wakes the workers of a pool, `publish` tells who watches a job; `quota` is each key's."""
 
     batches: Batches
     artifacts: Artifacts
@@ -49,6 +57,7 @@ class Desk:
     now_ms: Callable[[], int]
     announce: Callable[[str, int], None]
     publish: Callable[[Job], None]
+    quota: Quota
 
 
 EXPIRED = LineRefusal("batch_expired", "the batch's completion window ended before this request was begun")

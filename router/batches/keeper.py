@@ -45,6 +45,7 @@ from router.errors import (
     ArtifactGoneError,
     KeyQueueFullError,
     LeaseLostError,
+    OutputTooLargeError,
     QueueFullError,
     RouterError,
     StoreUnavailableError,
@@ -151,9 +152,9 @@ class Keeper:
 
     async def _validate(self, lease: BatchLease) -> int:
         """The whole file before anything is made of it, as OpenAI does."""
-        total, faults = 0, list[Fault]()
+        total, output, faults = 0, 0, list[Fault]()
         try:
-            total, faults = await self._checked(lease.batch)
+            total, output, faults = await self._checked(lease.batch)
         except LineTooLongError as long:
             faults = [Fault("line_too_long", str(long), long.line)]
         except ArtifactError as error:
@@ -165,16 +166,20 @@ class Keeper:
             faults = [Fault("too_many_requests", f"a batch has at most {MAX_BATCH_JOBS} requests; send several")]
         if not total and not faults:
             faults = [Fault("empty_file", "there is no request in the file; put one on each line")]
+        if not faults:
+            try:
+                await self._desk.batches.validated(lease, total, output, self._desk.quota)
+            except OutputTooLargeError as large:
+                faults = [Fault("output_too_large", str(large), param="input_file_id")]
         if faults:
             await self._desk.batches.fail(lease, faults)
             log.info("batch_refused", batch=lease.batch.id, faults=len(faults))
-        else:
-            await self._desk.batches.validated(lease, total)
         return 0
 
-    async def _checked(self, batch: Batch) -> tuple[int, list[Fault]]:
-        """How many requests the file holds, and what is wrong with it; after too much of either, as far as it got."""
-        faults, seen, number = list[Fault](), set[str](), 0
+    async def _checked(self, batch: Batch) -> tuple[int, int, list[Fault]]:
+        """How many requests the file holds, how many bytes their answers take at most, and what is wrong with it;
+        after too much of it, as far as it got."""
+        faults, seen, number, output = list[Fault](), set[str](), 0, 0
         async for _, line in lines_of(self._stream(await self._input(batch))):
             number += 1
             if number % CHECK_AT_ONCE == 0:
@@ -182,7 +187,8 @@ class Keeper:
             if not line.strip():
                 continue
             try:
-                name = self._desk.words.check(batch, line)
+                checked = self._desk.words.check(batch, line)
+                name, output = checked.custom_id, output + checked.output
             except BadLineError as bad:
                 faults.append(Fault(bad.code, bad.message, number, bad.param))
                 name = f"\0{number}"  # it counts
@@ -191,7 +197,7 @@ class Keeper:
             seen.add(name)
             if len(faults) >= FAULTS_SHOWN or len(seen) > MAX_BATCH_JOBS:
                 break
-        return len(seen), faults
+        return len(seen), output, faults
 
     async def _load(self, lease: BatchLease) -> int:
         """Jobs of the lines that have none yet. What meets a bound waits for room."""

@@ -14,9 +14,20 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, false, func, insert, null, or_, select, update
 
-from router.batches import Batch, BatchLease, BatchState, DoneLine, Fault, LineRefusal, Outcome, Read
+from router.batches import (
+    Batch,
+    BatchLease,
+    BatchState,
+    DoneLine,
+    Fault,
+    LineRefusal,
+    Outcome,
+    Quota,
+    Read,
+    mebibytes,
+)
 from router.contract import WebhookType
-from router.errors import LeaseLostError
+from router.errors import LeaseLostError, OutputTooLargeError
 from router.jobs import Job
 from router.store import ApiKey, file_rows, job_rows, key_rows, webhook_rows
 from router.store.admission_rows import room_of_key, room_of_pool
@@ -101,8 +112,12 @@ def release(connection: Connection, now: Now, lease: BatchLease, pause_ms: int) 
     connection.execute(update(batches).where(*ours).values(lease_expires_at=null(), **due_at))
 
 
-def validated(connection: Connection, now: Now, lease: BatchLease, total: int) -> Batch:
-    found = _change(connection, now, lease, validated=True, total=total)
+def validated(connection: Connection, now: Now, lease: BatchLease, total: int, output: int, quota: Quota) -> Batch:
+    file_rows.lock(connection, lease.batch.api_key_id)
+    room = file_rows.kept(connection, now, lease.batch.api_key_id).room(quota)
+    if output > room:
+        raise OutputTooLargeError(mebibytes(output), mebibytes(room))
+    found = _change(connection, now, lease, validated=True, total=total, promised=output)
     if found.state is not BatchState.VALIDATING:
         return found
     return _change(connection, now, lease, state=BatchState.IN_PROGRESS, in_progress_at=now)

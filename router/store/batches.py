@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from router import ids
-from router.batches import Batch, BatchLease, DoneLine, Fault, LineRefusal, NewBatch, Outcome, Read, StoredFile
+from router.batches import (
+    Batch,
+    BatchLease,
+    DoneLine,
+    Fault,
+    Kept,
+    LineRefusal,
+    NewBatch,
+    Outcome,
+    Quota,
+    Read,
+    StoredFile,
+)
 from router.jobs import Job
 from router.limits import Rate
 from router.store import ApiKey, Repeatable, batch_rows, batch_work_rows, file_rows
@@ -17,8 +29,11 @@ class SqlBatches:
     def __init__(self, database: Database, clock: Clock, entropy: Callable[[int], bytes]) -> None:
         self._database, self._clock, self._entropy = database, clock, entropy
 
-    async def add_file(self, file: StoredFile) -> StoredFile:
-        return await self._database.write(file_rows.add, self._clock(), file)
+    async def add_file(self, file: StoredFile, quota: Quota) -> StoredFile:
+        return await self._database.write(file_rows.upload, self._clock(), file, quota)
+
+    async def kept(self, api_key_id: str) -> Kept:
+        return await self._database.read(file_rows.kept, self._clock(), api_key_id)
 
     async def file(self, api_key_id: str, file_id: str) -> StoredFile | None:
         return await self._database.read(file_rows.find, self._clock(), api_key_id, file_id)
@@ -62,8 +77,8 @@ class SqlBatches:
     async def release(self, lease: BatchLease, pause_ms: int) -> None:
         await self._database.write(batch_work_rows.release, self._clock(), lease, pause_ms)
 
-    async def validated(self, lease: BatchLease, total: int) -> Batch:
-        return await self._database.write(batch_work_rows.validated, self._clock(), lease, total)
+    async def validated(self, lease: BatchLease, total: int, output: int, quota: Quota) -> Batch:
+        return await self._database.write(batch_work_rows.validated, self._clock(), lease, total, output, quota)
 
     async def fail(self, lease: BatchLease, faults: Sequence[Fault]) -> None:
         await self._database.write(batch_work_rows.fail, self._clock(), lease, faults)

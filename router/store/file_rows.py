@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, or_, select
 
-from router.batches import StoredFile
+from router.batches import Kept, Quota, StoredFile
 from router.errors import FileInUseError
 from router.store.job_rows import Now
-from router.store.tables import batch_lines, batches, files
+from router.store.tables import api_keys, batch_lines, batches, files
 
 
 def add(connection: Connection, now: Now, file: StoredFile) -> StoredFile:
@@ -26,6 +26,26 @@ def add(connection: Connection, now: Now, file: StoredFile) -> StoredFile:
         "expires_at": file.expires_at,
     }
     return stored(connection.execute(insert(files).values(values).returning(files)).one())
+
+
+def upload(connection: Connection, now: Now, file: StoredFile, quota: Quota) -> StoredFile:
+    """Raises FilesFullError."""
+    lock(connection, file.api_key_id)
+    kept(connection, now, file.api_key_id).check_upload(quota, file.bytes)
+    return add(connection, now, file)
+
+
+def lock(connection: Connection, api_key_id: str) -> None:
+    """Of two who look whether there is room, one waits here for the other."""
+    connection.execute(select(api_keys.c.id).where(api_keys.c.id == api_key_id).with_for_update(key_share=True))
+
+
+def kept(connection: Connection, now: Now, api_key_id: str) -> Kept:
+    held = select(func.count(), func.coalesce(func.sum(files.c.bytes), 0)).where(*_own(now, api_key_id))
+    count, size = connection.execute(held).one()
+    still = (batches.c.api_key_id == api_key_id, batches.c.ended_at.is_(None))
+    promised = connection.execute(select(func.coalesce(func.sum(batches.c.promised), 0)).where(*still)).scalar_one()
+    return Kept(count, int(size), int(promised))
 
 
 def find(connection: Connection, now: Now, api_key_id: str, file_id: str) -> StoredFile | None:

@@ -353,6 +353,8 @@ batches = Table(
     Column("finalizing_at", BigInteger),
     Column("cancelling_at", BigInteger),
     Column("ended_at", BigInteger),
+    # Bytes that its output may take; until it has ended they count as its key's files.
+    Column("promised", BigInteger),
     Column("total", Integer, nullable=False),
     Column("completed", Integer, nullable=False),
     Column("failed", Integer, nullable=False),

@@ -260,6 +260,28 @@ async def test_what_a_batch_cannot_be_made_of_is_refused_by_name(client: openai.
         )
 
 
+async def test_an_upload_beyond_the_quota_and_a_batch_of_too_large_answers_are_refused_with_what_to_do(
+    worker: PacedProcess,
+) -> None:
+    async with served_router(FILES_GIB_PER_KEY="0.001", FILES_PER_KEY="4") as small:  # a MiB
+        await small.use("b-1", worker, "batch")
+        async with _client(small) as client:
+            with pytest.raises(
+                openai.PermissionDeniedError, match=r"may keep 1\.0 MiB of files.*delete some"
+            ) as caught:
+                await client.files.create(file=("in.jsonl", b"x" * 2**21), purpose="batch")
+            assert caught.value.code == "files_full"
+            inline = await ended(client, await made(client, spelled(line(str(n)) for n in range(5))))
+            assert inline.status == "failed"
+            assert inline.errors
+            assert [fault.code for fault in inline.errors.data or []] == ["output_too_large"]
+            by_url = (line(str(n), response_format="url") for n in range(4))
+            assert (await ended(client, await made(client, spelled(by_url)))).status == "completed"
+            await client.files.create(file=("in.jsonl", b"x"), purpose="batch")
+            with pytest.raises(openai.PermissionDeniedError, match="keeps 4 files, and may keep 4"):
+                await client.files.create(file=("in.jsonl", b"x"), purpose="batch")
+
+
 async def test_a_cancelled_batch_keeps_what_was_made(client: openai.AsyncOpenAI, worker: PacedProcess) -> None:
     await worker.pace(SLOW)
     batch = await made(client, spelled(line(str(n)) for n in range(40)))

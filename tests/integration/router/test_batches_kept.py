@@ -14,11 +14,11 @@ import pytest
 from router import ids
 from router.artifacts import file_path
 from router.artifacts.local import LocalArtifacts
-from router.batches import PURPOSE_INPUT, Batch, BatchState, DoneLine, NewBatch, NewLine, StoredFile
-from router.batches.desk import Desk, Words, line_made
+from router.batches import PURPOSE_INPUT, Batch, BatchState, DoneLine, NewBatch, NewLine, Quota, StoredFile
+from router.batches.desk import Checked, Desk, Words, line_made
 from router.batches.keeper import LOAD_AT_ONCE, Keeper
 from router.choice import Terms
-from router.errors import ArtifactError, ArtifactGoneError, LeaseLostError
+from router.errors import ArtifactError, ArtifactGoneError, FilesFullError, LeaseLostError
 from router.jobs import NewJob, Place
 from router.limits import NO_LIMITS, KeyLimits
 from router.store import ApiKey
@@ -35,9 +35,10 @@ class PlainWords:
     """Lines that are their own custom ids. `lost` are those whose image cannot be read, and why."""
 
     lost: Mapping[int, ArtifactError] = field(default_factory=dict)
+    answer_bytes: int = 100
 
-    def check(self, batch: Batch, line: bytes) -> str:  # noqa: ARG002 - the protocol's
-        return line.decode()
+    def check(self, batch: Batch, line: bytes) -> Checked:  # noqa: ARG002 - the protocol's
+        return Checked(line.decode(), self.answer_bytes)
 
     def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
         new = NewJob(request(seed=number), Terms(deadline=batch.at.expires), place=Place(batch.id, number))
@@ -67,6 +68,7 @@ class Room:
             now_ms=lambda: self.clock.ms,
             announce=lambda _pool, _jobs: None,
             publish=lambda _job: None,
+            quota=Quota(),
         )
 
     def file_id(self) -> str:
@@ -84,7 +86,7 @@ class Room:
         await draft.keep()
         until = None if expires_ms is None else self.clock.ms + expires_ms
         file = StoredFile(name, key.id, PURPOSE_INPUT, "in", len(content), file_path(name), 0, until)
-        await self.store.batches.add_file(file)
+        await self.store.batches.add_file(file, Quota())
         new = NewBatch(POOL, "/v1/images/generations", name, "1h", HOUR_MS, HOUR_MS)
         return (await self.store.batches.create(key, new, None))[0]
 
@@ -140,6 +142,41 @@ async def keeping(desk: Desk) -> AsyncIterator[None]:
         await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_answers_for_which_there_may_be_no_room_are_refused_before_anything_is_made(room: Room) -> None:
+    key = await room.key()
+    desk = replace(room.desk(words=PlainWords(answer_bytes=4000)), quota=Quota(10, 10_000))
+    async with keeping(desk):
+        first = await room.until(await room.batch(key, 2), BatchState.IN_PROGRESS)
+        second = await room.until(await room.batch(key, 1), BatchState.FAILED)
+        (fault,) = second.faults
+        assert (fault.code, "response_format url" in fault.message) == ("output_too_large", True)
+        assert "may take 0.0 MiB" in fault.message
+        await room.make(2)
+        await room.until(first, BatchState.COMPLETED)  # what it was promised and did not take is free again
+        await room.until(await room.batch(key, 2), BatchState.IN_PROGRESS)
+
+
+async def test_files_are_kept_up_to_a_number_and_a_size(room: Room) -> None:
+    key = await room.key()
+
+    async def upload(size: int, quota: Quota) -> StoredFile:
+        name = room.file_id()
+        file = StoredFile(name, key.id, PURPOSE_INPUT, "in", size, file_path(name), 0, room.clock.ms + HOUR_MS)
+        return await room.store.batches.add_file(file, quota)
+
+    first = await upload(60, Quota(2, 100))
+    with pytest.raises(FilesFullError, match=r"has room for 0\.0 MiB more; delete some"):
+        await upload(41, Quota(2, 100))
+    await upload(40, Quota(2, 100))
+    with pytest.raises(FilesFullError, match="keeps 2 files, and may keep 2; delete some"):
+        await upload(0, Quota(2, 200))
+    await room.store.batches.remove_file(key.id, first.id)
+    await upload(60, Quota(2, 100))
+    room.clock.advance(HOUR_MS)  # all have expired
+    both = await asyncio.gather(*(upload(60, Quota(9, 100)) for _ in range(4)), return_exceptions=True)
+    assert sorted(isinstance(one, FilesFullError) for one in both) == [False, True, True, True]
+
+
 async def test_what_was_not_begun_in_the_window_has_expired_and_the_rest_is_kept(room: Room) -> None:
     key = await room.key()
     async with keeping(room.desk()):
@@ -191,7 +228,7 @@ async def test_a_dead_keepers_lease_runs_out_and_its_late_word_changes_nothing(r
     async with keeping(room.desk()):
         await room.waiting(3)
         with pytest.raises(LeaseLostError):
-            await room.store.batches.validated(lease, 99)
+            await room.store.batches.validated(lease, 99, 0, Quota())
         await room.make(3)
         batch = await room.until(batch, BatchState.COMPLETED)
     assert batch.counts.total == 3
