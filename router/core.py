@@ -32,6 +32,7 @@ from router.outlook import Outlooks
 from router.paces import Paces
 from router.queue import Queue
 from router.queue.embedded import EmbeddedQueue
+from router.recent import RecentImages
 from router.retention import Retention, keep_collecting, keep_forgetting
 from router.service import JobService
 from router.spill import SpillRule
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
 
     from router.notices.redis import RedisNotices
     from router.queue.celery import CeleryQueue
+
+
+RECENT_BYTES = 64 * 2**20
+"""Of images that were just stored, kept for those who wait for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +119,12 @@ async def open_core(config: CoreConfig) -> AsyncIterator[Core]:
     used or is not this database's.
     """
     async with _founded(config) as (store, artifacts):
-        queue, notices = EmbeddedQueue(), Notices()
-        dispatcher = Dispatcher(store, artifacts, notices, queue, config.lease_ttl_ms)
+        queue, notices, recent = EmbeddedQueue(), Notices(), RecentImages(RECENT_BYTES)
+        dispatcher = Dispatcher(store, artifacts, notices, queue, config.lease_ttl_ms, recent)
         paces = Paces(store, monotonic)
         fleet = _driven(config, store, queue, dispatcher, paces, ROUTER)
-        service = JobService(store, queue, notices, artifacts, fleet, _admission(config, store, fleet, paces))
+        admission = _admission(config, store, fleet, paces)
+        service = JobService(store, queue, notices, artifacts, fleet, admission, recent)
         await sweep(store, notices, queue)
         await fleet.start()
         loops: dict[str, Callable[[], Awaitable[None]]] = {
@@ -142,7 +148,8 @@ async def open_front(config: CoreConfig, shared: Shared) -> AsyncIterator[Core]:
 
         queue, fleet = CeleryQueue(app), SeenFleet(store, partial(datetime.now, UTC))
         paces = Paces(store, monotonic)
-        service = JobService(store, queue, notices, artifacts, fleet, _admission(config, store, fleet, paces))
+        admission = _admission(config, store, fleet, paces)
+        service = JobService(store, queue, notices, artifacts, fleet, admission, RecentImages(0))
         await fleet.look()
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "sweeper": partial(keep_sweeping, store, notices, queue, config.sweep_s),
@@ -165,7 +172,8 @@ async def open_consumer(config: CoreConfig, shared: Shared, name: str) -> AsyncI
         from router.queue.celery import CeleryQueue  # noqa: PLC0415
 
         queue = CeleryQueue(app)
-        dispatcher = Dispatcher(store, artifacts, notices, queue, config.lease_ttl_ms)
+        nobody_reads_here = RecentImages(0)
+        dispatcher = Dispatcher(store, artifacts, notices, queue, config.lease_ttl_ms, nobody_reads_here)
         fleet = _driven(config, store, queue, dispatcher, Paces(store, monotonic), name)
         await fleet.start()
         loops = {

@@ -33,6 +33,7 @@ from router.errors import (
 from router.jobs import AttemptEnd, Image, Job, Lease
 from router.notices import Notices
 from router.queue import Queue
+from router.recent import RecentImages
 from router.store import Renewal, Store
 from router.worker_client import Event, FetchedImage, WorkerClient
 from worker.contract import Accepted, Failed, FailureType, Finished, Started, Step, Timings
@@ -122,11 +123,20 @@ def _stopped_by(renewal: Renewal) -> Unmade | None:
 class Dispatcher:
     """Everything that driving needs besides a lease and a worker."""
 
-    def __init__(self, store: Store, artifacts: Artifacts, notices: Notices, queue: Queue, lease_ttl_ms: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        artifacts: Artifacts,
+        notices: Notices,
+        queue: Queue,
+        lease_ttl_ms: int,
+        recent: RecentImages,
+    ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._notices = notices
         self._queue = queue
+        self._recent = recent
         self._ttl_ms = lease_ttl_ms
         self._hurried: dict[str, asyncio.Event] = {}
         notices.on_ask(self.hurry)
@@ -228,6 +238,8 @@ class Dispatcher:
             )
             return Unmade(AttemptEnd.CORRUPT, str(error), error)
         image = await self._artifacts.put(lease.generation_id, fetched.data, finished.media_type)
+        if self._notices.watches(lease.job_id):
+            self._recent.keep(image, fetched.data)
         return Made(replace(image, suspicion=finished.safety_reason), finished.timings)
 
     async def _fetch(self, lease: Lease, worker: WorkerClient) -> FetchedImage:

@@ -17,6 +17,7 @@ from router.fleet import Fleet
 from router.jobs import Image, Job, NewJob
 from router.notices import Notices, Ticks
 from router.queue import Queue
+from router.recent import RecentImages
 from router.store import Admitted, ApiKey, Repeatable, Store
 from worker.contract import GenerationRequest
 
@@ -33,10 +34,11 @@ class JobService:
         artifacts: Artifacts,
         fleet: Fleet,
         admission: Admission,
+        recent: RecentImages,
     ) -> None:
         self._store, self._queue, self._notices = store, queue, notices
         self._artifacts, self._fleet = artifacts, fleet
-        self._admission = admission
+        self._admission, self._recent = admission, recent
 
     async def submit(
         self,
@@ -154,7 +156,8 @@ class JobService:
 
     async def image_bytes(self, job: Job) -> bytes:
         """Raises ArtifactError if there is no image."""
-        return await self._artifacts.read(_image(job))
+        image = _image(job)
+        return self._recent.take(image) or await self._artifacts.read(image)
 
     async def _next(self, latest: Job, ticks: Ticks) -> tuple[Job, Progress | None]:
         """The next news of a job. Notices may be lost; what was is found by `router.notices.keep_looking`."""

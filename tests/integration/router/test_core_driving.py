@@ -18,6 +18,7 @@ from router.errors import ArtifactError
 from router.jobs import AttemptEnd, Image
 from router.notices import Notices
 from router.queue.embedded import EmbeddedQueue
+from router.recent import RecentImages
 from router.worker_client import Patience, WorkerClient
 from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.emulators.paced_worker import Fault, Pace
@@ -32,6 +33,26 @@ async def test_a_job_becomes_the_workers_image(house: Rig, a: PacedProcess) -> N
     job = await house.ended(await house.submit(asked))
     assert job.state is JobState.SUCCEEDED
     assert await house.core.service.image_bytes(job) == png(asked)
+    assert await house.core.service.image_bytes(job) == png(asked), "whoever did not wait reads what was stored"
+
+
+async def test_who_waits_for_an_image_gets_it_without_its_being_read_back(house: Rig, a: PacedProcess) -> None:
+    await a.pace(SLOW)
+    await house.register("a", a)
+    submitted = await house.submit()
+    waiting = asyncio.create_task(house.ended(submitted))
+
+    async def watched() -> bool:
+        return house.core.notices.watches(submitted.id)
+
+    await eventually(watched, "somebody waits")
+    await a.pace(Pace())
+    job = await waiting
+    assert job.image is not None
+    await house.core.artifacts.remove([job.image.path])
+    assert await house.core.service.image_bytes(job) == png(job.request)
+    with pytest.raises(ArtifactError, match="is no longer in"):
+        await house.core.service.image_bytes(job)
 
 
 async def test_a_worker_is_credited_with_what_it_finished(house: Rig, a: PacedProcess) -> None:
@@ -140,13 +161,15 @@ async def test_a_driver_that_stalls_until_its_lease_has_run_out_finishes_too_lat
         job = await store.add_job((await store.put_api_key("default", "0" * 64)).id, POOL, request())
         first = await store.lease_next("a", ttl_ms)
         assert first is not None
-        late = asyncio.create_task(Dispatcher(store, stalled, Notices(), EmbeddedQueue(), ttl_ms).drive(first, on_a))
+        late = asyncio.create_task(
+            Dispatcher(store, stalled, Notices(), EmbeddedQueue(), ttl_ms, RecentImages(0)).drive(first, on_a)
+        )
         await asyncio.wait_for(stalled.asked.wait(), WITHIN_S)
         clock.advance(ttl_ms)
         await store.sweep()
         second = await store.lease_next("b", ttl_ms)
         assert second is not None
-        prompt = Dispatcher(store, LocalArtifacts(root), Notices(), EmbeddedQueue(), ttl_ms)
+        prompt = Dispatcher(store, LocalArtifacts(root), Notices(), EmbeddedQueue(), ttl_ms, RecentImages(0))
         assert (await prompt.drive(second, on_b)).end is AttemptEnd.FINISHED
         ended = await store.job(job.id)
         assert ended is not None
