@@ -23,7 +23,7 @@ from infra.provider.elsewhere import Elsewhere, host_of, leave_if_moved, prepare
 from infra.provider.readiness import Verdict, ask_worker_on, until_ready
 from infra.provider.resource import Condition, Found, IncompleteError, Inputs, ProviderError, UnitSeen, worst
 from infra.provider.site import Site
-from infra.provider.upgrade import upgrade
+from infra.provider.upgrade import Upgrade
 from infra.secrets import worker_token
 from infra.ssh.target import Patience
 from infra.stack import TINY, CloudName, resolve
@@ -248,13 +248,16 @@ class WorkerHostResource:
             else:
                 await host.write(_token_file(worker), token.encode())
             await host.ensure(unit, say)
+            await ready()
+
+        async def ready() -> None:
             await until_ready(host, worker.name, lambda: ask_worker_on(host, worker.port), inputs.ready_within_s, say)
 
         if inputs.elsewhere and isinstance(host, (SshHost, ContainerHost)):
             seen = await host.observe(worker.name)
             serves = seen.state is UnitState.RUNNING and seen.fingerprint != unit.fingerprint
             if serves and (await ask_worker_on(host, worker.port)).verdict is Verdict.READY:
-                await upgrade(self.site, inputs.elsewhere.admin_url, worker.name, host, begin, say)
+                await Upgrade(self.site, inputs.elsewhere.admin_url, worker.name, host, begin, ready, say).run()
                 return
         await begin()
 

@@ -112,7 +112,8 @@ def docker(argv: list[str]) -> int:
                 return refuse(
                     f"Error response from daemon: pull access denied for {reference}, repository does not exist"
                 )
-            image(reference).write_text(CHECKOUT)
+            program = standin().get("programs", {}).get(reference)
+            image(reference).write_text(other(reference, program) if program else CHECKOUT)
         case ["build", *_]:
             return build(argv)
         case ["load"]:
@@ -135,6 +136,15 @@ def docker(argv: list[str]) -> int:
 def image(tag: str) -> Path:
     """A file that holds the folder of the image's code."""
     return IMAGES / hashlib.sha256(tag.encode()).hexdigest()[:16]
+
+
+def other(reference: str, program: str) -> str:
+    """The folder of an image whose worker is another program, given as Python's text."""
+    folder = CODE / hashlib.sha256(reference.encode()).hexdigest()[:16]
+    (folder / "worker").mkdir(parents=True, exist_ok=True)
+    (folder / "worker" / "__init__.py").write_text("")
+    (folder / "worker" / "__main__.py").write_text(program)
+    return str(folder)
 
 
 def build(argv: list[str]) -> int:

@@ -1,0 +1,168 @@
+"""A stack on test machines without the Pulumi engine: every resource of its program brought about in its order.
+
+What an engine adds (previews, a state, one process for all) is other tests'; what is tried here is what the resources
+do on machines, in a third of the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.deployment import Deployment
+from infra.emulate.hosts.machine import TestMachine
+from infra.paths import StackPaths
+from infra.planning.planner import Plan, plan
+from infra.planning.program import Declared
+from infra.provider.machine import MachineResource
+from infra.provider.registration import RegistrationResource
+from infra.provider.resource import Found, IncompleteError, Kind
+from infra.provider.router_host import RouterHostResource
+from infra.provider.site import Site
+from infra.provider.worker_host import WorkerHostResource
+from infra.ssh.keys import LOGIN, ensure_key, public_line
+from infra.stack import StackDescription, parse
+from router.client import AdminClient, RouterClient
+from tests.hosts import machine
+from tests.ports import free_ports
+
+NAME = "hostsrig"
+HEAD = """\
+name: hostsrig
+cloud: hosts
+model: tiny
+image: {{pull: "{image}"}}
+engine: reference
+router: {{edge: {{port: {edge}}}, admin: {{port: {admin}}}}}
+pools:
+  interactive: {{machines: {count}, first_port: {first}, warm_sizes: [256x256]}}
+hosts:
+"""
+PACED = """\
+import os, pathlib, sys
+sys.path[:] = ["/srv/checkout", *(folder for folder in sys.path if "standin-docker" not in folder)]
+del sys.modules["worker"]
+token = pathlib.Path(os.environ["LETTERPRESS_WORKER_TOKEN_FILE"]).read_text()
+sys.argv[1:] = ["--port", os.environ["LETTERPRESS_WORKER_PORT"], "--token", token]
+from tests.emulators.paced_worker import main
+main()
+"""
+"""What the images of these machines run: a worker without torch, whose start takes a minute on a busy computer."""
+BROKEN = "import sys\nprint('no such engine', flush=True)\nsys.exit(78)\n"
+PROGRAMS = {
+    "registry.test/worker:1": PACED,
+    "registry.test/worker:2": PACED,
+    "registry.test/worker:broken": BROKEN,
+}
+ORDER = (Kind.ROUTER_HOST, Kind.MACHINE, Kind.WORKER_HOST, Kind.REGISTRATION)
+
+
+@dataclass
+class HostsRig:
+    """`said` holds what was told as progress, `failed` why resources could not be brought about, by name."""
+
+    folder: Path
+    machines: dict[str, TestMachine]
+    ports: Sequence[int]
+    image: str = "registry.test/worker:1"
+    known: dict[str, Found] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> StackPaths:
+        return StackPaths.of(NAME, self.folder / "home")
+
+    def description(self) -> StackDescription:
+        edge, admin, first = self.ports
+        text = HEAD.format(image=self.image, edge=edge, admin=admin, first=first, count=len(self.machines))
+        for name, one in self.machines.items():
+            text += f"  {name}: {{address: {one.address}, key: {self.folder / 'own' / LOGIN}, disk_gib: 0.1}}\n"
+        return parse(text, "stack.yaml", self.folder)
+
+    async def plan(self) -> Plan:
+        decided = await plan(self.description(), self.paths)
+        decided.keep(self.paths)
+        return decided
+
+    async def up(self) -> None:
+        """As a deploy: kind after kind, and all of a kind at once."""
+        decided, site = await self.plan(), self.site()
+        self.failed.clear()
+        try:
+            for kind in ORDER:
+                wanted = [one for one in decided.declared if one.kind is kind]
+                done = await asyncio.gather(*(self._ensure(site, one) for one in wanted), return_exceptions=True)
+                for one, outcome in zip(wanted, done, strict=True):
+                    if isinstance(outcome, IncompleteError):
+                        self.failed[one.name], self.known[one.name] = str(outcome), outcome.state
+                    elif isinstance(outcome, BaseException):
+                        raise outcome
+                    else:
+                        self.known[one.name] = outcome
+        finally:
+            site.connections.close()
+
+    async def down(self) -> None:
+        site = self.site()
+        try:
+            decided = await self.plan()
+            for kind in reversed(ORDER):
+                gone = [
+                    _resource(site, kind).delete(self.known.pop(one.name), self.said.append)
+                    for one in decided.declared
+                    if one.kind is kind and one.name in self.known
+                ]
+                await asyncio.gather(*gone)
+        finally:
+            site.connections.close()
+
+    def site(self) -> Site:
+        """As each command has one of its own."""
+        return Site(self.paths, os.environ)
+
+    def admin(self) -> AdminClient:
+        return AdminClient(f"http://127.0.0.1:{self.ports[1]}")
+
+    def client(self) -> RouterClient:
+        endpoint = Deployment(self.description(), self.paths).endpoint
+        return RouterClient(endpoint.near, endpoint.api_key_file.read_text().strip(), endpoint.transport)
+
+    async def _ensure(self, site: Site, one: Declared) -> Found:
+        def say(stage: str) -> None:
+            self.said.append(f"{one.name}: {stage}")
+
+        found: Found = await _resource(site, one.kind).ensure(one.inputs, self.known.get(one.name), say)
+        return found
+
+
+def _resource(site: Site, kind: Kind) -> Any:  # noqa: ANN401 - a protocol's variables differ for each
+    match kind:
+        case Kind.ROUTER_HOST:
+            return RouterHostResource(site)
+        case Kind.MACHINE:
+            return MachineResource(site.cloud, site.public_key)
+        case Kind.WORKER_HOST:
+            return WorkerHostResource(site)
+        case _:
+            return RegistrationResource(site)
+
+
+@asynccontextmanager
+async def hosts_rig(folder: Path, count: int) -> AsyncIterator[HostsRig]:
+    """Machines that run; nothing is brought up. Ends with all of it gone."""
+    with ExitStack() as stack:
+        public = public_line(ensure_key(folder / "own", LOGIN), "operator")
+        machines = {f"h{number}": stack.enter_context(machine(public)) for number in range(1, count + 1)}
+        for one in machines.values():
+            one.told(programs=PROGRAMS)
+        rig = HostsRig(folder, machines, free_ports(3))
+        try:
+            yield rig
+        finally:
+            await rig.down()
