@@ -28,7 +28,8 @@ from router.queue.celery import TASK, Broker, celery_app, queue_name
 from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.emulators.paced_worker import Pace
 from tests.emulators.plain_png import png
-from tests.integration.router.together import LEASE_S, Together, together
+from tests.integration.router.served import ServedRouter
+from tests.integration.router.together import LEASE_S, ServedConsumer, Together, together
 from tests.integration.router.tunnelled import Tunnels, described, serving, socket_of
 from tests.postgres import Postgres, postgres
 from tests.redis_server import RedisServer, redis_server
@@ -42,6 +43,7 @@ STEPS = 6
 WORKERS = 3
 SETTLE_S = 240.0
 """In which all that was taken on must end once the faults are over; a job may have lost several leases by then."""
+UNENDED = "SELECT id FROM jobs WHERE state IN ('queued', 'running')"
 SHIM = """
 CREATE SCHEMA chaos;
 CREATE TABLE chaos.step (by INTERVAL NOT NULL);
@@ -351,13 +353,16 @@ async def _ask(made: Chaos, account: Account, over: asyncio.Event) -> None:
 
 async def _settle(made: Chaos, account: Account) -> None:
     """Every job that was taken on ends, by itself, and is what it should be."""
-    async with asyncio.timeout(SETTLE_S), made.house.client() as client:
-        for job_id, seed in account.taken.items():
-            view = await client.wait(job_id)
-            assert view.state is JobState.SUCCEEDED, f"{job_id}: {view.state}: {view.error}"
-            await _verify(client.image, view, seed)
-        while await made.sql("SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')") != "0":  # noqa: ASYNC110
-            await asyncio.sleep(0.2)  # those of clients that are gone
+    try:
+        async with asyncio.timeout(SETTLE_S), made.house.client() as client:
+            for job_id, seed in account.taken.items():
+                view = await client.wait(job_id)
+                assert view.state is JobState.SUCCEEDED, f"{job_id}: {view.state}: {view.error}"
+                await _verify(client.image, view, seed)
+            while await made.sql(UNENDED):  # noqa: ASYNC110
+                await asyncio.sleep(0.2)  # those of clients that are gone
+    except TimeoutError:
+        raise AssertionError(await _stuck(made)) from None
     twice = await made.sql("SELECT job_id FROM attempts WHERE \"end\" = 'finished' GROUP BY job_id HAVING count(*) > 1")
     assert not twice, f"finished twice: {twice}"
     astray = await made.sql(
@@ -366,6 +371,17 @@ async def _settle(made: Chaos, account: Account) -> None:
     )
     assert not astray, f"succeeded without a finished attempt, or the other way round: {astray}"
     account.attempts = int(await made.sql("SELECT count(*) FROM attempts"))
+
+
+async def _stuck(made: Chaos) -> str:
+    """What has not ended, how often it was tried, and who was there to do it."""
+    left = await made.sql(f"SELECT * FROM jobs WHERE id IN ({UNENDED})")  # noqa: S608 - no word of anybody's
+    tried = await made.sql(f"SELECT * FROM attempts WHERE job_id IN ({UNENDED}) ORDER BY job_id, attempt")  # noqa: S608
+    there = await made.sql("SELECT * FROM workers")
+    processes: list[ServedRouter | ServedConsumer] = [*made.house.routers, *made.house.consumers]
+    ended = [str(each.folder) for each in processes if each.process is None or each.process.returncode is not None]
+    logs = "\n".join(f"{each.folder}:\n{each.log[-2000:]}" for each in processes)
+    return f"after {SETTLE_S:g} s not ended:\n{left}\nattempts:\n{tried}\nworkers:\n{there}\nended: {ended}\n{logs}"
 
 
 async def _verify(image: Callable[[str], Awaitable[bytes]], view: JobView, seed: int) -> None:
