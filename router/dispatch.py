@@ -104,7 +104,7 @@ def unmade_by(failed: Failed) -> Unmade:
     match failed.type:
         case FailureType.INVALID_REQUEST:
             end = AttemptEnd.REFUSED
-        case FailureType.DRAINING:
+        case FailureType.DRAINING | FailureType.TOO_LARGE:  # it said that it had room for more, and has less now
             end = AttemptEnd.RETURNED
         case FailureType.CANCELLED:
             end = AttemptEnd.LOST  # not by this router, or it would not listen any more

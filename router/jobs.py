@@ -115,7 +115,7 @@ class AttemptEnd(StrEnum):
     DIED = "died"  # the worker's process ended under it while its machine stayed; known when another process answers
     CORRUPT = "corrupt"  # the image is not the one that the worker announced
     REFUSED = "refused"  # the worker says that the request can never work
-    RETURNED = "returned"  # the worker could not take it now: busy, loading, draining
+    RETURNED = "returned"  # the worker could not take it now: busy, loading, draining, no memory for this size
     CANCELLED = "cancelled"
 
 

@@ -208,6 +208,7 @@ class FailureType(StrEnum):
     """Why a generation ended without an image. What is retried is decided by `Failed.retryable`."""
 
     INVALID_REQUEST = "invalid_request"  # e.g. a prompt over MAX_PROMPT_TOKENS
+    TOO_LARGE = "too_large"  # for the memory of this worker's device; another's may do, this one's never
     CANCELLED = "cancelled"
     OUT_OF_MEMORY = "out_of_memory"
     ENGINE_ERROR = "engine_error"

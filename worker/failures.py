@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worker.contract import Failed, FailureType
-from worker.engine import EngineError, InvalidRequestError, OutOfMemoryError, StoppedError
+from worker.engine import EngineError, InvalidRequestError, OutOfMemoryError, StoppedError, TooLargeError
 
 
 class RunnerError(Exception):
@@ -39,6 +39,8 @@ def failure(generation_id: str, error: BaseException) -> Failed:
     match error:
         case InvalidRequestError():
             kind, retryable = FailureType.INVALID_REQUEST, False
+        case TooLargeError():
+            kind, retryable = FailureType.TOO_LARGE, True
         case StoppedError():
             kind, retryable = FailureType.CANCELLED, False
         case OutOfMemoryError():

@@ -72,10 +72,10 @@ CARDS: Mapping[GpuModel, Card] = {
 
 NEEDS_GIB: Mapping[Tier, float] = {
     Tier.EXACT: 42.0,
-    Tier.FP8: 25.5,
-    Tier.FP8_ATTENTION: 25.5,
-    Tier.INT8: 25.5,
-    Tier.NF4: 18.5,
+    Tier.FP8: 26.0,
+    Tier.FP8_ATTENTION: 26.0,
+    Tier.INT8: 26.0,
+    Tier.NF4: 19.0,
 }
 """The least that a worker wants for 1024x1024 (`worker.engine.memory`, whose sums a test compares with these)."""
 FREE = 0.97

@@ -33,6 +33,10 @@ class InvalidRequestError(EngineError):
     """This request can never work, here or elsewhere; the message is for whoever sent it."""
 
 
+class TooLargeError(EngineError):
+    """This device has no memory for an image of that size; another worker's may have. The message has the numbers."""
+
+
 class StoppedError(EngineError):
     """`stop` said so between two steps."""
 
@@ -105,7 +109,8 @@ class Engine(Protocol):
         ...
 
     def prepare(self, request: GenerationRequest) -> Prepared:
-        """Check the request and encode its text. Raises InvalidRequestError if it can never work.
+        """Check the request and encode its text. Raises InvalidRequestError if it can never work, TooLargeError if
+        it cannot on this device.
 
         Called from a second thread, also while `render` runs in the engine's own.
         """

@@ -14,10 +14,12 @@ be an eighth of that at most, and saturates where it is not.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,8 +33,14 @@ PROBABILITY_GAIN = 256.0
 OUTPUT_GAIN = 8.0
 """Of what comes out over what goes in as value: the bound is some tens of times what a value usually is, and a mean
 of many rows is smaller still. An expectation, no bound: a row that sees one extreme value alone is cut off."""
+PLANS = 64
+"""That are kept: a prompt's lengths make up to 17 of one image size, and each costs 60 ms when it is made anew."""
 MARGIN = 1.1
 """Over the bounds: the products before are rounded themselves."""
+
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def attend(heads: Heads) -> Tensor:
@@ -87,21 +95,66 @@ def gains(query_norm: Tensor, key_norm: Tensor, value_bound: Tensor, rows: int) 
     return Gains(into, undo, softmax, output, (1.0 / output).reshape(1, 1).repeat(rows, 1))
 
 
+class Recent(Generic[K, V]):
+    """What was made for the keys that came by last, `most` of them at the most; whoever was asked for longest ago goes.
+
+    `drop` is told before one goes.
+    """
+
+    def __init__(self, most: int, drop: Callable[[], None] = lambda: None) -> None:
+        self._most, self._drop = most, drop
+        self._made: OrderedDict[K, V] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        if key in self._made:
+            self._made.move_to_end(key)
+            return self._made[key]
+        if len(self._made) == self._most:
+            self._drop()
+            self._made.popitem(last=False)
+        made = self._made[key] = make()
+        return made
+
+
 class SmallAttention:
-    """8-bit attention, and the plans that cuDNN has made for the shapes that came by. For one thread."""
+    """8-bit attention, and the plans that cuDNN has made for the shapes that came by last.
+
+    For one thread and its stream: all plans work in one workspace, one after another. Both branches share it.
+    """
 
     def __init__(self) -> None:
-        self._plans: dict[tuple[int, int, int], _Plan] = {}
+        # A kernel may still be at work for the plan that goes.
+        self._plans: Recent[tuple[int, int, int], _Plan] = Recent(PLANS, torch.cuda.synchronize)
+        self._handle: Any = None
+        self._workspace: Tensor | None = None
+
+    @property
+    def workspace_bytes(self) -> int:
+        """What the plans take of the device's memory between them; expected by `worker.engine.memory`."""
+        return 0 if self._workspace is None else self._workspace.nbytes
 
     def __call__(self, heads: Heads, given: Gains, rows: int) -> Rows:
         """`rows` x (heads x head size); `heads` may have more rows, filled up with zeros."""
         if heads.query.device.type != "cuda":
             return _plain(heads, given, rows)
+        if self._handle is None:
+            self._handle = _handle()
         _, count, padded, size = heads.query.shape
-        key = (count, padded, size)
-        if key not in self._plans:
-            self._plans[key] = _Plan(heads)
-        return Rows(self._plans[key](heads, given, rows), given.rows)
+        plan = self._plans.get((count, padded, size), lambda: _Plan(heads, self._handle))
+        if self._workspace is None or self._workspace.nbytes < plan.workspace_bytes:
+            self._workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=heads.query.device)
+        return Rows(plan(heads, given, rows, self._workspace), given.rows)
+
+
+def _handle() -> Any:  # noqa: ANN401 - cuDNN's, opaque
+    """On the thread's current stream."""
+    cudnn: Any = import_module("cudnn")
+    handle = cudnn.create_handle()
+    cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream().cuda_stream)
+    return handle
 
 
 def _plain(heads: Heads, given: Gains, rows: int) -> Rows:
@@ -115,11 +168,10 @@ def _plain(heads: Heads, given: Gains, rows: int) -> Rows:
 class _Plan:
     """cuDNN's plan for one shape: seconds for the first of a process, then some 60 ms each."""
 
-    def __init__(self, heads: Heads) -> None:
+    def __init__(self, heads: Heads, handle: Any) -> None:  # noqa: ANN401 - cuDNN's, opaque
         cudnn: Any = import_module("cudnn")
         kinds = cudnn.data_type
-        self._handle = cudnn.create_handle()
-        cudnn.set_stream(handle=self._handle, stream=torch.cuda.current_stream().cuda_stream)
+        self._handle = handle
         graph = cudnn.pygraph(
             io_data_type=kinds.FP8_E4M3,
             intermediate_data_type=kinds.FLOAT,
@@ -159,9 +211,9 @@ class _Plan:
         self._graph = graph
         self._output, self._largest = output, largest
         self._unread = [torch.empty_like(one) for _ in largest]
-        self._workspace = torch.empty(max(1, graph.get_workspace_size()), dtype=torch.uint8, device=device)
+        self.workspace_bytes: int = max(1, graph.get_workspace_size())
 
-    def __call__(self, heads: Heads, given: Gains, rows: int) -> Tensor:
+    def __call__(self, heads: Heads, given: Gains, rows: int, workspace: Tensor) -> Tensor:
         _, count, padded, size = heads.query.shape
         made = torch.empty((padded, count * size), dtype=Format.FP8.dtype, device=heads.query.device)
         self._length.fill_(rows)
@@ -170,7 +222,7 @@ class _Plan:
         tensors |= dict.fromkeys(self._lengths, self._length)
         tensors |= dict(zip(self._largest, self._unread, strict=True))
         tensors[self._output] = made.view(1, padded, count, size).transpose(1, 2)
-        self._graph.execute(tensors, self._workspace, handle=self._handle)
+        self._graph.execute(tensors, workspace, handle=self._handle)
         return made[:rows]
 
 

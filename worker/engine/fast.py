@@ -7,6 +7,7 @@ size costs nothing. What is fast about it stands in the modules beside this one.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,16 +24,17 @@ from worker.contract import MAX_PIXELS, MIN_SIDE, GenerationRequest, Tier
 from worker.engine import (
     Description,
     EngineBrokenError,
-    InvalidRequestError,
     LoadError,
     OnStage,
     OnStep,
     Prepared,
     Rendered,
     Stop,
+    TooLargeError,
     caches,
     memory,
 )
+from worker.engine.attention import SmallAttention
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.decode import Decoder, picture
 from worker.engine.denoise import PIXELS_PER_TOKEN, Branches, Given, denoise, schedule
@@ -59,8 +61,7 @@ class _Loaded:
     branches: Branches
     decoder: Decoder
     scheduler: Untyped
-    max_pixels: int
-    parked: bool
+    plan: memory.Plan
 
 
 class FastEngine:
@@ -127,7 +128,7 @@ class FastEngine:
             engine="fast",
             device=named(device),
             tier=self._tier,
-            max_pixels=self._loaded.max_pixels,
+            max_pixels=plan.max_pixels,
             notice=tiny.NOTICE if tiny.is_tiny(folder) else "",
         )
 
@@ -135,15 +136,12 @@ class FastEngine:
     def prepare(self, request: GenerationRequest) -> Prepared:
         loaded = self._ready()
         begun = time.monotonic()
-        if request.width * request.height > loaded.max_pixels:
-            raise InvalidRequestError(
-                f"width, height: {request.width}x{request.height} needs more memory than this worker's GPU has; "
-                f"it makes images of up to {loaded.max_pixels} pixels in all"
-            )
+        if refusal := loaded.plan.why_not(request.width, request.height):
+            raise TooLargeError(refusal)
         ids = loaded.tokenizer(request.text)
         with ExitStack() as stack:
             stack.enter_context(torch_errors())
-            if loaded.parked:
+            if loaded.plan.text.parked:
                 # There is room for the text encoder or for a picture, not for both.
                 stack.enter_context(self._alone)
             if self._side is not None:
@@ -186,7 +184,7 @@ class FastEngine:
         model = memory.Model(shape, text, nf4=nf4, text_nf4=text_nf4)
         if device.type != "cuda":
             packed = memory.Text(packed=self._tier is Tier.NF4 and text_nf4, parked=False)
-            return memory.Plan(self._tier, packed, MAX_PIXELS, {})
+            return memory.Plan(model, self._tier, packed, MAX_PIXELS, math.inf)
         free, _ = torch.cuda.mem_get_info(device)
         plan = memory.plan(model, self._tier, free, wanted)
         log.info(
@@ -195,7 +193,7 @@ class FastEngine:
             text=str(plan.text),
             free_gib=round(free / memory.GIB, 1),
             max_pixels=plan.max_pixels,
-            parts_gib={name: round(size / memory.GIB, 2) for name, size in plan.parts.items()},
+            parts_gib={name: round(size / memory.GIB, 2) for name, size in plan.parts(wanted).items()},
         )
         return plan
 
@@ -247,6 +245,7 @@ def _load(folder: Path, device: torch.device, tier: Tier, plan: memory.Plan, spe
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     kernels = _kernels(device, dtype)
     shape = Shape.read(folder / "transformer")
+    small = SmallAttention() if tier is Tier.FP8_ATTENTION else None
     with spent.stage("tokenizer", "loading the tokenizer"):
         tokenizer = Tokenizer(folder / "tokenizer")
     with spent.stage("text encoder", "loading the text encoder"):
@@ -257,7 +256,7 @@ def _load(folder: Path, device: torch.device, tier: Tier, plan: memory.Plan, spe
             spent.stage(name, f"loading the {name.replace('_', ' ')}"),
             Checkpoint(folder / name, device) as checkpoint,
         ):
-            loaded = Transformer(shape, checkpoint, tier, kernels, dtype)
+            loaded = Transformer(shape, checkpoint, tier, kernels, dtype, small)
             settle(device)
             return loaded
 
@@ -270,7 +269,7 @@ def _load(folder: Path, device: torch.device, tier: Tier, plan: memory.Plan, spe
     if device.type == "cuda":
         # What converting the weights left behind: whole again before pictures take their share.
         torch.cuda.empty_cache()
-    return _Loaded(device, tokenizer, encoder, branches, decoder, scheduler, plan.max_pixels, parked=plan.text.parked)
+    return _Loaded(device, tokenizer, encoder, branches, decoder, scheduler, plan)
 
 
 def _kernels(device: torch.device, dtype: torch.dtype) -> Kernels:

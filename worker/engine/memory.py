@@ -2,19 +2,21 @@
 
 Pure arithmetic: sizes in, bytes out. What the arithmetic cannot know (the driver's context, libraries'
 workspaces, an allocator's gaps) is `RESERVE`. Figures beside constants were measured on an H200 with random
-weights of the true sizes, where the sums for 1024x1024, RESERVE apart, were 50.7 GiB for a peak of 50.5 (exact),
-34.5 for 34.4 (fp8) and 18.2 for 18.2 (nf4). Two prompts at once, 100 steps and larger images were not measured.
+weights of the true sizes. One prompt of 25 steps at 1024x1024 peaked at 50.5 GiB (exact), 34.4 (fp8) and 18.2 (nf4);
+the sums, RESERVE apart, are 0.5 to 0.7 more, because they are for two prompts and 100 steps. Those, and larger
+images, were not measured.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from worker.contract import MAX_PIXELS, MAX_PROMPT_TOKENS, MAX_SIDE, MIN_SIDE, SIDE_STEP, Tier
+from worker.contract import MAX_ASPECT, MAX_PIXELS, MAX_PROMPT_TOKENS, MAX_SIDE, MIN_SIDE, SIDE_STEP, Tier
 from worker.engine import LoadError
 from worker.engine.transformer import Shape
 
@@ -30,10 +32,14 @@ DECODE_PER_PIXEL = 1537
 DECODER = 0.1 * GIB
 RESERVE = 1.5 * GIB
 """The CUDA context (0.5 GiB), cuBLAS' and cuDNN's workspaces, and what an allocator cannot fill."""
-LATENT_CHANNELS = 128
+ATTENTION_WORKSPACE = 0.125 * GIB
+"""What 8-bit attention's plans share (`worker.engine.attention`), at the most that is expected: at 1024x1024 the tier's
+peak was the one of `fp8`, to a tenth of a GiB."""
 TOKEN_PIXELS = 16 * 16
 STEPS = 100
 """As many as can be asked for: what is worked out beforehand for each step has to fit too."""
+REQUESTS = 2
+"""Whose tables are held: the one's that is made, until its picture is there, and the next one's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +98,26 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What fits: how the text encoder is kept, and the largest image, in pixels. `parts` in bytes, for people."""
+    """What fits: how the text encoder is kept, and the largest image, in pixels, where `free` bytes are to be had."""
 
+    model: Model
     tier: Tier
     text: Text
     max_pixels: int
-    parts: dict[str, float]
+    free: float
 
-    @property
-    def bytes(self) -> float:
-        return sum(self.parts.values())
+    def parts(self, pixels: int) -> dict[str, float]:
+        """Bytes by part for an image of `pixels`, for people."""
+        return parts(self.model, self.tier, self.text, pixels)
+
+    def why_not(self, width: int, height: int) -> str | None:
+        """Why an image of this size does not fit, with the numbers and the nearest size that does; None if it does."""
+        if width * height <= self.max_pixels:
+            return None
+        smaller = nearest(width, height, self.max_pixels)
+        said = f"width, height: {width}x{height} {_needs(self.parts(width * height), self.free)}"
+        fits = f"{smaller[0]}x{smaller[1]} fits, and so does" if smaller else "What fits is"
+        return f"{said}; in tier {self.tier} on this GPU. {fits} any size of up to {self.max_pixels} pixels"
 
 
 def plan(model: Model, tier: Tier, free: float, wanted_pixels: int) -> Plan:
@@ -118,7 +134,7 @@ def plan(model: Model, tier: Tier, free: float, wanted_pixels: int) -> Plan:
     ways = _ways(model, tier)
     for text in ways:
         if (most := largest(model, tier, text, free)) >= wanted_pixels:
-            return Plan(tier, text, most, parts(model, tier, text, wanted_pixels))
+            return Plan(model, tier, text, most, free)
     smallest = min(ways, key=lambda text: sum(parts(model, tier, text, wanted_pixels).values()))
     raise LoadError(_refusal(model, tier, smallest, free, wanted_pixels))
 
@@ -138,7 +154,8 @@ def parts(model: Model, tier: Tier, text: Text, pixels: int) -> dict[str, float]
     found = {
         "two transformers": 2 * _transformer(shape, tier),
         "image decoder": DECODER,
-        "context and workspaces": RESERVE,
+        "context and workspaces": RESERVE + (ATTENTION_WORKSPACE if tier is Tier.FP8_ATTENTION else 0),
+        "what two requests' steps share": REQUESTS * _prepared(shape, tier, pixels),
     }
     if text.parked:
         # Never both at once: a prompt is encoded between two images.
@@ -157,6 +174,15 @@ def largest(model: Model, tier: Tier, text: Text, free: float) -> int:
         else:
             high = middle
     return sizes[low - 1] if low else 0
+
+
+def nearest(width: int, height: int, most: int) -> tuple[int, int] | None:
+    """The largest size of at most `most` pixels in the shape of `width` x `height`, as near as the sides' steps
+    allow; None if a side would be too short."""
+    by = math.sqrt(most / (width * height))
+    sides = [int(by * side) // SIDE_STEP * SIDE_STEP for side in (width, height)]
+    longest = int(MAX_ASPECT * min(sides)) // SIDE_STEP * SIDE_STEP
+    return None if min(sides) < MIN_SIDE else (min(sides[0], longest), min(sides[1], longest))
 
 
 def _ways(model: Model, tier: Tier) -> Sequence[Text]:
@@ -182,21 +208,29 @@ def _encoder(shape: TextShape, text: Text) -> float:
 
 def _denoising(shape: Shape, tier: Tier, pixels: int) -> float:
     """The most that a step holds at once, which is in the feed-forward: the residual before and after, both halves
-    of the SwiGLU and what becomes of them; and what is worked out beforehand for each step."""
+    of the SwiGLU and what becomes of them."""
     tokens = pixels // TOKEN_PIXELS + MAX_PROMPT_TOKENS
     product = FLOAT32 if tier is Tier.INT8 else BF16
     operand = BF16 if tier in {Tier.EXACT, Tier.NF4} else 1
     a_token = shape.width * (3 * BF16 + operand) + shape.intermediate_size * (2 * product + operand)
-    tables = 2 * STEPS * shape.num_layers * 4 * shape.width * BF16
     expanded = BF16 * 2 * shape.width * shape.intermediate_size if tier is Tier.NF4 else 0
-    return tokens * (a_token + shape.attention_head_dim * FLOAT32) + tables + expanded
+    return tokens * a_token + expanded
+
+
+def _prepared(shape: Shape, tier: Tier, pixels: int) -> float:
+    """What is worked out for one request before its first step and kept until its picture is there: of both branches
+    the modulation of every step and the rotary tables, the projected text, the noise."""
+    image = pixels // TOKEN_PIXELS
+    rows = MAX_PROMPT_TOKENS + 2 * image
+    modulation = 2 * STEPS * (4 * shape.num_layers + 1) * shape.width * BF16
+    text = MAX_PROMPT_TOKENS * shape.width * BF16
+    gains = rows * shape.num_layers * FLOAT32 if tier is Tier.FP8_ATTENTION else 0
+    return modulation + text + rows * shape.attention_head_dim * FLOAT32 + gains + image * shape.in_channels * FLOAT32
 
 
 def _refusal(model: Model, tier: Tier, text: Text, free: float, wanted: int) -> str:
-    needed = parts(model, tier, text, wanted)
-    listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in needed.items())
-    total = f"{sum(needed.values()) / GIB:.1f} GiB of GPU memory and {free / GIB:.1f} are free"
-    lines = [f"tier {tier} does not fit: an image of {_square(wanted)} needs {total} ({listed}; {text})"]
+    needed = _needs(parts(model, tier, text, wanted), free)
+    lines = [f"tier {tier} does not fit: an image of {_square(wanted)} {needed}, with the {text}"]
     if (most := max((largest(model, tier, way, free) for way in _ways(model, tier)), default=0)) > 0:
         lines.append(f"with {tier} it can make images of up to {_square(most)} in area: ask for smaller warm sizes")
     fitting = [
@@ -207,6 +241,12 @@ def _refusal(model: Model, tier: Tier, text: Text, free: float, wanted: int) -> 
     ]
     lines.append(f"what fits: tier {', '.join(fitting)}" if fitting else "no tier fits: take a GPU with more memory")
     return "; ".join(lines)
+
+
+def _needs(found: dict[str, float], free: float) -> str:
+    listed = ", ".join(f"{name} {size / GIB:.1f}" for name, size in found.items())
+    total = f"needs {sum(found.values()) / GIB:.1f} GiB of GPU memory and {free / GIB:.1f} are free"
+    return f"{total} ({listed})"
 
 
 def _square(pixels: int) -> str:

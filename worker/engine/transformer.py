@@ -97,12 +97,21 @@ class Conditioning:
 class Transformer:
     """One branch's weights on their device, and one forward pass over them."""
 
-    def __init__(self, shape: Shape, checkpoint: Checkpoint, tier: Tier, kernels: Kernels, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        checkpoint: Checkpoint,
+        tier: Tier,
+        kernels: Kernels,
+        dtype: torch.dtype,
+        small: SmallAttention | None = None,
+    ) -> None:
+        """`small`: 8-bit attention, for the tier that has it."""
         self.shape = shape
         self.dtype = dtype
         self._kernels = kernels
         self._takes: Format = TAKES[tier]
-        self._small = SmallAttention() if tier is Tier.FP8_ATTENTION else None
+        self.small = small
 
         def whole(name: str) -> Tensor:
             return checkpoint.tensor(name, dtype)
@@ -120,7 +129,7 @@ class Transformer:
             return tuple(f"{name}.attention.{part}" for part in ("to_q", "to_k", "to_v"))
 
         def value_bound(name: str) -> float:
-            if self._small is None:
+            if self.small is None:
                 return 0.0
             weights = expanded(checkpoint.matrix(*heads(name)), torch.bfloat16)
             return bound_of_values(weights[2 * shape.width :])
@@ -169,7 +178,7 @@ class Transformer:
             rope(self.shape, tokens, grid, self._indicator.device),
             blocks,
             final,
-            self._gains(blocks, tokens + grid[0] * grid[1]) if self._small else (),
+            self._gains(blocks, tokens + grid[0] * grid[1]) if self.small is not None else (),
         )
 
     def velocity(self, latents: Tensor, given: Conditioning, step: int) -> Tensor:
@@ -198,9 +207,9 @@ class Transformer:
 
     def _attended(self, qkv: Product, layer: Layer, given: Conditioning, number: int) -> Operand:
         norms = (layer.query_norm, layer.key_norm, given.rope, HEAD_NORM_EPS)
-        if self._small is not None and isinstance(qkv, Tensor):
+        if self.small is not None and isinstance(qkv, Tensor):
             small = self._kernels.small_heads(qkv, *norms, given.gains[number].into)
-            return self._small(small, given.gains[number], qkv.shape[0])
+            return self.small(small, given.gains[number], qkv.shape[0])
         attended = attend(self._kernels.heads(qkv, *norms))
         return attended if self._takes is Format.SAME else self._kernels.quantise(attended, self._takes)
 

@@ -150,7 +150,7 @@ class ByWorker:
                 if error.status not in (404, 409, 410) or lost == MAX_LOST:
                     raise _refused(error, None) from error
                 continue
-            if not end.retryable:
+            if not end.retryable or end.type is FailureType.TOO_LARGE:  # there is no other worker here
                 raise NotMadeError(end.type, end.detail)
             if end.type is not FailureType.DRAINING:
                 crashes += 1

@@ -6,7 +6,7 @@ Speed and the GPU's own numbers are `make bench-gpu`'s.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from worker.contract import MAX_PROMPT_TOKENS, GenerationRequest, Preset, Tier
-from worker.engine import InvalidRequestError, LoadError, StoppedError
+from worker.engine import InvalidRequestError, LoadError, StoppedError, TooLargeError
 from worker.engine.denoise import Branches, Given, denoise
 from worker.engine.fast import FastEngine
 from worker.presets import sampling
@@ -204,6 +204,18 @@ def test_a_lossy_tier_is_near_and_not_the_same(tiny_cache: Path, engine: FastEng
     theirs, ours = latents(engine, request()), latents(loaded(tiny_cache, tier), request())
     off = float((ours - theirs).norm() / theirs.norm())
     assert 1e-5 < off < error
+
+
+def test_an_image_that_does_not_fit_is_refused_for_this_device_and_not_for_good(engine: FastEngine) -> None:
+    assert engine._loaded is not None
+    whole = engine._loaded
+    engine._loaded = replace(whole, plan=replace(whole.plan, max_pixels=512 * 512, free=2.0**30))
+    try:
+        with pytest.raises(TooLargeError, match=r"1024x512 needs .* and 1.0 are free .*; .*720x352 fits"):
+            engine.prepare(request(width=1024, height=512))
+        engine.prepare(request(width=512, height=512))
+    finally:
+        engine._loaded = whole
 
 
 def test_nf4_is_refused_for_weights_that_are_not(tiny_cache: Path) -> None:

@@ -79,6 +79,7 @@ def test_what_does_not_fit_a_ulid_is_an_error(at_ms: int, entropy: bytes) -> Non
     [
         (FailureType.INVALID_REQUEST, False, AttemptEnd.REFUSED),
         (FailureType.DRAINING, True, AttemptEnd.RETURNED),
+        (FailureType.TOO_LARGE, True, AttemptEnd.RETURNED),
         (FailureType.CANCELLED, False, AttemptEnd.LOST),
         (FailureType.OUT_OF_MEMORY, True, AttemptEnd.CRASHED),
         (FailureType.ENGINE_ERROR, True, AttemptEnd.CRASHED),

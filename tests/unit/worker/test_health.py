@@ -12,7 +12,7 @@ from worker.health import MAX_TROUBLE, Health
 
 READY = Health().loading("half way").loaded()
 TROUBLE = (FailureType.OUT_OF_MEMORY, FailureType.ENGINE_ERROR)
-HARMLESS = (FailureType.CANCELLED, FailureType.INVALID_REQUEST, FailureType.DRAINING)
+HARMLESS = (FailureType.CANCELLED, FailureType.INVALID_REQUEST, FailureType.TOO_LARGE, FailureType.DRAINING)
 
 moves = st.sampled_from(
     [

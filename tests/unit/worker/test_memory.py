@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from worker.contract import MAX_PIXELS, MIN_SIDE, Tier
+from worker.contract import MAX_ASPECT, MAX_PIXELS, MAX_SIDE, MIN_SIDE, SIDE_STEP, GenerationRequest, Tier
 from worker.engine import LoadError
-from worker.engine.memory import GIB, Model, Text, TextShape, largest, parts, plan
+from worker.engine.memory import GIB, Model, Text, TextShape, largest, nearest, parts, plan
 from worker.engine.tier import Gpu, why_not
 from worker.engine.transformer import Shape
 
@@ -43,7 +45,7 @@ def test_a_card_serves_1024_square_in_its_tier(gib: float, tier: Tier, text: Tex
     found = plan(NF4, tier, gib * GIB, SQUARE)
     assert found.text == text
     assert found.max_pixels >= SQUARE
-    assert found.bytes <= gib * GIB
+    assert sum(found.parts(SQUARE).values()) <= gib * GIB
 
 
 def test_a_large_picture_on_a_small_card_parks_the_text_encoder() -> None:
@@ -104,6 +106,47 @@ def test_the_largest_image_fits_and_the_next_does_not(tier: Tier, gib: float) ->
         assert sum(parts(NF4, tier, RESIDENT, most).values()) <= free
     if most < MAX_PIXELS:
         assert sum(parts(NF4, tier, RESIDENT, max(most + 256, MIN_SIDE * MIN_SIDE)).values()) > free
+
+
+def test_a_size_that_does_not_fit_is_refused_with_the_numbers_and_the_nearest_size_that_does() -> None:
+    found = plan(NF4, Tier.FP8, 37 * GIB, SQUARE)
+    assert found.why_not(1024, 1024) is None
+    said = found.why_not(2048, 1152)
+    assert said is not None
+    assert "2048x1152 needs " in said
+    assert " GiB of GPU memory and 37.0 are free (two transformers 18." in said
+    smaller = nearest(2048, 1152, found.max_pixels)
+    assert smaller is not None
+    assert f"{smaller[0]}x{smaller[1]} fits, and so does any size of up to {found.max_pixels} pixels" in said
+
+
+sides = st.integers(MIN_SIDE // SIDE_STEP, MAX_SIDE // SIDE_STEP).map(lambda steps: SIDE_STEP * steps)
+
+
+@given(sides, sides, pixels)
+def test_the_nearest_smaller_size_can_be_asked_for_and_fits(width: int, height: int, most: int) -> None:
+    assume(max(width, height) <= MAX_ASPECT * min(width, height) and width * height > most)
+    found = nearest(width, height, most)
+    if found is None:
+        assert min(width, height) * math.sqrt(most / (width * height)) < MIN_SIDE
+        return
+    assert found[0] * found[1] <= most
+    GenerationRequest(prompt="a", width=found[0], height=found[1], seed=0)
+    # No further off than a step of the sides, unless a narrow shape has to become less narrow.
+    exact = math.sqrt(most / (width * height))
+    assert all(
+        made > exact * side - SIDE_STEP or max(found) > (MAX_ASPECT - 0.5) * min(found)
+        for made, side in zip(found, (width, height), strict=True)
+    )
+
+
+@pytest.mark.parametrize("tier", list(Tier))
+def test_what_two_requests_share_between_their_steps_is_held_beside_everything_else(tier: Tier) -> None:
+    shape = Shape()
+    tables = 2 * 100 * (34 * 4 + 1) * shape.width * 2
+    text, rope = 2048 * shape.width * 2, (2048 + 2 * 4096) * 256 * 4
+    held = parts(NF4, tier, RESIDENT, SQUARE)["what two requests' steps share"]
+    assert held == pytest.approx(2 * (tables + text + rope), rel=0.03)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from worker.engine import (
     InvalidRequestError,
     LoadError,
     OutOfMemoryError,
+    TooLargeError,
 )
 from worker.failures import (
     BusyError,
@@ -161,6 +162,18 @@ async def test_an_image_is_not_there_before_the_end_and_gone_after_its_time() ->
         clock.now += 1
         with pytest.raises(ImageGoneError):
             runner.image("a.1")
+
+
+async def test_an_image_too_large_for_the_device_is_one_for_another_worker_and_no_fault_of_this_one() -> None:
+    engine = ScriptedEngine()
+    async with ready_runner(engine) as runner:
+        for name in ("a.1", "b.1", "c.1"):
+            generation = runner.put(name, request())
+            engine.fail(TooLargeError("width, height: 2048x2048 needs 90.0 GiB"))
+            end = failed(await story(generation))
+            assert (end.type, end.retryable) == (FailureType.TOO_LARGE, True)
+            assert end.detail == "width, height: 2048x2048 needs 90.0 GiB"
+        assert runner.status().state is WorkerState.READY
 
 
 async def test_a_refused_request_says_why_and_is_not_to_be_retried() -> None:

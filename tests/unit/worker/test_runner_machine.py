@@ -22,7 +22,7 @@ from worker.contract import (
     Step,
     WorkerState,
 )
-from worker.engine import EngineBrokenError, InvalidRequestError, OutOfMemoryError
+from worker.engine import EngineBrokenError, InvalidRequestError, OutOfMemoryError, TooLargeError
 from worker.failures import (
     BusyError,
     ConflictError,
@@ -41,6 +41,7 @@ IDS = st.sampled_from([f"job{n}.{attempt}" for n in range(3) for attempt in (1, 
 SEEDS = st.integers(1, 2)
 ERRORS: dict[FailureType, type[Exception]] = {
     FailureType.INVALID_REQUEST: InvalidRequestError,
+    FailureType.TOO_LARGE: TooLargeError,
     FailureType.OUT_OF_MEMORY: OutOfMemoryError,
     FailureType.ENGINE_ERROR: KeyError,
 }
