@@ -14,7 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.contract import MAX_ASPECT, MAX_SIDE, MIN_SIDE, SIDE_STEP, Metadata, Tier
@@ -115,6 +116,15 @@ class EngineSettings(BaseSettings):
                 raise ValueError(f"{width}x{height}: is longer than {MAX_ASPECT:g}:1")
         return value
 
+    @model_validator(mode="after")
+    def _reference_is_exact(self) -> Self:
+        if self.engine is EngineName.REFERENCE and self.tier is not Tier.EXACT:
+            raise ValueError(
+                f"{PREFIX}TIER: {self.tier} is the fast engine's; engine {self.engine} has the weights' own arithmetic "
+                f"({Tier.EXACT}) alone: leave the tier out, or take engine {EngineName.FAST}"
+            )
+        return self
+
     @classmethod
     def from_environment(cls) -> Self:
         """Settings from this process's environment; SettingsError names every variable that is wrong or unknown."""
@@ -126,8 +136,8 @@ class EngineSettings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            lines = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
-            raise SettingsError("; ".join(lines)) from None  # the cause would quote values
+            # Not from it: the cause would quote values.
+            raise SettingsError("; ".join(_said(each) for each in error.errors())) from None
 
 
 class Settings(EngineSettings):
@@ -184,6 +194,12 @@ class ServerlessSettings(EngineSettings):
     """Of an image in an answer, as base64. RunPod carries 10 MB (`/runsync`: 20 MB), other fields included."""
     gpu_memory_gib: Annotated[float, Field(ge=0)] | None = None
     """A GPU with less is refused before anything is downloaded. Unset: what the tier wants at 1024x1024."""
+
+
+def _said(error: ErrorDetails) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    # One about several settings together has no place, and names them itself.
+    return f"{PREFIX}{str(error['loc'][0]).upper()}: {message}" if error["loc"] else message
 
 
 def is_folder(model: str) -> bool:

@@ -98,8 +98,8 @@ def _line(details: ErrorDetails, document: Document, names: frozenset[str]) -> s
             problem = "there is no such setting" + (f"; did you mean `{near[0]}`?" if near else "")
         case "secret":
             problem = details["msg"]
-        case "port":
-            # Found when all ports were compared; the message itself begins with the setting.
+        case "port" | "tier":
+            # Found when settings were compared with others; the message itself begins with its own.
             path = tuple(str(details["ctx"]["path"]).split("."))
             return f"{details['msg']}, in {document.place(path)}"
         case _:

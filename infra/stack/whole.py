@@ -15,7 +15,7 @@ from infra.stack.router import Router
 from infra.stack.words import CloudName, Described, Dollars, Text
 from infra.state.backend import fault
 from router.contract import PoolName
-from worker.contract import Metadata
+from worker.contract import Metadata, Tier
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FOLDER_BEGINNINGS = ("/", "./", "../", "~", "${")
@@ -95,6 +95,18 @@ class StackDescription(Described):
                     raise PydanticCustomError(
                         "hosts", "should name in pools.{pool}.hosts one of its hosts", {"pool": name}
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _reference_is_exact(self) -> Self:
+        tiers = [(f"pools.{name}.tier", pool.tier) for name, pool in self.pools.items()]
+        for setting, tier in tiers:
+            if self.engine == "reference" and tier is not Tier.EXACT:
+                raise PydanticCustomError(
+                    "tier",
+                    "{path}: {tier} is the fast engine's; should be `exact` with `engine: reference`",
+                    {"path": setting, "tier": tier.value},
+                )
         return self
 
     @property

@@ -91,6 +91,16 @@ def test_what_is_wrong_is_named_with_its_setting_its_value_and_its_line(
     assert complaint(GOOD.replace(before, after)) == f"{said}, in stacks/x.yaml line {line}"
 
 
+def test_a_tier_that_the_reference_engine_does_not_have_is_refused_before_anything_is_rented() -> None:
+    tiered = GOOD.replace("machines: 1\n", "machines: 1\n    tier: int8\n")
+    assert parse(tiered, "stacks/x.yaml", Path()).pools["batch"].tier == "int8"
+    said = complaint(tiered + "engine: reference\n")
+    assert said == (
+        "pools.batch.tier: int8 is the fast engine's; should be `exact` with `engine: reference`, "
+        "in stacks/x.yaml line 10"
+    )
+
+
 def test_weights_that_are_neither_tiny_nor_a_repository_nor_a_folder_are_refused() -> None:
     assert "model: should be `tiny`, a repository (owner/name) or a folder" in complaint(GOOD.replace("tiny", "foo"))
 

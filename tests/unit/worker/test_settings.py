@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from worker.contract import Tier
 from worker.settings import PREFIX, EngineName, Settings, SettingsError
 
 TOKEN = "a-token-of-more-than-16-characters"
@@ -100,6 +101,14 @@ def test_another_model_is_refused_with_the_three_that_there_are(token_file: Path
 def test_a_wrong_value_names_its_variable(token_file: Path, name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=PREFIX + name.upper()):
         settings(token_file, **{name: value})
+
+
+@pytest.mark.parametrize("tier", [tier for tier in Tier if tier is not Tier.EXACT])
+def test_the_reference_engine_has_no_other_arithmetic_and_says_so(token_file: Path, tier: Tier) -> None:
+    with pytest.raises(SettingsError, match=f"^{PREFIX}TIER: {tier} is the fast engine's;.*or take engine fast$"):
+        settings(token_file, engine="reference", tier=tier)
+    assert settings(token_file, engine="reference").tier is Tier.EXACT
+    assert settings(token_file, tier=tier).tier is tier
 
 
 def test_a_token_that_others_can_read_is_refused(token_file: Path) -> None:
