@@ -119,7 +119,7 @@ def test_swiglu(shape: tuple[int, int], to: Format, dtype: torch.dtype, seed: in
 
 
 @few
-@given(st.integers(1, 4), st.sampled_from([(1, 16), (3, 16), (5, 8)]), dtypes, seeds, st.booleans())
+@given(st.integers(1, 4), st.sampled_from([(1, 16), (3, 16), (5, 8), (2, 24), (1, 80)]), dtypes, seeds, st.booleans())
 def test_heads(rows: int, heads: tuple[int, int], dtype: torch.dtype, seed: int, sums: bool) -> None:
     count, size = heads
     pair = twins(dtype)
@@ -137,7 +137,7 @@ def test_heads(rows: int, heads: tuple[int, int], dtype: torch.dtype, seed: int,
 
 
 @few
-@given(st.integers(1, 4), st.sampled_from([(1, 16), (3, 16)]), dtypes, seeds)
+@given(st.integers(1, 4), st.sampled_from([(1, 16), (3, 16), (2, 24), (1, 80)]), dtypes, seeds)
 def test_small_heads(rows: int, heads: tuple[int, int], dtype: torch.dtype, seed: int) -> None:
     count, size = heads
     pair = twins(dtype)
@@ -170,7 +170,9 @@ def test_a_row_of_zeros_stays_one() -> None:
 
 
 @pytest.mark.parametrize("silu", [True, False])
-@pytest.mark.parametrize(("channels", "groups", "height", "width"), [(128, 32, 13, 17), (8, 4, 5, 3), (64, 4, 40, 9)])
+@pytest.mark.parametrize(
+    ("channels", "groups", "height", "width"), [(128, 32, 13, 17), (8, 4, 5, 3), (64, 4, 40, 9), (48, 4, 5, 7)]
+)
 def test_group_norm(channels: int, groups: int, height: int, width: int, silu: bool) -> None:
     x = (5 + normal(1, 1, channels, height, width)).contiguous(memory_format=torch.channels_last)
     norm = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)

@@ -20,8 +20,13 @@ TILE = 8192
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool) -> Tensor:
-    """`x` is 1 x channels x height x width, channels last in memory; so is what comes back. Statistics in float32."""
+    """`x` is 1 x channels x height x width, channels last in memory; so is what comes back. Statistics in float32.
+
+    Channels or groups that are no power of two are the plain twin's: Triton cannot lay them out.
+    """
     _, channels, height, width = x.shape
+    if channels.bit_count() != 1 or groups.bit_count() != 1:
+        return plain_group_norm(x, weight, bias, groups, eps, silu=silu).contiguous(memory_format=torch.channels_last)
     pixels = height * width
     a_tile = max(1, TILE // channels)
     tiles = triton.cdiv(pixels, a_tile)

@@ -1,8 +1,9 @@
 """The block's kernels in Triton. What each computes stands in `plain`; tests hold the two together.
 
-Written for the true sizes (rows of 4,608 and 12,288, heads of 256) and right for any. Nothing is tuned at
-run time, so a new prompt length or image size builds nothing; the first process on a machine builds them in
-a few seconds, later ones read them from the cache (`worker.engine.caches`).
+Written for the true sizes (rows of 4,608 and 12,288, heads of 256) and right for any: heads whose size is no power of
+two, which Triton cannot lay out, are left to the plain twin. Nothing is tuned at run time, so a new prompt length or
+image size builds nothing; the first process on a machine builds them in a few seconds, later ones read them from the
+cache (`worker.engine.caches`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import triton
 from torch import Tensor
 
 from worker.engine.kernels import ROW_TILE, TINIEST, Format, Heads, Operand, Product, Rope, Rows, Sums, programs
+from worker.engine.kernels.plain import PlainKernels
 
 HEADS = 4
 """Heads that a program of `heads` turns at once, of its one row: 4 x 256 values."""
@@ -33,6 +35,7 @@ class TritonKernels:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
+        self._plain = PlainKernels(dtype)
 
     def quantise(self, x: Tensor, to: Format) -> Operand:
         rows, width = x.shape
@@ -83,6 +86,8 @@ class TritonKernels:
         return _operand(values, scale, to)
 
     def heads(self, qkv: Product, query: Tensor, key: Tensor, rope: Rope, eps: float) -> Heads:
+        if not _lays_out(query.shape[0]):
+            return self._plain.heads(qkv, query, key, rope, eps)
         product = _parts(qkv)
         rows, size = product[0].shape[0], query.shape[0]
         count = product[0].shape[1] // (3 * size)
@@ -96,6 +101,8 @@ class TritonKernels:
         return Heads(parts[0], parts[1], parts[2])
 
     def small_heads(self, qkv: Tensor, query: Tensor, key: Tensor, rope: Rope, eps: float, gain: Tensor) -> Heads:
+        if not _lays_out(query.shape[0]):
+            return self._plain.small_heads(qkv, query, key, rope, eps, gain)
         rows, size = qkv.shape[0], query.shape[0]
         count = qkv.shape[1] // (3 * size)
         padded = rows + -rows % ROW_TILE
@@ -118,6 +125,11 @@ class TritonKernels:
         if to is Format.SAME:
             return values, values  # never written: a pointer is wanted all the same
         return values, torch.empty((rows, 1), dtype=torch.float32, device=like.device)
+
+
+def _lays_out(size: int) -> bool:
+    """Whether half a head is as many values as one of Triton's ranges can have: a power of two."""
+    return size % 2 == 0 and (size // 2).bit_count() == 1
 
 
 def _operand(values: Tensor, scale: Tensor, to: Format) -> Operand:
