@@ -1,10 +1,14 @@
 """`make bench-gpu`: the engine beside the pipeline as others run it, on one card, in one run.
 
-    python -m tests.gpu.bench [--part rows|served|compiled] [--json FILE]
+    python -m tests.gpu.bench [--part rows|batching|served|compiled] [--json FILE]
 
 Random weights of the true size: right for speed, memory and exactness, and silent about picture quality. A
 figure holds for the card that it names; what counts are the ratios of one run. The parts add to one JSON
-file, which `tests.gpu.report` turns into the tables of docs/benchmarks.md.
+file, which `tests.gpu.report` turns into the tables of docs/benchmarks.md; what is there is not measured again
+by `--part all`.
+
+`--rehearse` goes through `served` and `compiled` with the tiny weights on a CPU, in a minute: a card's time is not to
+be lost to a bench that does not run to its end. Its figures are of nothing.
 """
 
 from __future__ import annotations
@@ -26,11 +30,13 @@ import torch
 from PIL import Image
 
 from tests.gpu import repository, rivals, served
+from tests.gpu.report import AGAIN, COMPILED
 from tests.gpu.rivals import seconds
 from tests.gpu.roofline import groups, step_flops
+from worker import tiny
 from worker.contract import GenerationRequest, Tier
 from worker.engine import LoadError, transformer
-from worker.engine.denoise import Branches, Given
+from worker.engine.denoise import Branches, Given, velocity_at
 from worker.engine.fast import FastEngine
 from worker.engine.kernels import Heads, Rope
 from worker.engine.transformer import Conditioning
@@ -48,31 +54,39 @@ TIERS = (Tier.EXACT, Tier.FP8, Tier.FP8_ATTENTION, Tier.INT8, Tier.NF4)
 class Bench:
     """What has been measured so far, written down after every row."""
 
-    def __init__(self, path: Path, work: Path) -> None:
+    def __init__(self, path: Path, work: Path, *, rehearsed: bool) -> None:
         self._path = path
         self.cache = work / "cache"
+        self.device = torch.device("cpu" if rehearsed else "cuda:0")
+        self.side = 256 if rehearsed else 1024
         self.found: Row = json.loads(path.read_text()) if path.exists() else {}
         self._begun = time.monotonic()
-        self.found.setdefault("card", torch.cuda.get_device_name())
+        self._card = "none: a rehearsal on a CPU" if rehearsed else torch.cuda.get_device_name()
+        self.found.setdefault("card", self._card)
         self.found.setdefault("versions", {name: version(name) for name in ("torch", "diffusers", "transformers")})
-        self.folder = self._built(work)
+        self.folder = tiny.ensure(self.cache) if rehearsed else self._built(work)
 
     def _built(self, work: Path) -> Path:
         begun = time.monotonic()
-        folder = repository.build(work / "repository", self.cache, rivals.DEVICE)
+        folder = repository.build(work / "repository", self.cache, self.device)
         self.say(f"the repository is there ({time.monotonic() - begun:.0f} s)")
         return folder
 
     def add(self, name: str, row: Mapping[str, object]) -> None:
-        self.found.setdefault("rows", {})[name] = dict(row)
+        self.found.setdefault("rows", {})[name] = dict(row) | {"card": self._card}
         self.say(name, json.dumps(row, default=str))
-        self.save()
+        self._save()
+
+    def keep(self, part: str, found: Row) -> None:
+        """What is no row of the table: so far, it may grow."""
+        self.found[part] = found | {"card": self._card}
+        self._save()
 
     def wants(self, name: str) -> bool:
         """Whether a row is still to be measured: a run that was cut short goes on where it stopped."""
         return name not in self.found.get("rows", {})
 
-    def save(self) -> None:
+    def _save(self) -> None:
         self._path.write_text(json.dumps(self.found, indent=2))
 
     def say(self, *words: object) -> None:
@@ -100,7 +114,7 @@ def _name(tier: Tier) -> str:
 
 def _stock(bench: Bench) -> dict[int, Image.Image]:
     """The rows of the pipeline; the published script's images, by seed."""
-    stock = rivals.script(bench.folder)
+    stock = rivals.script(bench.folder, bench.device)
     # The first call picks algorithms; one step is enough for that.
     stock.image(PROMPT, free(1), 0)
     theirs = {seed: stock.image(PROMPT, free(25), seed) for seed in SEEDS}
@@ -135,7 +149,9 @@ def _ours(bench: Bench, tier: Tier, theirs: Mapping[int, Image.Image], path: Wal
     counts = (4, *STEPS) if tier in {Tier.EXACT, Tier.FP8, Tier.FP8_ATTENTION} else (4, 25)
     row = _measured(lambda steps: _made(engine, steps=steps), counts, 2)
     row["load and warm-up"] = loading
-    row["largest image, pixels"] = engine._loaded.max_pixels
+    if tier is Tier.FP8_ATTENTION and branches.conditional.small is not None:
+        row["attention workspace, MiB"] = branches.conditional.small.workspace_bytes / 2**20
+    row["largest image, pixels"] = engine._loaded.plan.max_pixels
     row["psnr"] = _psnr(theirs, {seed: _made(engine, steps=25, seed=seed) for seed in SEEDS})
     row["a new prompt length"] = seconds(lambda: _made(engine, steps=1, prompt=PROMPT + "and dust"))
     row["again"] = seconds(lambda: _made(engine, steps=1, prompt=PROMPT + "and dust"))
@@ -154,7 +170,8 @@ def _ours(bench: Bench, tier: Tier, theirs: Mapping[int, Image.Image], path: Wal
 
 def _measured(image: Callable[[int], object], counts: tuple[int, ...], repeats: int) -> Row:
     """Seconds of whole images by steps (the best of `repeats`), and the step that follows from the longest."""
-    torch.cuda.reset_peak_memory_stats()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     best = {steps: min(seconds(partial(image, steps)) for _ in range(repeats)) for steps in counts}
     least, most = 4, 25
     step = (best[most] - best[least]) / (most - least)
@@ -166,7 +183,7 @@ def _measured(image: Callable[[int], object], counts: tuple[int, ...], repeats: 
         "image": images,
         "images a minute at 25": 60 / best[most],
         "fitted": [steps for steps in STEPS if steps not in best],
-        "peak GiB": torch.cuda.max_memory_allocated() / 2**30,
+        "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
     }
 
 
@@ -193,7 +210,7 @@ def _walked(branches: Branches, given: Given) -> Walk:
     """The exact tier's latents before each step, and its velocity there."""
     latents, path = given.latents, []
     for step in range(given.schedule.steps):
-        velocity = _velocity(branches, given, latents, step)
+        velocity = velocity_at(branches, given, latents, step)
         path.append((latents.cpu(), velocity.cpu()))
         latents = latents - given.schedule.deltas[step] * velocity
     return path
@@ -204,18 +221,9 @@ def _errors(branches: Branches, given: Given, path: Walk) -> list[float]:
     """Of the velocity at the exact tier's own latents, step by step, relative."""
     found = []
     for step, (latents, velocity) in enumerate(path):
-        ours = _velocity(branches, given, latents.to(rivals.DEVICE), step).cpu()
+        ours = velocity_at(branches, given, latents.to(given.latents.device), step).cpu()
         found.append(round(float((ours - velocity).norm() / velocity.norm()), 5))
     return found
-
-
-def _velocity(branches: Branches, given: Given, latents: torch.Tensor, step: int) -> torch.Tensor:
-    assert given.unconditional is not None
-    guidance = given.schedule.guidance[step]
-    z = latents.to(torch.bfloat16)
-    told = branches.conditional.velocity(z, given.conditional, step).float()
-    untold = branches.unconditional.velocity(z, given.unconditional, step).float()
-    return guidance * told + (1 - guidance) * untold
 
 
 @torch.no_grad()
@@ -241,7 +249,7 @@ def _batching(bench: Bench) -> Row:
     def step(given: Given, times: int) -> float:
         def run() -> None:
             for _ in range(times):
-                _velocity(branches, given, given.latents, 0)
+                velocity_at(branches, given, given.latents, 0)
 
         run()
         return min(seconds(run) for _ in range(5))
@@ -277,14 +285,14 @@ def _clear() -> None:
 
 def compiled(bench: Bench) -> None:
     """The script with its own compile advice; the script again beside it, for the ratio."""
-    stock = rivals.script(bench.folder)
+    stock = rivals.script(bench.folder, bench.device, bench.side)
     stock.image(PROMPT, free(1), 0)
-    bench.add("published script, again", _measured(_images(stock), (4, 25), 1))
+    bench.add(AGAIN, _measured(_images(stock), (4, 25), 1))
     made = rivals.compiled(stock)
     first = seconds(lambda: made.image(PROMPT, free(2), 0))
     made.image(PROMPT, free(2), 0)
     bench.add(
-        "published script, compiled as it advises",
+        COMPILED,
         _measured(_images(made), (4, 25), 1) | {"first image, compilation included": first},
     )
 
@@ -296,21 +304,27 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=served.REQUESTS, help="that are served back to back")
     parser.add_argument("--json", type=Path, default=Path("bench-gpu.json"))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "letterpress-bench-gpu")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU: does it run?")
     asked = parser.parse_args()
-    bench = Bench(asked.json, asked.work)
-    if asked.part in {"rows", "all"}:
+    if asked.rehearse and asked.part not in {"served", "compiled"}:
+        parser.error("only `served` and `compiled` can be rehearsed")
+    bench = Bench(asked.json, asked.work, rehearsed=asked.rehearse)
+    serving = f"served, {asked.served_tier}"
+
+    def due(part: str, *, there: bool) -> bool:
+        return asked.part == part or (asked.part == "all" and not there)
+
+    if due("rows", there=False):
         rows(bench)
-    if asked.part in {"batching", "all"}:
+    if due("batching", there="batching" in bench.found):
         _clear()
-        bench.found["batching"] = _batching(bench)
-        bench.save()
-    if asked.part in {"served", "all"}:
+        bench.keep("batching", _batching(bench))
+    if due("served", there="second start, by stage" in bench.found.get(serving, {})):
         _clear()
-        bench.found[f"served, {asked.served_tier}"] = served.measure(
-            bench.folder, bench.cache, asked.served_tier, bench.say
-        )
-        bench.save()
-    if asked.part in {"compiled", "all"}:
+        what = served.Asked(bench.folder, bench.cache, asked.served_tier, bench.device, bench.side, asked.requests)
+        served.measure(what, bench.say, partial(bench.keep, serving))
+    if due("compiled", there=not bench.wants(COMPILED)):
+        _clear()
         compiled(bench)
 
 

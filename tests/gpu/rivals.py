@@ -18,21 +18,21 @@ from worker.engine.checkpoint import Checkpoint
 from worker.presets import Sampling
 from worker.untyped import Untyped, diffusers
 
-DEVICE = torch.device("cuda:0")
-
 
 @dataclass(frozen=True)
 class Stock:
-    """A pipeline and how it is called. `length` is its max_sequence_length; None takes the prompt's own."""
+    """A pipeline and how it is called. `length` is its max_sequence_length; None takes the prompt's own. `side` is
+    that of its images, in pixels."""
 
     pipe: Untyped
     length: int | None
+    side: int = 1024
 
-    def __call__(self, prompt: str, sampling: Sampling, seed: int, side: int = 1024, **more: Any) -> Any:  # noqa: ANN401
+    def __call__(self, prompt: str, sampling: Sampling, seed: int, **more: Any) -> Any:  # noqa: ANN401
         return self.pipe(
             prompt,
-            height=side,
-            width=side,
+            height=self.side,
+            width=self.side,
             num_inference_steps=sampling.steps,
             guidance_schedule=list(sampling.guidance),
             mu=sampling.mu,
@@ -42,23 +42,24 @@ class Stock:
             **more,
         ).images[0]
 
-    def image(self, prompt: str, sampling: Sampling, seed: int, side: int = 1024) -> Image.Image:
-        made: Image.Image = self(prompt, sampling, seed, side)
+    def image(self, prompt: str, sampling: Sampling, seed: int) -> Image.Image:
+        made: Image.Image = self(prompt, sampling, seed)
         return made
 
 
-def script(folder: Path) -> Stock:
+def script(folder: Path, device: torch.device, side: int = 1024) -> Stock:
     """The published script: load in bfloat16, call. Its guidance repaired, or it would raise."""
-    pipe = diffusers.Ideogram4Pipeline.from_pretrained(folder, torch_dtype=torch.bfloat16).to(DEVICE)
+    pipe = diffusers.Ideogram4Pipeline.from_pretrained(folder, torch_dtype=torch.bfloat16).to(device)
     pipe.set_progress_bar_config(disable=True)
-    return Stock(pipe, 2048)
+    return Stock(pipe, 2048, side)
 
 
 def compiled(stock: Stock) -> Stock:
-    """What the script advises after loading."""
+    """What the script advises after loading. On a CPU the graph is taken, whole, and not compiled."""
     pipe = stock.pipe
+    mode, backend = ("reduce-overhead", "inductor") if pipe.device.type == "cuda" else (None, "eager")
     for name in ("transformer", "unconditional_transformer"):
-        setattr(pipe, name, torch.compile(getattr(pipe, name), mode="reduce-overhead", fullgraph=True))
+        setattr(pipe, name, torch.compile(getattr(pipe, name), fullgraph=True, mode=mode, backend=backend))
     return stock
 
 
@@ -75,7 +76,7 @@ def tuned(folder: Path, stock: Stock) -> Stock:
 
     parts = {}
     for name in ("transformer", "unconditional_transformer"):
-        model = _expanded(folder / name)
+        model = _expanded(folder / name, stock.pipe.device)
         for block in model.layers:
             block.attention.set_processor(_Unmasked())
         # Its own settings of the compiler reach the whole process and make it compile for minutes.
@@ -122,13 +123,13 @@ def _half_turn(x: Tensor) -> Tensor:
     return torch.cat((-second, first), dim=-1)
 
 
-def _expanded(folder: Path) -> Untyped:
+def _expanded(folder: Path, device: torch.device) -> Untyped:
     """A packed transformer as diffusers' own class in bf16."""
     config = diffusers.Ideogram4Transformer2DModel.load_config(folder)
     config.pop("quantization_config", None)
     with init_empty_weights():
         model = diffusers.Ideogram4Transformer2DModel.from_config(config)
-    with Checkpoint(folder, DEVICE) as checkpoint:
+    with Checkpoint(folder, device) as checkpoint:
         for name, _ in list(model.named_parameters()):
             owner, _, last = name.rpartition(".")
             value = nn.Parameter(checkpoint.tensor(name, torch.bfloat16), requires_grad=False)
@@ -136,7 +137,7 @@ def _expanded(folder: Path) -> Untyped:
     for module in model.modules():
         if isinstance(getattr(module, "inv_freq", None), Tensor):
             size, base = module.head_dim, config["rope_theta"]
-            module.inv_freq = 1.0 / base ** (torch.arange(0, size, 2, dtype=torch.float32, device=DEVICE) / size)
+            module.inv_freq = 1.0 / base ** (torch.arange(0, size, 2, dtype=torch.float32, device=device) / size)
     return model.eval()
 
 
@@ -146,10 +147,16 @@ def _tokens(pipe: Untyped, prompt: str) -> int:
     return len(pipe.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def settle() -> None:
+    """Wait for what the GPU was given; a CPU has done it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def seconds(call: Callable[[], object]) -> float:
     """How long `call` takes, the GPU's part included."""
-    torch.cuda.synchronize()
+    settle()
     begun = time.perf_counter()
     call()
-    torch.cuda.synchronize()
+    settle()
     return time.perf_counter() - begun

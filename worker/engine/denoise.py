@@ -79,7 +79,7 @@ def denoise(branches: Branches, given: Given, on_step: Callable[[int], None], st
     latents, plan = given.latents, given.schedule
     mark = _Marks(latents.device)
     for step in range(plan.steps):
-        velocity = _velocity(branches, given, latents, step)
+        velocity = velocity_at(branches, given, latents, step)
         latents = latents - plan.deltas[step] * velocity
         mark.queued()
         if step:
@@ -90,7 +90,8 @@ def denoise(branches: Branches, given: Given, on_step: Callable[[int], None], st
     return latents
 
 
-def _velocity(branches: Branches, given: Given, latents: Tensor, step: int) -> Tensor:
+def velocity_at(branches: Branches, given: Given, latents: Tensor, step: int) -> Tensor:
+    """Where `latents` go in step `step`, 0-based; both branches' word, by the step's guidance."""
     guidance = given.schedule.guidance[step]
     z = latents.to(branches.conditional.dtype)
     told = branches.conditional.velocity(z, given.conditional, step).float()

@@ -7,7 +7,6 @@ configuration, so they load as any other. (Those are gated: this was tried with 
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,11 +16,10 @@ from typing import Any
 import torch
 
 from worker import tiny, weights
-from worker.contract import MAX_PROMPT_TOKENS, GenerationRequest
+from worker.contract import GenerationRequest
 from worker.engine import (
     Description,
     EngineBrokenError,
-    InvalidRequestError,
     LoadError,
     OnStage,
     OnStep,
@@ -31,6 +29,7 @@ from worker.engine import (
     StoppedError,
 )
 from worker.engine.device import find_device, named, settle, torch_errors
+from worker.engine.text import Tokenizer
 from worker.presets import sampling
 from worker.untyped import Untyped, diffusers, quiet
 
@@ -44,7 +43,7 @@ class ReferenceEngine:
         self._cache = cache
         self._threads = cpu_threads
         self._pipe: Untyped = None
-        self._tokenizer: Untyped = None
+        self._tokenizer: Tokenizer | None = None
 
     def load(self, on_stage: OnStage) -> Description:
         quiet()
@@ -63,7 +62,7 @@ class ReferenceEngine:
         pipe.set_progress_bar_config(disable=True)
         self._pipe = pipe
         # One of its own for the thread that prepares: a tokenizer that is in use raises "Already borrowed".
-        self._tokenizer = copy.deepcopy(pipe.tokenizer)
+        self._tokenizer = Tokenizer(folder / "tokenizer")
         notice = tiny.NOTICE if tiny.is_tiny(folder) else ""
         return Description(model=self._model, engine="reference", device=named(device), notice=notice)
 
@@ -72,11 +71,7 @@ class ReferenceEngine:
         if self._tokenizer is None:
             raise EngineBrokenError("the engine was asked for an image before it was loaded")
         begun = time.monotonic()
-        tokens = _count_tokens(self._tokenizer, request.text)
-        if tokens > MAX_PROMPT_TOKENS:
-            raise InvalidRequestError(
-                f"prompt: has {tokens} tokens with its chat template; the text encoder takes {MAX_PROMPT_TOKENS}"
-            )
+        tokens = len(self._tokenizer(request.text))
         return Prepared(request=request, payload=tokens, text=time.monotonic() - begun)
 
     def render(self, prepared: Prepared, on_step: OnStep, stop: Stop) -> Rendered:
@@ -113,14 +108,6 @@ class ReferenceEngine:
         finally:
             begun.remove()
         return watch.rendered(image)
-
-
-def _count_tokens(tokenizer: Untyped, prompt: str) -> int:
-    """As the pipeline itself counts them: the prompt within its chat template."""
-    messages = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    # The backend encodes without the warning that a long text draws; its length is ours to judge.
-    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 @dataclass
