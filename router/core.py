@@ -125,10 +125,10 @@ async def open_core(config: CoreConfig) -> AsyncIterator[Core]:
         fleet = _driven(config, store, queue, dispatcher, paces, ROUTER)
         admission = _admission(config, store, fleet, paces)
         service = JobService(store, queue, notices, artifacts, fleet, admission, recent)
-        await sweep(store, notices, queue)
+        await sweep(store, notices, queue, config.lease_ttl_ms)
         await fleet.start()
         loops: dict[str, Callable[[], Awaitable[None]]] = {
-            "sweeper": partial(keep_sweeping, store, notices, queue, config.sweep_s),
+            "sweeper": partial(keep_sweeping, store, notices, queue, config.lease_ttl_ms, config.sweep_s),
             "look": partial(keep_looking, notices, store, config.look_s),
             **_forgetting(config.retention, store, artifacts),
             "register": partial(fleet.keep_up, config.reconcile_s),
@@ -152,7 +152,7 @@ async def open_front(config: CoreConfig, shared: Shared) -> AsyncIterator[Core]:
         service = JobService(store, queue, notices, artifacts, fleet, admission, RecentImages(0))
         await fleet.look()
         loops: dict[str, Callable[[], Awaitable[None]]] = {
-            "sweeper": partial(keep_sweeping, store, notices, queue, config.sweep_s),
+            "sweeper": partial(keep_sweeping, store, notices, queue, config.lease_ttl_ms, config.sweep_s),
             "look": partial(keep_looking, notices, store, config.look_s),
             **_forgetting(config.retention, store, artifacts),
             "workers": partial(fleet.keep_looking, shared.report_s / 2),
@@ -177,7 +177,7 @@ async def open_consumer(config: CoreConfig, shared: Shared, name: str) -> AsyncI
         fleet = _driven(config, store, queue, dispatcher, Paces(store, monotonic), name)
         await fleet.start()
         loops = {
-            "sweeper": partial(keep_sweeping, store, notices, queue, config.sweep_s),
+            "sweeper": partial(keep_sweeping, store, notices, queue, config.lease_ttl_ms, config.sweep_s),
             "register": partial(fleet.keep_up, config.reconcile_s),
             "report": partial(keep_reporting, store, fleet, shared.report_s),
         }

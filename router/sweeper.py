@@ -17,8 +17,10 @@ AT_ONCE = 500
 """So many overdue jobs end in one transaction: it must not keep the others from writing for long."""
 
 
-async def sweep(store: Store, notices: Notices, queue: Queue) -> None:
-    """Once."""
+async def sweep(store: Store, notices: Notices, queue: Queue, lease_ttl_ms: int) -> None:
+    """Once. `lease_ttl_ms` is how long everybody's leases run."""
+    if shortened := await store.shorten_leases(lease_ttl_ms):
+        log.warning("clock_set_back", leases=shortened)
     for job in await store.sweep():
         log.warning("lease_expired", job=job.id, attempt=job.attempt, state=job.state.value)
         notices.publish(job)
@@ -32,7 +34,7 @@ async def sweep(store: Store, notices: Notices, queue: Queue) -> None:
             return
 
 
-async def keep_sweeping(store: Store, notices: Notices, queue: Queue, every_s: float) -> None:
+async def keep_sweeping(store: Store, notices: Notices, queue: Queue, lease_ttl_ms: int, every_s: float) -> None:
     while True:
-        await sweep(store, notices, queue)
+        await sweep(store, notices, queue, lease_ttl_ms)
         await asyncio.sleep(every_s)

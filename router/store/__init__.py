@@ -263,6 +263,12 @@ class Store(Protocol):
         """Return every job with an expired lease to the queue (or cancel it, if that was asked)."""
         ...
 
+    async def shorten_leases(self, ttl_ms: int) -> int:
+        """No lease is good for much longer than `ttl_ms`, unless the database's clock was set back since it was given:
+        such a one is good for that long from now. Whoever holds it renews it in time, and whoever died lets it run
+        out. How many there were."""
+        ...
+
     async def expire(self, limit: int) -> Sequence[Job]:
         """End at most `limit` of the jobs that still wait though their deadline has passed."""
         ...

@@ -10,7 +10,20 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, assert_never
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Row, and_, bindparam, case, null, select, true, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    case,
+    literal,
+    null,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from router.contract import JobState
@@ -162,6 +175,16 @@ def sweep(connection: Connection, now: Now) -> Sequence[Job]:
     for row in rows:
         _close(connection, row.id, row.attempt, AttemptEnd.EXPIRED, row.ended_at, detail="nobody renewed the lease")
     return [changed(connection, row) for row in rows]
+
+
+def shorten(connection: Connection, now: Now, ttl_ms: int) -> int:
+    # Twice: a lease that was given since the statement's clock was read is well.
+    later = jobs.c.lease_expires_at > now + literal(2 * ttl_ms, BigInteger())
+    return connection.execute(
+        update(jobs)
+        .where(jobs.c.state == JobState.RUNNING, later)
+        .values(lease_expires_at=now + literal(ttl_ms, BigInteger()))
+    ).rowcount
 
 
 def held_leases(connection: Connection, now: Now, driver: str) -> Sequence[Lease]:

@@ -163,6 +163,9 @@ class SqlStore:
     async def sweep(self) -> Sequence[Job]:
         return await self._database.write(lease_rows.sweep, self._clock())
 
+    async def shorten_leases(self, ttl_ms: int) -> int:
+        return await self._database.write(lease_rows.shorten, self._clock(), ttl_ms)
+
     async def expire(self, limit: int) -> Sequence[Job]:
         return await self._database.write(job_rows.expire, self._clock(), limit)
 

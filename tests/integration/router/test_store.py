@@ -272,6 +272,25 @@ async def test_the_first_fact_stands_whoever_says_it(database_url: str, clock: S
         assert set(said) == {await one.fact("mark")}
 
 
+async def test_a_clock_that_is_set_back_makes_no_lease_longer(
+    store: SqlStore, key: ApiKey, clock: SteeredClock
+) -> None:
+    await store.put_worker("w", "http://127.0.0.1:1", "t" * 16, POOL)
+    for _ in range(2):
+        await store.add_job(key.id, POOL, request())
+    held, left = await store.lease_next("w", 1000), await store.lease_next("w", 1000)
+    assert held
+    assert left
+    assert await store.shorten_leases(1000) == 0
+    clock.advance(-3_600_000)
+    assert await store.shorten_leases(1000) == 2
+    clock.advance(900)
+    assert await store.renew(held, 1000) is Renewal.HELD
+    assert not await store.sweep()
+    clock.advance(101)
+    assert [job.id for job in await store.sweep()] == [left.job_id]
+
+
 async def test_what_jobs_waited_and_workers_did_is_added_up_and_outlives_the_rows(
     store: SqlStore, key: ApiKey, clock: SteeredClock
 ) -> None:
