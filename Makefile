@@ -51,7 +51,7 @@ status: installed ## a table: resource, state, since, url, pool, jobs
 logs: installed ## the last lines of every process of the stack (FOLLOW=1 to stay)
 	@$(LETTERPRESS) logs '$(STACK)' $(if $(FOLLOW),--follow)
 
-admin: installed ## see that the admin console answers, and print its address
+admin: installed ## print the admin console's address, once it answers (a router elsewhere: open the tunnel to it)
 	@$(LETTERPRESS) admin '$(STACK)'
 
 endpoint: installed ## the endpoint and its key, as JSON

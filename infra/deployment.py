@@ -6,6 +6,7 @@ on a file that somebody has edited or removed since. What it consists of is `inf
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -16,11 +17,16 @@ from pydantic import ValidationError
 from infra.endpoint import Endpoint
 from infra.files import replace_file
 from infra.paths import StackPaths
-from infra.provider.router_host import HTTPS, reachable_url
-from infra.secrets import ADMIN_KEY, API_KEY, TLS_CERTIFICATE, SecretStore
+from infra.planning.program import database_url, router_access
+from infra.provider.place import RouterPlace
+from infra.provider.router_inputs import HTTPS, reachable_url
+from infra.provider.site import Site
+from infra.secrets import ADMIN_KEY, API_KEY, DATABASE_PASSWORD, TLS_CERTIFICATE, SecretStore
+from infra.ssh.target import Patience
 from infra.stack import TINY, StackDescription, load, with_model
 from infra.stack.description import DescriptionError
 from infra.state import backend
+from router.client import AdminClient
 from router.contract import INTERACTIVE
 
 STACK_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -96,12 +102,34 @@ class Deployment:
         """Whether the weights are random and the pictures noise."""
         return self.description.model == TINY
 
+    def place(self, patience: Patience = Patience(reach_s=0.0)) -> RouterPlace:  # noqa: B008 - a value
+        """Where its router is."""
+        return RouterPlace(Site(self.paths, os.environ), router_access(self.description), patience)
+
+    def admin(self, key: str = "") -> AdminClient:
+        """A client of the admin app, wherever that is. `key` may be empty for one that only reads."""
+        return self.place().admin(self.endpoint.admin_url, key)
+
+    @property
+    def admin_key(self) -> str:
+        return self.endpoint.admin_key_file.read_text().strip()
+
+    @property
+    def database(self) -> dict[str, str]:
+        """What a program of the router's is told of a database that is described; nothing for SQLite."""
+        url = database_url(self.description.router.database)
+        password = SecretStore(self.paths.secrets).path(DATABASE_PASSWORD)
+        told = {"DATABASE_URL": url, "DATABASE_PASSWORD_FILE": str(password) if password.exists() else ""}
+        return {f"LETTERPRESS_ROUTER_{name}": value for name, value in told.items() if url and value}
+
     @property
     def endpoint(self) -> Endpoint:
-        edge, admin = self.description.router.edge, self.description.router.admin
+        router = self.description.router
+        edge, admin = router.edge, router.admin
         secrets = SecretStore(self.paths.secrets)
         scheme = "https" if edge.tls else "http"
-        near = reachable_url(edge.host, edge.port, scheme)
+        everywhere = edge.host in ("0.0.0.0", "::")  # noqa: S104 - read, not bound
+        near = reachable_url(router.host.address if router.host and everywhere else edge.host, edge.port, scheme)
         shown = self.paths.router / "edge/tls/chain.pem" if edge.tls and not edge.tls.certificate else None
         if edge.tls and edge.tls.certificate:
             shown = secrets.path(TLS_CERTIFICATE)

@@ -1,4 +1,4 @@
-"""What `deploy`, `preview`, `destroy` and `admin` do, in order, and what they tell the person who waits.
+"""What `deploy`, `preview` and `destroy` do, in order, and what they tell the person who waits.
 
 The order is the point here: tools, description, placement, preview, resources, first image. Each step's
 work is another module's.
@@ -37,7 +37,7 @@ from infra.view.console import (
     show_remains,
     unheard,
 )
-from router.client import AdminClient, RouterClient, RouterClientError
+from router.client import RouterClient, RouterClientError
 from router.contract import JobRequest
 
 FIRST_IMAGE_WITHIN_S = 300.0
@@ -190,6 +190,7 @@ def destroy(stack: str, *, waits: bool = True) -> None:
         with following() as tell:
             done = engine.destroy(tell)
     left = asyncio.run(rented(paths))
+    elsewhere = _router_elsewhere(paths)
     forget(paths)
     if left:
         listed = ", ".join(stray.name for stray in left)
@@ -198,25 +199,15 @@ def destroy(stack: str, *, waits: bool = True) -> None:
             "and deletes them"
         )
     say(f"Stack {name} is gone ({account(done.counts)}; {time.monotonic() - begun:.1f} s).")
-    say(f"Its keys, logs and the router's data stay in {paths.root}; remove that folder to forget it.")
+    kept = "Its keys and logs stay" if elsewhere else "Its keys, logs and the router's data stay"
+    say(f"{kept} in {paths.root}; remove that folder to forget it.")
     show_remains(paths)
 
 
-def admin(stack: str) -> None:
-    """Where the admin app is, once it answers: on loopback of this computer, where routers are."""
-    endpoint = Deployment.remembered(stack).endpoint
-    try:
-        asyncio.run(_answers(endpoint))
-    except (RouterClientError, TimeoutError) as error:
-        raise NotServingError(f"the admin app does not answer: {error}. `make status`, then `make deploy`") from None
-    say(f"Admin console   {endpoint.admin_url}")
-    say(f"Metrics         {endpoint.admin_url}/metrics")
-    say(f"Admin key       {endpoint.admin_key_file} (only changes want it)")
-
-
-async def _answers(endpoint: Endpoint) -> None:
-    async with asyncio.timeout(5), AdminClient(endpoint.admin_url) as client:
-        await client.health()
+def _router_elsewhere(paths: StackPaths) -> bool:
+    """Whether the router, and its data with it, was on a machine of its own."""
+    deployment = Deployment.kept(paths)
+    return deployment is not None and deployment.description.router.host is not None
 
 
 async def _first_image(endpoint: Endpoint, pool: str) -> None:

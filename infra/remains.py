@@ -50,7 +50,7 @@ class Kept:
             command = f"ssh -p {it.port} {to} sudo sh <{file}"
         else:
             command = f"scp -P {it.port} {file} {to}: && ssh -t -p {it.port} {to} sudo sh ./{file.name}"
-        left = "workers' services, their folder, the tunnel service's key, the firewall"
+        left = "services, their folder, the keys in it, the firewall"
         return (
             f"{it.machine} ({it.address}) still has what the stack put there: {left}.",
             f"  Why: {it.why}",

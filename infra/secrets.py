@@ -17,9 +17,13 @@ PASSPHRASE = "passphrase"  # noqa: S105 - the name of a file
 API_KEY = "api-key"
 ADMIN_KEY = "admin-key"
 SIGNING_KEY = "signing-key"
+ROUTER_KEYS = (API_KEY, ADMIN_KEY, SIGNING_KEY)
+"""Every router has these."""
 S3_CREDENTIALS = "s3-credentials"
 TLS_CERTIFICATE = "tls-certificate"
 TLS_KEY = "tls-key"
+DATABASE_PASSWORD = "database-password"  # noqa: S105 - the name of a file
+REDIS_PASSWORD = "redis-password"  # noqa: S105
 
 
 def worker_token(worker: str) -> str:

@@ -11,11 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from infra.clouds import Access
 from infra.deployment import Deployment
 from infra.errors import InfraError
+from infra.hosts.local import LocalHost
 from infra.identity import ensure_identity
 from infra.paths import StackPaths
 from infra.planning.planner import placed
+from infra.planning.program import router_access
+from infra.provider.place import RouterPlace
+from infra.provider.router_leave import take_leave
 from infra.provider.site import Site
 from infra.stack import CloudName
 from infra.stack.description import DescriptionError
@@ -72,13 +77,16 @@ async def end_strays(paths: StackPaths) -> tuple[str, ...]:
     site = Site(paths, os.environ)
     ended: list[str] = []
     failures: list[str] = []
-    router = site.router_host()
+    router = LocalHost("router", paths.router, paths.logs)
     for unit in await router.units():
         try:
             await router.remove(unit, lambda _: None)
             ended.append(unit)
         except InfraError as error:
             failures.append(str(error))
+    if access := _routers_machine(paths):
+        await take_leave(RouterPlace(site, access), access, lambda _: None)
+        ended.append(f"the router on {access.address}")
     for name in site.accounts():
         try:
             found = await _in_its_name(site, name)
@@ -99,6 +107,15 @@ async def end_strays(paths: StackPaths) -> tuple[str, ...]:
         done = f"ended {', '.join(ended)}; " if ended else ""
         raise StraysError(f"stack {paths.root.name}: {done}" + "\n".join(failures))
     return tuple(ended)
+
+
+def _routers_machine(paths: StackPaths) -> Access | None:
+    """By what was deployed last; what cannot be read tells nothing."""
+    try:
+        deployment = Deployment.kept(paths)
+    except DescriptionError:
+        return None
+    return router_access(deployment.description) if deployment else None
 
 
 def require_keys(paths: StackPaths) -> None:

@@ -103,7 +103,7 @@ def _table(*columns: str) -> Table:
 async def _admin(deployment: Deployment) -> AsyncIterator[AdminClient]:
     key = deployment.endpoint.admin_key_file.read_text().strip()
     try:
-        async with AdminClient(deployment.endpoint.admin_url, key) as client:
+        async with deployment.admin(key) as client:
             yield client
     except RouterClientError as error:
         raise KeysError(str(error)) from None

@@ -8,7 +8,7 @@ from rich.table import Table
 from infra.deployment import Deployment
 from infra.errors import InfraError
 from infra.view.console import OUT, say
-from router.client import AdminClient, RouterClientError
+from router.client import RouterClientError
 from router.contract import TunnelsView
 
 
@@ -19,7 +19,7 @@ class TunnelsError(InfraError):
 async def show(deployment: Deployment) -> None:
     """A table, a row for each worker that is reached through a tunnel."""
     try:
-        async with AdminClient(deployment.endpoint.admin_url) as client:
+        async with deployment.admin() as client:
             view = await client.tunnels()
     except RouterClientError as error:
         raise TunnelsError(str(error)) from None

@@ -11,7 +11,7 @@ from rich.table import Table
 from infra.deployment import Deployment
 from infra.errors import InfraError
 from infra.view.console import OUT, say
-from router.client import AdminClient, RouterClientError
+from router.client import RouterClientError
 from router.contract import DeliveryState, DeliveryView
 
 
@@ -22,7 +22,7 @@ class WebhooksError(InfraError):
 async def show(deployment: Deployment, state: DeliveryState | None, limit: int) -> None:
     """A table, the newest first."""
     with _in_our_words():
-        async with AdminClient(deployment.endpoint.admin_url) as client:
+        async with deployment.admin() as client:
             found = await client.webhooks(state, limit)
     if found:
         OUT.print(table(found))
@@ -34,7 +34,7 @@ async def replay(deployment: Deployment, ids: Sequence[str]) -> None:
     """These, or all that are dead if there are none."""
     key = deployment.endpoint.admin_key_file.read_text().strip()
     with _in_our_words():
-        async with AdminClient(deployment.endpoint.admin_url, key) as client:
+        async with deployment.admin(key) as client:
             if not ids:
                 say(f"{await client.replay_dead()} dead webhooks are due again.")
             for name in ids:

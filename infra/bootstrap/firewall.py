@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from infra.bootstrap.engine import APT
-from infra.bootstrap.machine import Machine
+from infra.bootstrap.machine import Place
 from infra.bootstrap.step import VMS, StepError, Wrong
 from infra.clouds import HostKind
 from infra.ssh.connection import Connection
@@ -132,14 +132,14 @@ class Firewall:
     name: str = "firewall"
     kinds: frozenset[HostKind] = VMS
 
-    async def look(self, machine: Machine) -> Wrong | None:
+    async def look(self, machine: Place) -> Wrong | None:
         seen = await self._see(machine.connection)
         ports = self._ports(machine.connection, seen)
         if seen.sound and seen.rules == digest(ports):
             return None
         return Wrong(f"opening TCP {', '.join(map(str, ports))} and nothing else")
 
-    async def act(self, machine: Machine) -> None:
+    async def act(self, machine: Place) -> None:
         connection = machine.connection
         ports = self._ports(connection, await self._see(connection))
         install = (

@@ -43,24 +43,30 @@ class WantedWeights:
     endpoint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """One machine on its way. `root` is the stack's folder there, `cache` the one of weights and compiled kernels.
-
-    `tunnel_line` is the whole line of authorized_keys that lets the tunnel service forward to the workers.
-    """
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Any machine on its way. `root` is the stack's folder there."""
 
     connection: Connection
     kind: HostKind
     root: PurePosixPath
-    cache: PurePosixPath
     stack_id: str
-    described: Described
-    image: WantedImage
-    weights: WantedWeights
-    tunnel_line: str
     progress: Progress
 
     @property
     def name(self) -> str:
         return self.connection.target.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine(Place):
+    """One that is to run workers. `cache` is the folder of weights and compiled kernels.
+
+    `tunnel_line` is the whole line of authorized_keys that lets the tunnel service forward to the workers.
+    """
+
+    cache: PurePosixPath
+    described: Described
+    image: WantedImage
+    weights: WantedWeights
+    tunnel_line: str

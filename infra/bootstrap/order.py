@@ -7,10 +7,11 @@ from infra.bootstrap.engine import Docker, Toolkit
 from infra.bootstrap.facts import Disk, Download, Gpus
 from infra.bootstrap.firewall import Firewall
 from infra.bootstrap.image import Image
+from infra.bootstrap.machine import Machine
 from infra.bootstrap.step import Step
 from infra.bootstrap.weights import Folder, Weights
 
-WORKER_STEPS: tuple[Step, ...] = (
+WORKER_STEPS: tuple[Step[Machine], ...] = (
     Gpus(),
     Disk(),
     Download(),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from infra.bootstrap.machine import Machine
+from infra.bootstrap.machine import Place
 from infra.clouds import HostKind
 from infra.hosts import HostError
 
@@ -14,10 +14,14 @@ EVERYWHERE = frozenset({HostKind.VM, HostKind.CONTAINER})
 VMS = frozenset({HostKind.VM})
 
 
+P = TypeVar("P", bound=Place)
+P_contra = TypeVar("P_contra", bound=Place, contravariant=True)
+
+
 class StepError(HostError):
     """A machine did not become what it should; the message names it, the step, and what to try."""
 
-    def __init__(self, machine: Machine, step: str, what: str, advice: str) -> None:
+    def __init__(self, machine: Place, step: str, what: str, advice: str) -> None:
         super().__init__(f"{machine.name}: {step}: {what}. {advice}")
 
 
@@ -30,7 +34,7 @@ class Wrong:
     final: bool = False
 
 
-class Step(Protocol):
+class Step(Protocol[P_contra]):
     @property
     def name(self) -> str: ...
 
@@ -39,16 +43,16 @@ class Step(Protocol):
         """The kinds of host that it is for."""
         ...
 
-    async def look(self, machine: Machine) -> Wrong | None:
+    async def look(self, machine: P_contra, /) -> Wrong | None:
         """What is not as it should be; None if all is. One command, and nothing is changed."""
         ...
 
-    async def act(self, machine: Machine) -> None:
+    async def act(self, machine: P_contra, /) -> None:
         """Put it right."""
         ...
 
 
-async def go_through(steps: Sequence[Step], machine: Machine) -> tuple[str, ...]:
+async def go_through(steps: Sequence[Step[P]], machine: P) -> tuple[str, ...]:
     """Every step that is for this kind of host; the names of those that had something to do.
 
     Raises StepError, or SshError for what a command said.

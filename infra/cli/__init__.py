@@ -173,10 +173,10 @@ def doctor(
 
 @app.command()
 def admin(stack: Stack = "local") -> None:
-    """See that the admin console answers, and print its address."""
-    from infra.lifecycle import admin as run
+    """See that the admin console answers, and print its address; to a router elsewhere a tunnel is held open."""
+    from infra.admin.opening import open_admin
 
-    run(stack)
+    open_admin(stack)
 
 
 @app.command()

@@ -20,6 +20,8 @@ webhooks = typer.Typer(no_args_is_help=True, help="What is told to the receivers
 keys = typer.Typer(no_args_is_help=True, help="Who may ask for images, how much, and what they have used.")
 db = typer.Typer(no_args_is_help=True, help="The router's database.")
 
+DATABASE_URL = "LETTERPRESS_ROUTER_DATABASE_URL"
+
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="The key's name.")]
 PerMinute = Annotated[int | None, typer.Option("--per-minute", min=1, help="Requests that create jobs.")]
 Running = Annotated[int | None, typer.Option("--running", min=1, help="Jobs at once; more wait.")]
@@ -153,9 +155,18 @@ def db_backup(
 
 def _database(stack: str, *verb: str) -> None:
     """By a program of the router's; LETTERPRESS_ROUTER_DATABASE_URL names another database than the stack's own."""
-    from infra.deployment import stack_name
+    from infra.deployment import Deployment, stack_name
+    from infra.errors import InfraError
     from infra.paths import StackPaths
 
-    folder = StackPaths.of(stack_name(stack)).router / "data"
-    environment = {"LETTERPRESS_ROUTER_DATA_DIR": str(folder), **os.environ}
+    paths = StackPaths.of(stack_name(stack))
+    deployment = Deployment.kept(paths)
+    told = deployment.database if deployment else {}
+    if deployment and deployment.description.router.host and not told.keys() | os.environ.keys() >= {DATABASE_URL}:
+        raise InfraError(
+            f"the router's database is on {deployment.description.router.host.address}; do it there, as root:\n    "
+            + deployment.place().on_database(*verb)
+        )
+    folder = paths.router / "data"
+    environment = {"LETTERPRESS_ROUTER_DATA_DIR": str(folder), **told, **os.environ}
     os.execve(sys.executable, [sys.executable, "-m", "router.db", *verb], environment)  # noqa: S606 - this very interpreter

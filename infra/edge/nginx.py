@@ -16,7 +16,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from infra.edge.config import ArtifactsFolder, EdgeError, EdgeSettings, EdgeUser, edge_config
 from infra.hosts import Listen, Unit
@@ -88,7 +88,7 @@ async def configure_edge(settings: EdgeSettings, nginx: Path) -> Unit:
     return edge_unit(settings, nginx)
 
 
-def edge_unit(settings: EdgeSettings, nginx: Path) -> Unit:
+def edge_unit(settings: EdgeSettings, nginx: PurePath) -> Unit:
     """The edge as a unit. SIGQUIT lets running answers end, within the grace."""
     return Unit(
         name="edge",

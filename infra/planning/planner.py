@@ -26,9 +26,12 @@ from infra.planning.code import code_fingerprint
 from infra.planning.placement import Placement, PlacementError, place, read_placement, write_placement
 from infra.planning.program import Declared, Programs, given_secrets, resources, secret_names
 from infra.provider.site import Site
-from infra.secrets import S3_CREDENTIALS, TLS_CERTIFICATE, TLS_KEY, SecretStore
+from infra.secrets import DATABASE_PASSWORD, REDIS_PASSWORD, S3_CREDENTIALS, TLS_CERTIFICATE, TLS_KEY, SecretStore
 from infra.stack import StackDescription, resolve
 from infra.stack.description import DescriptionError
+
+ROUTER_PARTS = ("router", "worker/contract.py", "worker/captions.py", "constraints.txt")
+"""What a router runs of a checkout."""
 
 
 def programs_here(root: Path | None = None) -> Programs:
@@ -37,7 +40,7 @@ def programs_here(root: Path | None = None) -> Programs:
     return Programs.of_this_interpreter(
         {
             "worker": code_fingerprint(root, "worker", "constraints.txt"),
-            "router": code_fingerprint(root, "router", "worker/contract.py", "constraints.txt"),
+            "router": code_fingerprint(root, *ROUTER_PARTS),
         }
     )
 
@@ -120,7 +123,11 @@ def keep_given(description: StackDescription, secrets: SecretStore, environ: Map
 
     Raises DescriptionError if one was never brought.
     """
-    tls = description.router.edge.tls
+    router = description.router
+    for name, reference in ((DATABASE_PASSWORD, router.database_password), (REDIS_PASSWORD, router.redis_password)):
+        if reference:
+            _keep_password(name, reference, secrets, environ)
+    tls = router.edge.tls
     if tls and tls.certificate and tls.key:
         keep_certificate((tls.certificate, tls.key), tls.domain, secrets, environ)
     bucket = description.router.s3
@@ -134,6 +141,14 @@ def keep_given(description: StackDescription, secrets: SecretStore, environ: Map
             return
         raise
     secrets.keep(S3_CREDENTIALS, f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}")
+
+
+def _keep_password(name: str, reference: str, secrets: SecretStore, environ: Mapping[str, str]) -> None:
+    try:
+        secrets.keep(name, resolve(reference, environ, f"router.{name.replace('-', '_')}"))
+    except DescriptionError:
+        if not secrets.path(name).exists():
+            raise
 
 
 def keep_certificate(

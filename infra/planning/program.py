@@ -20,17 +20,25 @@ from infra.provider.endpoint import EndpointInputs
 from infra.provider.machine import MachineInputs
 from infra.provider.registration import RegistrationInputs
 from infra.provider.resource import Inputs, Kind
-from infra.provider.router_host import RouterHostInputs, TlsInputs, reachable_url
+from infra.provider.router_inputs import RouterHostInputs, TlsInputs, reachable_url
 from infra.provider.site import TUNNELLED
 from infra.provider.worker_host import WorkerHostInputs, WorkerInputs, worker_url
-from infra.secrets import ADMIN_KEY, API_KEY, S3_CREDENTIALS, SIGNING_KEY, TLS_CERTIFICATE, TLS_KEY, worker_token
-from infra.stack import TINY, Bucket, CloudName, OwnHost, Pool, Serverless, StackDescription, Tls, first_port_setting
+from infra.secrets import (
+    DATABASE_PASSWORD,
+    REDIS_PASSWORD,
+    ROUTER_KEYS,
+    S3_CREDENTIALS,
+    TLS_CERTIFICATE,
+    TLS_KEY,
+    worker_token,
+)
+from infra.stack import TINY, CloudName, OwnHost, Pool, Serverless, StackDescription, first_port_setting
+from infra.stack.router import HERE, Bucket, Tls
 
 if TYPE_CHECKING:
     import pulumi
 
 ROUTER_HOST = "router"
-ROUTER_KEYS = (API_KEY, ADMIN_KEY, SIGNING_KEY)
 
 READY_WITHIN_TINY_S = 300.0
 """Several workers import torch at once on two cores; that takes a minute."""
@@ -104,9 +112,12 @@ def seats(name: str, pool: Pool, placement: Placement) -> Iterator[tuple[Placed,
 
 
 def given_secrets(description: StackDescription) -> tuple[str, ...]:
-    """Secrets that the user brings: by the environment, or as files."""
-    bucket, tls = description.router.s3, description.router.edge.tls
+    """Secrets that the user brings, by the environment or as files, and the password of a Redis of our own."""
+    router = description.router
+    bucket, tls = router.s3, router.edge.tls
     return (
+        *((DATABASE_PASSWORD,) if router.database_password else ()),
+        *((REDIS_PASSWORD,) if router.redis_password or router.redis == HERE else ()),
         *((S3_CREDENTIALS,) if bucket and bucket.access_key_id else ()),
         *((TLS_CERTIFICATE, TLS_KEY) if tls and tls.certificate else ()),
     )
@@ -148,9 +159,12 @@ def declare(declared: Sequence[Declared]) -> None:
 
 
 def _router_host(description: StackDescription, fingerprints: Mapping[str, str], program: Program) -> Declared:
-    edge, admin = description.router.edge, description.router.admin
+    router = description.router
+    edge, admin = router.edge, router.admin
+    redis_here = router.redis == HERE
     inputs = RouterHostInputs(
-        program=program.argv,
+        host=router_access(description),
+        program=() if router.host else program.argv,
         code=program.code,
         edge_host=edge.host,
         edge_port=edge.port,
@@ -160,8 +174,24 @@ def _router_host(description: StackDescription, fingerprints: Mapping[str, str],
         keys={name: fingerprints[name] for name in (*ROUTER_KEYS, *given_secrets(description))},
         settings=_bucket_settings(description.router.s3) | _webhook_settings(description.router.webhook_allow),
         tunnels=description.remote,
+        database=database_url(router.database),
+        redis=router.redis or "" if not redis_here else "",
+        redis_port=router.redis_port if redis_here else 0,
+        processes=router.processes,
+        consumers=router.driving,
     )
     return Declared(Kind.ROUTER_HOST, ROUTER_HOST, inputs)
+
+
+def router_access(description: StackDescription) -> Access | None:
+    """How the router's host is reached; None for this computer."""
+    host = description.router.host
+    return Access(host.address, host.port, host.user, host.key or "", host.sudo_password or "") if host else None
+
+
+def database_url(described: str | None) -> str:
+    """As the router has it: by the driver that it brings."""
+    return f"postgresql+asyncpg://{described.partition('://')[2]}" if described else ""
 
 
 def _tls(described: Tls | None) -> TlsInputs | None:
@@ -258,7 +288,9 @@ def _machine(
         ready_within_s=READY_WITHIN_TINY_S if description.model == TINY else READY_WITHIN_S,
         elsewhere=elsewhere,
     )
-    yield Declared(Kind.WORKER_HOST, _worker_host_name(placed.machine), worker_host, (placed.machine,))
+    # A router elsewhere has to be there before its tunnel service can be told of a machine.
+    before = (placed.machine, ROUTER_HOST) if description.router.host else (placed.machine,)
+    yield Declared(Kind.WORKER_HOST, _worker_host_name(placed.machine), worker_host, before)
 
 
 def _endpoint(name: str, described: Serverless, description: StackDescription, identity: Identity) -> Declared:
@@ -314,6 +346,7 @@ def _elsewhere(host: OwnHost, description: StackDescription, image: str) -> Else
             worker_memory_gib=host.worker_memory_gib,
         ),
         admin_url=reachable_url(admin.host, admin.port),
+        router=router_access(description),
     )
 
 
@@ -325,6 +358,7 @@ def _registration(worker: WorkerInputs, machine: str, pool: str, description: St
         url=f"{TUNNELLED}{worker.name}" if description.remote else worker_url(worker.port),
         token=worker.token,
         admin_url=reachable_url(admin.host, admin.port),
+        router=router_access(description),
     )
     name = f"{worker.name}-registration"
     return Declared(Kind.REGISTRATION, name, inputs, (_worker_host_name(machine), ROUTER_HOST))

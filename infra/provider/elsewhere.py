@@ -23,6 +23,7 @@ from infra.hosts.container import ContainerHost
 from infra.hosts.remote import stack_folder
 from infra.hosts.ssh import SshHost, unit_prefix
 from infra.provider import tunnels
+from infra.provider.place import RouterPlace
 from infra.provider.site import Site
 from infra.ssh.connection import Connection
 from infra.ssh.errors import HostKeyChangedError
@@ -73,7 +74,8 @@ class Elsewhere(BaseModel):
     """How the machine of a WorkerHost is reached and what it should be; None of it on this computer.
 
     Where a rented machine will be, only its cloud knows, and not before it boots: then `access` has no address
-    (`at` puts it in).
+    (`at` puts it in). `admin_url` is the admin app's on the loopback of the router's host; `router` is how that one is
+    reached, None if it is this computer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,6 +84,7 @@ class Elsewhere(BaseModel):
     image: ImageInputs
     facts: MachineFacts
     admin_url: str
+    router: Access | None = None
 
     @property
     def rented(self) -> bool:
@@ -167,7 +170,7 @@ async def prepare(
         host_key=connection.host_key,
         workers=dict(ports),
     )
-    await tunnels.add(site, tunnel, progress)
+    await tunnels.add(RouterPlace(site, elsewhere.router), tunnel, progress)
 
 
 def remote_unit(
@@ -252,7 +255,7 @@ async def take_leave(site: Site, machine: str, elsewhere: Elsewhere, progress: P
         remains.note(site.paths, machine, access, str(error), script)
     else:
         remains.forget(site.paths, machine, access)
-    await tunnels.remove(site, machine, progress)
+    await tunnels.remove(RouterPlace(site, elsewhere.router), machine, progress)
 
 
 async def leave_if_moved(site: Site, machine: str, before: Elsewhere, now: Elsewhere, progress: Progress) -> None:

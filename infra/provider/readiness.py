@@ -80,8 +80,20 @@ async def ask_router(client: httpx.AsyncClient, url: str) -> Answer:
         return Answer(Verdict.WAIT, "the edge does not answer yet")
     if response.status_code != httpx.codes.OK:
         return Answer(Verdict.WAIT, f"the edge answers {response.status_code}: the router does not serve yet")
+    return _router_says(response.content)
+
+
+async def ask_router_on(host: Host, port: int) -> Answer:
+    """Ask one of several routers on a host, by its admin app."""
+    answer = await host.get(port, "/healthz")
+    if answer is None or answer[0] != httpx.codes.OK:
+        return Answer(Verdict.WAIT, "does not answer yet")
+    return _router_says(answer[1])
+
+
+def _router_says(content: bytes) -> Answer:
     try:
-        Health.model_validate_json(response.content)
+        Health.model_validate_json(content)
     except ValidationError:
         return Answer(Verdict.WAIT, "something answers, but not as a router does")
     return Answer(Verdict.READY)

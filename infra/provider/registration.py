@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from infra.clouds import Access
 from infra.hosts import Progress
 from infra.provider import tunnels
+from infra.provider.place import RouterPlace
 from infra.provider.resource import Condition, Found, Inputs, ProviderError
 from infra.provider.site import TUNNELLED, Site
-from infra.secrets import ADMIN_KEY, worker_token
+from infra.secrets import worker_token
 from router.client import AdminClient, RouterAwayError, RouterClientError, RouterNotFoundError, RouterUnavailableError
 from router.contract import WorkerRegistration, WorkerView
 
@@ -23,13 +25,15 @@ POLL_S = 0.3
 
 
 class RegistrationInputs(Inputs):
-    """`token` is the fingerprint of the worker's token."""
+    """`token` is the fingerprint of the worker's token; `admin_url` is on the loopback of the router's host, which is
+    reached by `router` unless it is this computer."""
 
     worker: str
     pool: str
     url: str
     token: str
     admin_url: str
+    router: Access | None = None
 
 
 class RegistrationState(RegistrationInputs, Found):
@@ -48,8 +52,8 @@ class RegistrationResource:
     ) -> RegistrationState:
         token = self.site.secrets.ensure(worker_token(inputs.worker))
         if inputs.url.startswith(TUNNELLED):
-            await tunnels.until_up(self.site, inputs.worker, progress)
-        url = self.site.worker_url(inputs.url)
+            await tunnels.until_up(self._place(inputs), inputs.worker, progress)
+        url = self._place(inputs).worker_url(inputs.url)
         registration = WorkerRegistration(url=url, token=token, pool=inputs.pool)
         progress(f"telling the router of {inputs.worker} in pool {inputs.pool}")
         try:
@@ -95,10 +99,13 @@ class RegistrationResource:
             pass  # forgotten already
 
     def _admin(self, inputs: RegistrationInputs) -> AdminClient:
-        return AdminClient(inputs.admin_url, self.site.secrets.ensure(ADMIN_KEY))
+        return self._place(inputs).admin(inputs.admin_url)
+
+    def _place(self, inputs: RegistrationInputs) -> RouterPlace:
+        return RouterPlace(self.site, inputs.router)
 
     def _seen(self, state: RegistrationState, view: WorkerView) -> RegistrationState:
-        return registered(state, view, self.site.worker_url(state.url))
+        return registered(state, view, self._place(state).worker_url(state.url))
 
 
 def registered(state: RegistrationState, view: WorkerView, url: str) -> RegistrationState:

@@ -20,7 +20,6 @@ from infra.clouds.runpod_serverless import Serverless
 from infra.clouds.spheron import SpheronCloud
 from infra.errors import InfraError
 from infra.hosts import Host
-from infra.hosts.local import LocalHost
 from infra.identity import ensure_identity
 from infra.paths import StackPaths
 from infra.secrets import SecretStore
@@ -29,7 +28,6 @@ from infra.ssh.pins import Pins
 from infra.ssh.pool import Connections
 from infra.ssh.target import Target
 from infra.stack import CloudName, resolve
-from router.contract import tunnel_socket
 
 STACK = "LETTERPRESS_STACK"
 """Names the stack that the provider works for; `LETTERPRESS_HOME` and `LETTERPRESS_RUN` say where it lies."""
@@ -90,24 +88,14 @@ class Site:
             self._connections.append(Connections(Pins(self.paths.known_hosts), self.paths.logs))
         return self._connections[0]
 
-    @property
-    def tunnel_run(self) -> Path:
-        """For the tunnel service's sockets."""
-        return self.paths.run / "t"
-
-    def target(self, machine: str, access: Access) -> Target:
-        """How a machine is reached, with what the environment alone knows; DescriptionError for what it lacks."""
-        key = Path(resolve(access.key, self.environ, "hosts.key")).expanduser() if access.key else None
-        password = resolve(access.sudo_password, self.environ, "hosts.sudo_password") if access.sudo_password else ""
+    def target(self, machine: str, access: Access, setting: str = "hosts") -> Target:
+        """How a machine is reached, with what the environment alone knows; DescriptionError for what it lacks, by the
+        `setting` that describes it."""
+        key = Path(resolve(access.key, self.environ, f"{setting}.key")).expanduser() if access.key else None
+        asked = access.sudo_password
+        password = resolve(asked, self.environ, f"{setting}.sudo_password") if asked else ""
         own = ensure_key(self.paths.secrets, LOGIN)
         return Target(machine, access.address, access.port, access.user, key or own, password)
-
-    def worker_url(self, url: str) -> str:
-        """A worker's address as the router has it: `tunnel:NAME` is the near end of the way to it."""
-        if not url.startswith(TUNNELLED):
-            return url
-        name = url.removeprefix(TUNNELLED)
-        return f"unix:{tunnel_socket(self.tunnel_run, name)}"
 
     def forget_host_key(self, machine: str) -> None:
         Pins(self.paths.known_hosts).forget(machine)
@@ -151,7 +139,3 @@ class Site:
                 return LocalCloud(self.paths).host(machine)
             case CloudName.SPHERON | CloudName.RUNPOD | CloudName.HOSTS:
                 raise InfraError(f"{machine.name} is reached through SSH, and the description does not say how")
-
-    def router_host(self) -> LocalHost:
-        """The router and its edge run on this computer."""
-        return LocalHost("router", self.paths.router, self.paths.logs)

@@ -12,9 +12,11 @@ from pathlib import PurePath
 
 from pydantic import ValidationError
 
-from infra.hosts import Progress, Unit
+from infra.hosts import Progress
+from infra.provider.place import RouterPlace
 from infra.provider.resource import ProviderError
-from infra.provider.site import Site
+from infra.provider.router_units import tunnel_unit
+from infra.ssh.errors import SshError
 from infra.ssh.keys import TUNNEL, ensure_key
 from router.contract import TunnelMachine, TunnelMachines, TunnelState, TunnelsView, TunnelView
 
@@ -27,62 +29,57 @@ UP_WITHIN_S = 60.0
 POLL_S = 0.3
 
 
-def tunnel_unit(site: Site) -> Unit:
-    root = site.router_host().root
-    settings = {
-        "MACHINES_FILE": str(root / MACHINES),
-        "STATUS_FILE": str(root / STATUS),
-        "RUN_DIR": str(site.tunnel_run),
-        "KEY_FILE": str(root / KEY),
-    }
-    return Unit(
-        name=UNIT,
-        argv=(sys.executable, "-m", "router.tunnels"),
-        env={f"LETTERPRESS_TUNNELS_{name}": value for name, value in settings.items()},
-    )
+def program(place: RouterPlace) -> tuple[str, ...]:
+    """On a machine of its own the version that was deployed last, by a name that stays the same: a tunnel outlives
+    releases."""
+    return (str(place.layout.code("current") / "bin" / "python"),) if place.access else (sys.executable,)
 
 
-async def add(site: Site, machine: TunnelMachine, progress: Progress) -> None:
+async def add(place: RouterPlace, machine: TunnelMachine, progress: Progress) -> None:
     """Have the service keep a tunnel to a machine, and run."""
-    async with site.tunnels_changing:
-        host = site.router_host()
-        before = await _read(site)
+    async with place.site.tunnels_changing:
+        host = place.host()
+        before = await _read(place)
         # A worker has one way: whoever had its name before was lost with its machine, and nobody took leave of it.
         known = {each.id: each for each in before.values() if machine.workers.keys().isdisjoint(each.workers)}
         known[machine.id] = machine
         if known != before:
-            await _write(site, known)
-        key = ensure_key(site.paths.secrets, TUNNEL).read_bytes()
+            await _write(place, known)
+        key = ensure_key(place.site.paths.secrets, TUNNEL).read_bytes()
         if await host.read(KEY) != key:
             await host.write(KEY, key)
-        await host.ensure(tunnel_unit(site), lambda stage: progress(f"tunnel service: {stage}"))
+        unit = tunnel_unit(place.layout, program(place))
+        await host.ensure(unit, lambda stage: progress(f"tunnel service: {stage}"))
 
 
-async def remove(site: Site, machine_id: str, progress: Progress) -> None:
-    """Have it keep that one no more; without any machine it ends."""
-    async with site.tunnels_changing:
-        known = await _read(site)
-        if known.pop(machine_id, None) is not None:
-            await _write(site, known)
-        if not known:
-            await site.router_host().remove(UNIT, progress)
+async def remove(place: RouterPlace, machine_id: str, progress: Progress) -> None:
+    """Have it keep that one no more; without any machine it ends. A router's host that does not answer keeps it."""
+    async with place.site.tunnels_changing:
+        try:
+            known = await _read(place)
+            if known.pop(machine_id, None) is not None:
+                await _write(place, known)
+            if not known:
+                await place.host().remove(UNIT, progress)
+        except SshError as error:
+            progress(f"the router's host was not told: {error}")
 
 
-async def end(site: Site, progress: Progress) -> None:
+async def end(place: RouterPlace, progress: Progress) -> None:
     """With the router: no service, and no machine that it would be told of again."""
-    async with site.tunnels_changing:
-        await site.router_host().remove(UNIT, progress)
-        if await _read(site):
-            await _write(site, {})
+    async with place.site.tunnels_changing:
+        await place.host().remove(UNIT, progress)
+        if await _read(place):
+            await _write(place, {})
 
 
-async def until_up(site: Site, worker: str, progress: Progress) -> None:
+async def until_up(place: RouterPlace, worker: str, progress: Progress) -> None:
     """Return when the way to a worker is open. Raises ProviderError with the service's own reason if it stays shut."""
     found: TunnelView | None = None
     try:
         async with asyncio.timeout(UP_WITHIN_S):
             while True:
-                found = _of(await view(site), worker)
+                found = _of(await view(place), worker)
                 if found and any(way.worker == worker and way.up for way in found.forwards):
                     return
                 if found and found.state is TunnelState.REFUSED:
@@ -98,9 +95,9 @@ async def until_up(site: Site, worker: str, progress: Progress) -> None:
     )
 
 
-async def view(site: Site) -> TunnelsView:
+async def view(place: RouterPlace) -> TunnelsView:
     """What the service wrote last."""
-    content = await site.router_host().read(STATUS)
+    content = await place.host().read(STATUS)
     try:
         return TunnelsView.model_validate_json(content or b"{}")
     except ValidationError:
@@ -111,8 +108,8 @@ def _of(said: TunnelsView, worker: str) -> TunnelView | None:
     return next((one for one in said.tunnels if any(way.worker == worker for way in one.forwards)), None)
 
 
-async def _read(site: Site) -> dict[str, TunnelMachine]:
-    content = await site.router_host().read(MACHINES)
+async def _read(place: RouterPlace) -> dict[str, TunnelMachine]:
+    content = await place.host().read(MACHINES)
     try:
         machines = TunnelMachines.model_validate_json(content).machines if content else []
     except ValidationError as error:
@@ -120,6 +117,6 @@ async def _read(site: Site) -> dict[str, TunnelMachine]:
     return {machine.id: machine for machine in machines}
 
 
-async def _write(site: Site, machines: dict[str, TunnelMachine]) -> None:
+async def _write(place: RouterPlace, machines: dict[str, TunnelMachine]) -> None:
     content = TunnelMachines(machines=list(machines.values())).model_dump_json(indent=2)
-    await site.router_host().write(MACHINES, content.encode() + b"\n")
+    await place.host().write(MACHINES, content.encode() + b"\n")

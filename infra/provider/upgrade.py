@@ -16,9 +16,9 @@ from infra.errors import InfraError
 from infra.hosts import Progress
 from infra.hosts.container import ContainerHost
 from infra.hosts.ssh import SshHost
+from infra.provider.place import RouterPlace
 from infra.provider.resource import ProviderError
-from infra.provider.site import Site
-from infra.secrets import ADMIN_KEY, worker_token
+from infra.secrets import worker_token
 from router.client import AdminClient, RouterAwayError, RouterClientError, RouterNotFoundError, RouterUnavailableError
 from router.contract import WorkerRegistration, WorkerView
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 class Upgrade:
     """One worker's. `begin` replaces it and returns when it is ready, `ready` waits until what runs of it is."""
 
-    site: Site
+    place: RouterPlace
     admin_url: str
     worker: str
     host: SshHost | ContainerHost
@@ -46,18 +46,17 @@ class Upgrade:
     async def run(self) -> None:
         """Raises ProviderError if it, or one before it, does not become ready."""
         self.progress("waiting for its turn to be replaced")
-        async with self.site.upgrades.one_at_a_time:
-            if self.site.upgrades.failed:
+        async with self.place.site.upgrades.one_at_a_time:
+            if failed := self.place.site.upgrades.failed:
                 raise ProviderError(
-                    f"{self.worker} stays as it is, because {self.site.upgrades.failed} did not become ready when it "
-                    "was replaced"
+                    f"{self.worker} stays as it is, because {failed} did not become ready when it was replaced"
                 )
             async with self._drained():
                 before = await self.host.keep_previous(self.worker)
                 try:
                     await self.begin()
                 except InfraError as error:
-                    self.site.upgrades.failed = self.worker
+                    self.place.site.upgrades.failed = self.worker
                     raise ProviderError(f"{error}\n{await self._back(before)}") from error
 
     async def _back(self, before: bytes | None) -> str:
@@ -82,7 +81,7 @@ class Upgrade:
         finally:
             if view is not None:
                 again = WorkerRegistration(
-                    url=view.url, token=self.site.secrets.ensure(worker_token(self.worker)), pool=view.pool
+                    url=view.url, token=self.place.site.secrets.ensure(worker_token(self.worker)), pool=view.pool
                 )
                 await self._asked(lambda admin: admin.register(self.worker, again))
 
@@ -106,7 +105,7 @@ class Upgrade:
         until = clock() + ROUTER_BACK_S
         while True:
             try:
-                async with AdminClient(self.admin_url, self.site.secrets.ensure(ADMIN_KEY)) as admin:
+                async with self.place.admin(self.admin_url) as admin:
                     return await ask(admin)
             except (RouterAwayError, RouterUnavailableError):
                 if clock() > until:

@@ -20,6 +20,7 @@ from infra.hosts.container import ContainerHost
 from infra.hosts.ssh import SshHost
 from infra.provider import tunnels
 from infra.provider.elsewhere import Elsewhere, host_of, leave_if_moved, prepare, remote_unit, take_leave, write_token
+from infra.provider.place import RouterPlace
 from infra.provider.readiness import Verdict, ask_worker_on, until_ready
 from infra.provider.resource import Condition, Found, IncompleteError, Inputs, ProviderError, UnitSeen, worst
 from infra.provider.site import Site
@@ -165,7 +166,9 @@ class WorkerHostResource:
 
     async def delete(self, state: WorkerHostState, progress: Progress) -> None:
         if state.elsewhere and state.elsewhere.rented:
-            await tunnels.remove(self.site, state.machine, progress)  # all else goes with the machine
+            await tunnels.remove(
+                self._router(state.elsewhere), state.machine, progress
+            )  # all else goes with the machine
             return
         if state.elsewhere:
             await take_leave(self.site, state.machine, state.elsewhere, progress)
@@ -173,6 +176,9 @@ class WorkerHostResource:
         host = await self._host(state)
         if host:  # without its machine there is nothing left of it
             await asyncio.gather(*(host.remove(worker.name, progress) for worker in state.workers))
+
+    def _router(self, elsewhere: Elsewhere) -> RouterPlace:
+        return RouterPlace(self.site, elsewhere.router)
 
     async def _host(self, inputs: WorkerHostInputs, patience: Patience = Patience()) -> Host | None:  # noqa: B008 - a value
         machine = await self.site.cloud(inputs.cloud).find(inputs.machine)
@@ -257,7 +263,9 @@ class WorkerHostResource:
             seen = await host.observe(worker.name)
             serves = seen.state is UnitState.RUNNING and seen.fingerprint != unit.fingerprint
             if serves and (await ask_worker_on(host, worker.port)).verdict is Verdict.READY:
-                await Upgrade(self.site, inputs.elsewhere.admin_url, worker.name, host, begin, ready, say).run()
+                await Upgrade(
+                    self._router(inputs.elsewhere), inputs.elsewhere.admin_url, worker.name, host, begin, ready, say
+                ).run()
                 return
         await begin()
 

@@ -10,7 +10,7 @@ import select
 import shlex
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, cast
@@ -48,6 +48,15 @@ class Done:
     @property
     def said(self) -> str:
         return f"{self.output}\n{self.errors}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server on a machine's loopback answered."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
 
 
 class Connection:
@@ -137,9 +146,18 @@ class Connection:
 
     async def get(self, port: int, path: str, within_s: float = 5.0) -> tuple[int, bytes] | None:
         """GET from a server on the machine's loopback: status and body; None if nobody answers as HTTP."""
-        return await in_thread(self._get, port, path, within_s)
+        answer = await self.exchange(port, "GET", path, {}, b"", within_s)
+        return (answer.status, answer.body) if answer else None
 
-    def _get(self, port: int, path: str, within_s: float) -> tuple[int, bytes] | None:
+    async def exchange(
+        self, port: int, method: str, path: str, headers: Mapping[str, str], body: bytes, within_s: float
+    ) -> Answer | None:
+        """One request to a server on the machine's loopback; None if nobody answers as HTTP."""
+        return await in_thread(self._exchange, port, method, path, headers, body, within_s)
+
+    def _exchange(
+        self, port: int, method: str, path: str, headers: Mapping[str, str], body: bytes, within_s: float
+    ) -> Answer | None:
         try:
             channel = self._transport.open_channel(
                 "direct-tcpip", ("127.0.0.1", port), ("127.0.0.1", 0), timeout=within_s
@@ -154,12 +172,12 @@ class Connection:
         asking = http.client.HTTPConnection("127.0.0.1", port, timeout=within_s)
         asking.sock = channel
         try:
-            asking.request("GET", path)
+            asking.request(method, path, body or None, dict(headers))
             # Not by `getresponse`: of a server that closes, it closes the channel before the body is read. A socket's
             # file outlives that, a channel's does not.
-            answer = http.client.HTTPResponse(cast("socket.socket", channel), method="GET")
+            answer = http.client.HTTPResponse(cast("socket.socket", channel), method=method)
             answer.begin()
-            return answer.status, answer.read()
+            return Answer(answer.status, tuple(answer.getheaders()), answer.read())
         except (http.client.HTTPException, OSError, EOFError):
             return None
         finally:

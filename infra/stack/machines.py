@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from infra.clouds import HostKind
-from infra.stack.words import Described, Host, Port, Reference, Text
-
-
-def _user(text: str) -> str:
-    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", text):
-        raise PydanticCustomError("user", "should be a user's name on that machine")
-    return text
+from infra.stack.words import Described, Host, Port, Reference, Text, User
 
 
 class OwnHost(Described):
@@ -23,7 +16,7 @@ class OwnHost(Described):
 
     address: Host = Field(description="Its name or address.")
     port: Port = 22
-    user: Annotated[str, AfterValidator(_user)] = Field("root", description="Anybody else needs sudo there.")
+    user: User = Field("root", description="Anybody else needs sudo there.")
     key: Text | None = Field(None, description="A private key's file here; default: the stack's own key.")
     sudo_password: Reference | None = Field(None, description="What sudo asks of `user`; default: it asks nothing.")
     kind: Literal[HostKind.VM, HostKind.CONTAINER] = Field(

@@ -1,22 +1,31 @@
-"""The part of a stack file that describes the router host: the edge, the admin app, where images are kept."""
+"""The part of a stack file that describes the router host: where it is, its edge, and what it keeps things in."""
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from infra.stack.words import Described, Host, Port, Reference, Text
+from infra.stack.words import Described, Host, Port, Reference, Text, User
+
+HERE = "here"
+"""A Redis that the router host runs for this stack alone."""
+PUBLIC = {"host": "0.0.0.0", "port": 443}  # noqa: S104 - the edge of a machine of its own is for everybody
+
+
+def _is_loopback(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).is_loopback
+    except ValueError:
+        return False
 
 
 def _loopback(text: str) -> str:
-    try:
-        loopback = text == "localhost" or ipaddress.ip_address(text).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    if text != "localhost" and not _is_loopback(text):
         raise PydanticCustomError(
             "loopback", "should be a loopback address such as 127.0.0.1: the admin app is never public"
         )
@@ -101,12 +110,106 @@ class Bucket(Described):
         return self
 
 
+class RouterMachine(Described):
+    """A machine of its own for the router, reached through SSH. Default: this computer."""
+
+    address: Host = Field(description="Its name or address.")
+    port: Port = 22
+    user: User = Field("root", description="Anybody else needs sudo there.")
+    key: Text | None = Field(None, description="A private key's file here; default: the stack's own key.")
+    sudo_password: Reference | None = Field(None, description="What sudo asks of `user`; default: it asks nothing.")
+
+
+def _postgres(url: str) -> str:
+    parsed = urlsplit(url)
+    if parsed.password is not None:
+        # Not shown, for what stands there holds a secret.
+        raise PydanticCustomError("secret", "should hold no password: give it as `database_password: ${NAME}`")
+    if parsed.scheme not in ("postgresql", "postgres") or not parsed.hostname or not parsed.path.strip("/"):
+        raise PydanticCustomError("database", "should be postgresql://USER@HOST/NAME; leave it out for SQLite")
+    return url
+
+
+def _redis(url: str) -> str:
+    parsed = urlsplit(url)
+    if parsed.password is not None:
+        raise PydanticCustomError("secret", "should hold no password: give it as `redis_password: ${NAME}`")
+    if url != HERE and (parsed.scheme not in ("redis", "rediss") or not parsed.hostname):
+        raise PydanticCustomError("redis", "should be redis://HOST:PORT/0, or `here` for one that the router host runs")
+    return url
+
+
 class Router(Described):
     """The router host: the router itself, and the edge in front of it."""
 
+    host: RouterMachine | None = Field(None, description="A machine of its own for it. Default: this computer.")
     edge: Edge = Edge()
     admin: Admin = Admin()
+    database: Annotated[str, AfterValidator(_postgres)] | None = Field(
+        None, description="postgresql://USER@HOST/NAME, as the router host reaches it. Default: SQLite in its folder."
+    )
+    database_password: Reference | None = None
+    redis: Annotated[str, AfterValidator(_redis)] | None = Field(
+        None,
+        description="redis://HOST:PORT/0, or `here` for one that the router host runs: jobs are then driven by "
+        "consumers. Default: none, and the router drives its workers itself.",
+    )
+    redis_password: Reference | None = None
+    redis_port: Port = Field(6379, description="Of `redis: here`, on the router host's loopback.")
+    processes: Annotated[int, Field(strict=True, ge=1, le=16)] = Field(
+        1, description="Router processes; their admin apps take the ports from `admin.port` on."
+    )
+    consumers: Annotated[int, Field(strict=True, ge=0, le=16)] | None = Field(
+        None, description="Processes that drive workers. Default: one if there is a Redis."
+    )
     s3: Bucket | None = Field(None, description="Keeps the images, instead of a folder of the router host.")
     webhook_allow: tuple[Cidr, ...] = Field(
         (), description="Addresses beside the public ones that webhooks may go to: 10.0.0.0/8. Only there by http."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _public_edge(cls, data: object) -> object:
+        """On a machine of its own the edge is public unless it says otherwise."""
+        if not isinstance(data, Mapping) or not data.get("host"):
+            return data
+        edge = data.get("edge") or {}
+        return {**data, "edge": {**PUBLIC, **edge} if isinstance(edge, Mapping) else edge}
+
+    @model_validator(mode="after")
+    def _machine_with_https(self) -> Self:
+        if self.host is None:
+            return self
+        if self.edge.tls is None:
+            raise PydanticCustomError(
+                "tls", "should have edge.tls with a host: clients reach it over a network, and send their keys"
+            )
+        if self.edge.host == "localhost" or _is_loopback(self.edge.host):
+            raise PydanticCustomError(
+                "host", "should not have a loopback address for edge.host with a host: nobody could reach it there"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shared_by_several(self) -> Self:
+        """What ADR 17 wants: several processes stand on one PostgreSQL and one Redis."""
+        if self.redis and not self.database:
+            raise PydanticCustomError("redis", "should have a database with redis: SQLite is for one router alone")
+        if self.processes > 1 and not self.redis:
+            raise PydanticCustomError("processes", "should have database and redis for several processes")
+        if self.consumers and not self.redis:
+            raise PydanticCustomError("consumers", "should have database and redis for consumers")
+        if self.redis and self.consumers == 0:
+            raise PydanticCustomError("consumers", "should have a consumer with redis, or no job is ever begun")
+        if self.database_password and not self.database:
+            raise PydanticCustomError("database", "should have a database for database_password")
+        if self.redis_password and self.redis in (None, HERE):
+            raise PydanticCustomError("redis", "should have a redis URL for redis_password")
+        return self
+
+    @property
+    def driving(self) -> int:
+        """How many consumers drive its workers; 0 where it does so itself."""
+        if self.consumers is not None:
+            return self.consumers
+        return 1 if self.redis else 0

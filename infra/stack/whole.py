@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from infra.stack.machines import Image, OwnHost
 from infra.stack.pools import Pool, Serverless
-from infra.stack.router import Router
+from infra.stack.router import HERE, Router
 from infra.stack.words import CloudName, Described, Dollars, Text
 from infra.state.backend import fault
 from router.contract import PoolName
@@ -109,6 +109,25 @@ class StackDescription(Described):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _router_by_itself(self) -> Self:
+        machine = self.router.host
+        for name, host in self.hosts.items():
+            if machine and (machine.address, machine.port) == (host.address, host.port):
+                raise PydanticCustomError(
+                    "hosts",
+                    "should have for `router.host` a machine of its own: {address} is hosts.{name}, whose firewall "
+                    "lets nothing in but SSH",
+                    {"address": host.address, "name": name},
+                )
+        if machine and self.cloud is CloudName.LOCAL:
+            raise PydanticCustomError(
+                "hosts",
+                "should have `router.host` with machines that it can reach: workers of `cloud: local` listen on this "
+                "computer alone",
+            )
+        return self
+
     @property
     def remote(self) -> bool:
         """Whether its machines are reached through SSH."""
@@ -133,7 +152,10 @@ class StackDescription(Described):
         yield "router.edge.port", self.router.edge.port
         if self.router.edge.tls and (plain := self.router.edge.tls.plain):
             yield "router.edge.tls.plain_port", plain
-        yield "router.admin.port", self.router.admin.port
+        for number in range(self.router.processes):
+            yield "router.admin.port", self.router.admin.port + number
+        if self.router.redis == HERE:
+            yield "router.redis_port", self.router.redis_port
         for name, pool in self.pools.items():
             for index in range(pool.most * pool.gpus_per_machine):
                 yield first_port_setting(name), pool.first_port + index

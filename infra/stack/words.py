@@ -51,10 +51,17 @@ def _reference(text: str) -> str:
     return text
 
 
+def _user(text: str) -> str:
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", text):
+        raise PydanticCustomError("user", "should be a user's name on that machine")
+    return text
+
+
 Text = Annotated[str, StringConstraints(min_length=1), AfterValidator(_references_well_formed)]
 """May hold `${NAME}`; `resolve` puts the environment's value in."""
 Reference = Annotated[str, AfterValidator(_reference)]
 """A secret: never in the file, always `${NAME}`."""
+User = Annotated[str, AfterValidator(_user)]
 Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]+$")]
 Port = Annotated[int, Field(strict=True, ge=1, le=65_535)]
 

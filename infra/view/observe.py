@@ -6,7 +6,6 @@ What comes of the answers is pure (`infra.view.status`). Whatever does not answe
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,12 +15,14 @@ from infra.hosts import Host, UnitStatus
 from infra.planning.planner import placed
 from infra.planning.program import access_of, seats
 from infra.provider.elsewhere import host_of
-from infra.provider.router_host import EDGE, ROUTER
+from infra.provider.router_inputs import reachable_url
+from infra.provider.router_units import CONSUMER, EDGE, REDIS, ROUTER, numbered
 from infra.provider.site import Site
 from infra.provider.worker_host import worker_url
 from infra.ssh.target import Patience
-from infra.view.status import Described, RouterSays, Row, rows
-from router.client import AdminClient, RouterClientError
+from infra.stack.router import HERE
+from infra.view.status import NOTHING, Described, RouterSays, Row, rows
+from router.client import RouterClientError
 
 ROUTER_ANSWERS_WITHIN_S = 5.0
 
@@ -46,13 +47,10 @@ async def status(deployment: Deployment) -> tuple[Row, ...]:
 
 async def units(deployment: Deployment) -> tuple[Kept, ...]:
     """Every described unit, the front door first. A machine that is gone has none."""
-    site = Site(deployment.paths, os.environ)
-    endpoint = deployment.endpoint
-    front = site.router_host()
-    kept = [
-        Kept(front, Described(EDGE, EDGE, endpoint.url)),
-        Kept(front, Described(ROUTER, ROUTER, endpoint.admin_url)),
-    ]
+    place = deployment.place()
+    site = place.site
+    front = place.host()
+    kept = [Kept(front, one) for one in _at_the_front(deployment)]
     cloud = site.cloud(deployment.description.cloud)
     for rented_name, host_name, workers in _workers(deployment):
         machine = await cloud.find(rented_name)
@@ -65,6 +63,19 @@ async def units(deployment: Deployment) -> tuple[Kept, ...]:
             )
             kept += [Kept(host, worker) for worker in workers]
     return tuple(kept)
+
+
+def _at_the_front(deployment: Deployment) -> Iterator[Described]:
+    """The units of the router's host."""
+    endpoint, router = deployment.endpoint, deployment.description.router
+    yield Described(EDGE, EDGE, endpoint.url)
+    for number, name in enumerate(numbered(ROUTER, router.processes)):
+        url = endpoint.admin_url if number == 0 else reachable_url(router.admin.host, router.admin.port + number)
+        yield Described(name, name, url)
+    for name in numbered(CONSUMER, router.driving):
+        yield Described(name, name, NOTHING)
+    if router.redis == HERE:
+        yield Described(REDIS, REDIS, f"redis://127.0.0.1:{router.redis_port}")
 
 
 def _rented_host(site: Site, deployment: Deployment, machine: Machine) -> Host:
@@ -88,7 +99,7 @@ def _workers(deployment: Deployment) -> Iterator[tuple[str, str, list[Described]
 
 async def _ask_router(deployment: Deployment) -> RouterSays | None:
     try:
-        async with asyncio.timeout(ROUTER_ANSWERS_WITHIN_S), AdminClient(deployment.endpoint.admin_url) as admin:
+        async with asyncio.timeout(ROUTER_ANSWERS_WITHIN_S), deployment.admin() as admin:
             return RouterSays(await admin.workers(), await admin.pools())
     except (RouterClientError, TimeoutError):
         return None

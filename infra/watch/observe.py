@@ -15,7 +15,7 @@ from infra.planning.placement import Placed, Placement, pool_of, wishes
 from infra.planning.program import worker_names
 from infra.stack import StackDescription
 from infra.watch.decide import PoolSeen, Seen, World, idle_again
-from router.client import AdminClient, RouterClientError
+from router.client import RouterClientError
 from router.contract import PoolView, WorkerView
 
 ROUTER_ANSWERS_WITHIN_S = 5.0
@@ -101,7 +101,7 @@ class Observer:
         try:
             async with (
                 asyncio.timeout(ROUTER_ANSWERS_WITHIN_S),
-                AdminClient(self.deployment.endpoint.admin_url) as admin,
+                self.deployment.admin() as admin,
             ):
                 pools, workers, metrics = await admin.pools(), await admin.workers(), await admin.metrics()
         except (RouterClientError, TimeoutError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -69,6 +70,13 @@ def install(spec: dict[str, Any]) -> None:
         file.unlink(missing_ok=True)
         file.write_text(f"#!{spec['python']} -IS\n" + standins.read_text())
         file.chmod(0o755)
+    python = Path("/usr/local/bin/python3")
+    python.unlink(missing_ok=True)
+    python.symlink_to(spec["python"])
+    if spec["packages"]:
+        Path("/etc/pip.conf").write_text(
+            f"[global]\nno-index = true\nfind-links = {spec['packages']}\n[install]\nno-compile = true\n"
+        )
     Path("/etc/standin.json").write_text(json.dumps(spec["standin"]))
     Path("/etc/hosts").write_text(f"127.0.0.1 localhost {socket.gethostname()}\n")
     # Whom the worker's image runs it as: there is one table of users for the machine and its containers.
@@ -179,17 +187,23 @@ class Service:
             for pair in words(line):
                 key, _, value = pair.partition("=")
                 environment[key] = value
+        self.make_folders()
         for command in self.loaded.get("ExecStartPre", []):
             may_fail = command[0] == "-"
+            as_root = command[0] == "+"
             done = subprocess.run(
-                words(command.lstrip("-+")), env=environment, capture_output=True, text=True, check=False
+                [*(() if as_root else self.becoming()), *words(command.lstrip("-+"))],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if done.returncode != 0 and not may_fail:
                 self.state = "failed"
                 return f"Job for {self.name} failed: {done.stderr}"
         try:
             self.process = subprocess.Popen(
-                words(self.loaded["ExecStart"][-1]),
+                [*self.becoming(), *words(self.loaded["ExecStart"][-1])],
                 env=environment,
                 cwd=self.one("WorkingDirectory", "/"),
                 stdin=subprocess.DEVNULL,
@@ -209,6 +223,24 @@ class Service:
         ]
         self.become("active", "running")
         return ""
+
+    def make_folders(self) -> None:
+        """Of `RuntimeDirectory`: the innermost is its user's."""
+        for folder in self.one("RuntimeDirectory").split():
+            path, user = Path("/run", folder), self.one("User", "root")
+            path.mkdir(parents=True, exist_ok=True)
+            path.chmod(int(self.one("RuntimeDirectoryMode", "755"), 8))
+            shutil.chown(path, user, user)
+
+    def becoming(self) -> list[str]:
+        """Its user, with the groups and the capabilities that it says; no more of its confinement."""
+        user = self.one("User")
+        if not user:
+            return []
+        groups = ",".join((self.one("Group", user), *self.one("SupplementaryGroups").split()))
+        low = [f"+{name.removeprefix('CAP_').lower()}" for name in self.one("AmbientCapabilities").split()]
+        capable = [word for name in low for word in ("--inh-caps", name, "--ambient-caps", name)]
+        return ["setpriv", "--reuid", user, "--regid", user, "--groups", groups, *capable, "--no-new-privs", "--"]
 
     def become(self, state: str, sub: str) -> None:
         self.state, self.sub = state, sub

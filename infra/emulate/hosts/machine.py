@@ -37,6 +37,8 @@ class TestMachine:
     users: list[dict[str, str]]
     standin: dict[str, Any]
     port: int = 22
+    packages: str = ""
+    """A folder that is its Python package index."""
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     @property
@@ -52,6 +54,7 @@ class TestMachine:
             "users": self.users,
             "standin": self.standin,
             "port": self.port,
+            "packages": self.packages,
         }
         specification.write_text(json.dumps(described))
         apart = ("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--uts")
@@ -150,6 +153,7 @@ def machine(
     gpus: tuple[tuple[str, int], ...] | None = (H100,),
     port: int = 22,
     size: str = "",
+    packages: str = "",
 ) -> Iterator[TestMachine]:
     """Running; gone with its disk when the block ends. `key` is a public line that lets its user in.
 
@@ -167,7 +171,7 @@ def machine(
         if size:
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
         users = [{"name": user, "key": key, "password": password}]
-        made = TestMachine(network, folder, disk, users, {"gpus": gpus}, port)
+        made = TestMachine(network, folder, disk, users, {"gpus": gpus}, port, packages)
         try:
             made.start()
             yield made

@@ -7,8 +7,9 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from infra.errors import InfraError
 
@@ -60,10 +61,14 @@ def namespace() -> Iterator[Namespace]:
             ("-n", made.name, "addr", "add", f"{made.address}/24", "dev", made.inner),
             ("-n", made.name, "link", "set", made.inner, "up"),
             ("-n", made.name, "link", "set", "lo", "up"),
+            # They reach each other by way of us, and nobody else.
+            ("-n", made.name, "route", "add", "default", "via", f"{net}.1"),
         ):
             done = _ip(*words)
             if done.returncode != 0:
                 raise NoMachinesError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+        with suppress(OSError):
+            Path(f"/proc/sys/net/ipv4/conf/{made.cable}/forwarding").write_text("1")
         yield made
     finally:
         _ip("netns", "del", made.name)

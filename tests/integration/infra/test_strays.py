@@ -17,6 +17,7 @@ from infra.emulate.server import Emulator, Fault, Trouble, serving
 from infra.emulate.spheron import KEY as SPHERON_KEY
 from infra.emulate.spheron import SpheronApi
 from infra.hosts import UnitState
+from infra.hosts.local import LocalHost
 from infra.identity import Identity
 from infra.paths import StackPaths
 from infra.planning.planner import placed
@@ -48,7 +49,7 @@ async def test_units_and_machines_that_no_state_knows_of_are_ended_by_name(paths
     marked = mark()
     _, identity = placed(paths)
     machine = await rent(paths, identity, marked)
-    router = Site(paths, {}).router_host()
+    router = LocalHost("router", paths.router, paths.logs)
     for unit in ("edge", "router"):
         await router.ensure(sleeper(marked, unit), lambda _: None)
 

@@ -19,7 +19,8 @@ from infra.edge.nginx import find_nginx
 from infra.paths import StackPaths
 from infra.planning.planner import keep_certificate
 from infra.provider.resource import Condition, IncompleteError
-from infra.provider.router_host import RouterHostInputs, RouterHostResource, RouterHostState, TlsInputs
+from infra.provider.router_host import RouterHostResource
+from infra.provider.router_inputs import RouterHostInputs, RouterHostState, TlsInputs
 from infra.provider.site import Site
 from tests.authority import DAY, Authority
 from tests.emulators import certbot, stand_ins

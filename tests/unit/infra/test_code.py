@@ -30,6 +30,7 @@ def other(before: Programs, now: Programs) -> set[str]:
     ("file", "restarted"),
     [
         ("worker/contract.py", {"worker", "router"}),
+        ("worker/captions.py", {"worker", "router"}),
         ("constraints.txt", {"worker", "router"}),
         ("worker/engine/reference.py", {"worker"}),
         ("router/api/generate.py", {"router"}),

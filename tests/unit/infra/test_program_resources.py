@@ -17,7 +17,7 @@ from infra.planning.program import Declared, Program, Programs, declare, resourc
 from infra.provider.machine import MachineInputs
 from infra.provider.registration import RegistrationInputs
 from infra.provider.resource import Inputs, Kind
-from infra.provider.router_host import RouterHostInputs
+from infra.provider.router_inputs import RouterHostInputs
 from infra.provider.worker_host import WorkerHostInputs
 from infra.stack import StackDescription
 

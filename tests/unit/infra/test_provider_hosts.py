@@ -14,13 +14,16 @@ from pathlib import Path, PurePath
 
 import pytest
 
+from infra.edge.config import EdgeSettings
 from infra.hosts import Progress, Unit, UnitState, UnitStatus
 from infra.hosts.logs import Position
 from infra.paths import StackPaths
 from infra.provider.readiness import Answer, Verdict, until_ready
 from infra.provider.registration import RegistrationResource, RegistrationState, registered
 from infra.provider.resource import Condition, ProviderError, UnitSeen, worst
-from infra.provider.router_host import RouterHostInputs, RouterHostResource, reachable_url
+from infra.provider.router_here import Here
+from infra.provider.router_host import RouterHostResource
+from infra.provider.router_inputs import RouterHostInputs, reachable_url
 from infra.provider.site import Site
 from infra.provider.worker_host import WorkerHostInputs, WorkerInputs, worker_unit
 from infra.stack import CloudName
@@ -111,34 +114,45 @@ def open_home() -> Iterator[Path]:
         yield Path(home)
 
 
+def router_unit(resource: RouterHostResource, inputs: RouterHostInputs) -> Unit:
+    (only,) = resource.units_of_routers(inputs)
+    return only
+
+
+def edge_settings(resource: RouterHostResource, inputs: RouterHostInputs) -> EdgeSettings:
+    front = resource.front(inputs)
+    assert isinstance(front, Here)
+    return front.settings
+
+
 def test_the_edge_sends_a_folders_images_and_has_none_of_a_bucket(open_home: Path) -> None:
     resource = RouterHostResource(Site(StackPaths.of("s", open_home), {}))
-    assert resource.router_unit(ROUTER).env["LETTERPRESS_ROUTER_EDGE_SENDS_ARTIFACTS"] == "true"
-    artifacts = resource.edge_settings(ROUTER).artifacts
+    assert router_unit(resource, ROUTER).env["LETTERPRESS_ROUTER_EDGE_SENDS_ARTIFACTS"] == "true"
+    artifacts = edge_settings(resource, ROUTER).artifacts
     assert artifacts
     assert artifacts.path == open_home / "s" / "router" / "data" / "artifacts"
     bucket = ROUTER.model_copy(
         update={"settings": {"S3_BUCKET": "images"}, "keys": {"api-key": "f00d", "s3-credentials": "beef"}}
     )
-    env = resource.router_unit(bucket).env
+    env = router_unit(resource, bucket).env
     assert "LETTERPRESS_ROUTER_EDGE_SENDS_ARTIFACTS" not in env
     assert env["LETTERPRESS_ROUTER_S3_BUCKET"] == "images"
     assert env["LETTERPRESS_ROUTER_S3_CREDENTIALS_FILE"] == str(open_home / "s" / "secrets" / "s3-credentials")
-    assert resource.edge_settings(bucket).artifacts is None
-    assert resource.router_unit(bucket).config != resource.router_unit(ROUTER).config
+    assert edge_settings(resource, bucket).artifacts is None
+    assert router_unit(resource, bucket).config != router_unit(resource, ROUTER).config
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's edge runs as another user")
 def test_images_below_a_home_that_bars_the_edge_are_sent_by_the_router(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     resource = RouterHostResource(Site(StackPaths.of("s", tmp_path), {}))
-    assert "LETTERPRESS_ROUTER_EDGE_SENDS_ARTIFACTS" not in resource.router_unit(ROUTER).env
-    assert resource.edge_settings(ROUTER).artifacts is None
+    assert "LETTERPRESS_ROUTER_EDGE_SENDS_ARTIFACTS" not in router_unit(resource, ROUTER).env
+    assert edge_settings(resource, ROUTER).artifacts is None
 
 
 def test_the_router_is_told_of_its_secrets_by_their_files(tmp_path: Path) -> None:
     site = Site(StackPaths.of("s", tmp_path), {})
-    router = RouterHostResource(site).router_unit(ROUTER)
+    router = router_unit(RouterHostResource(site), ROUTER)
     assert router.env["LETTERPRESS_ROUTER_API_KEY_FILE"] == str(tmp_path / "s" / "secrets" / "api-key")
     assert router.env["LETTERPRESS_ROUTER_PUBLIC_URL"] == "http://127.0.0.1:9000"
     assert not site.paths.root.exists(), "describing a unit makes nothing"
