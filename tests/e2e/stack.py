@@ -71,9 +71,9 @@ class UserStack:
     def command(self, target: str, *settings: str) -> list[str]:
         return ["make", "--no-print-directory", target, f"STACK={self.file}", *settings]
 
-    def ok(self, target: str, *settings: str) -> str:
+    def ok(self, target: str, *settings: str, timeout: float = 300) -> str:
         """Run one target that must succeed; what it printed."""
-        done = self.make(target, *settings)
+        done = self.make(target, *settings, timeout=timeout)
         assert done.returncode == 0, f"make {target} ended {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
