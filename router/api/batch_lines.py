@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints, ValidationError
 
 from router.api.context import Context
-from router.api.errors import OpenAIErrorBody, openai_error, openai_status
+from router.api.errors import Dialect, OpenAIErrorBody, openai_error, status_of
 from router.api.explain import Fault, faults
 from router.api.images import data_by_url, data_inline, head_of, spliced
 from router.api.models import resolved
@@ -169,7 +169,9 @@ def _wrong(error: ValidationError) -> Refusal:
 
 def _refusal(refusal: Refusal) -> LineRefusal:
     said = openai_error(refusal).error
-    return LineRefusal(said.code or refusal.kind, said.message, openai_status(refusal), said.type, said.param)
+    return LineRefusal(
+        said.code or refusal.kind, said.message, status_of(refusal.kind, Dialect.OPENAI), said.type, said.param
+    )
 
 
 def _refused(name: str, custom_id: str, request_id: str, why: LineRefusal) -> LineOutput:

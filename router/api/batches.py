@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Annotated, Literal
 
 import structlog
@@ -11,7 +12,7 @@ from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from router.api.auth import Caller
 from router.api.context import Context, InContext
-from router.api.errors import OPENAI
+from router.api.errors import ADMISSION, BODY, NAMED, Dialect, documented
 from router.api.explain import Fault
 from router.api.idempotency import IdempotencyKey, repeatable
 from router.api.jobs import refuse_plain_webhook
@@ -34,7 +35,8 @@ MAX_LISTED, LISTED = 100, 20
 EXAMPLE = {"input_file_id": "file_01kb2s8d5w3j4k5m6n7p8q9rst", "endpoint": ENDPOINT, "completion_window": "24h"}
 
 BatchId = Annotated[str, Path(max_length=64)]
-router = APIRouter(prefix="/v1/batches", tags=["openai"], responses=OPENAI)
+router = APIRouter(prefix="/v1/batches", tags=["openai"])
+OPENAI = partial(documented, Dialect.OPENAI)
 
 
 def window_ms(window: str) -> int:
@@ -130,7 +132,9 @@ class BatchList(Page[BatchObject]):
     pass
 
 
-@router.post("", summary="Make a batch of a file", dependencies=[Depends(json_only)])
+@router.post(
+    "", summary="Make a batch of a file", dependencies=[Depends(json_only)], responses=OPENAI(*BODY, *ADMISSION)
+)
 async def create(
     body: Annotated[BatchRequest, Body(examples=[EXAMPLE])],
     request: Request,
@@ -166,7 +170,7 @@ async def create(
     return described(batch)
 
 
-@router.get("", summary="Your batches")
+@router.get("", summary="Your batches", responses=OPENAI(Kind.INVALID_REQUEST))
 async def batches(
     context: InContext,
     key: Caller,
@@ -178,12 +182,12 @@ async def batches(
     return BatchList.of([described(batch) for batch in found], limit)
 
 
-@router.get("/{batch_id}", summary="How a batch is doing")
+@router.get("/{batch_id}", summary="How a batch is doing", responses=OPENAI(*NAMED))
 async def read(batch_id: BatchId, context: InContext, key: Caller) -> BatchObject:
     return described(await _own(context, key, batch_id))
 
 
-@router.post("/{batch_id}/cancel", summary="Cancel a batch")
+@router.post("/{batch_id}/cancel", summary="Cancel a batch", responses=OPENAI(*NAMED))
 async def cancel(batch_id: BatchId, context: InContext, key: Caller) -> BatchObject:
     """What waits is cancelled, what runs is finished; then it is cancelled, and its files hold what was made."""
     batch = await context.core.store.batches.ask_to_cancel(key.id, batch_id)

@@ -14,6 +14,7 @@ the errors it makes itself.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -52,12 +53,6 @@ class IdeogramError(Frozen):
     error: str
 
 
-IDEOGRAM: dict[int | str, dict[str, Any]] = {
-    "default": {"model": IdeogramError, "description": "What is wrong, and what it should be."}
-}
-"""For the routes of that dialect: every error that they answer."""
-
-
 def dialect_of(path: str) -> Dialect:
     return next((dialect for dialect, pattern in _PATHS.items() if pattern.match(path)), Dialect.PROBLEM)
 
@@ -81,19 +76,58 @@ class OpenAIError(Frozen):
     error: OpenAIErrorBody
 
 
-OPENAI: dict[int | str, dict[str, Any]] = {
-    "default": {"model": OpenAIError, "description": "What is wrong, and what it should be."}
-}
-"""For the routes of that dialect: every error that they answer."""
+Answers = dict[int | str, dict[str, Any]]
+"""FastAPI's own shape for documented answers."""
+
+ALWAYS = (Kind.UNAUTHORIZED, Kind.INTERNAL, Kind.UNAVAILABLE)
+BODY = (Kind.INVALID_JSON, Kind.INVALID_REQUEST, Kind.BODY_TOO_LARGE, Kind.UNSUPPORTED_MEDIA_TYPE)
+FORM = (Kind.INVALID_FORM, *BODY)
+ADMISSION = (
+    Kind.FORBIDDEN,
+    Kind.IDEMPOTENCY_MISMATCH,
+    Kind.RATE_LIMITED,
+    Kind.TOO_MANY_JOBS,
+    Kind.POOL_UNAVAILABLE,
+    Kind.QUEUE_FULL,
+    Kind.WAIT_TOO_LONG,
+)
+WAITING = (Kind.CANCELLED, Kind.EXPIRED, Kind.FAILED)
+NAMED = (Kind.INVALID_REQUEST, Kind.NOT_FOUND, Kind.METHOD_NOT_ALLOWED)
+"""What routes may answer: all of them; those that read a body; that make jobs; that wait for them; that name something
+in their path."""
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 0}}}
+
+
+def documented(dialect: Dialect, *kinds: Kind) -> Answers:
+    """A route's refusals of these kinds and of those that every route has, as its dialect says them."""
+    models: Mapping[Dialect, type[Frozen]] = {
+        Dialect.SEED: SeedError,
+        Dialect.OPENAI: OpenAIError,
+        Dialect.IDEOGRAM: IdeogramError,
+    }
+    found: Answers = {}
+    headlines: dict[int, dict[str, None]] = {}
+    for kind in (*ALWAYS, *kinds):
+        headlines.setdefault(status_of(kind, dialect), {})[kind.headline] = None
+    for status, said in sorted(headlines.items()):
+        found[status] = {"model": models[dialect], "description": "; or: ".join(said) + "."}
+        if status in (429, 503):
+            found[status]["headers"] = _RETRY_AFTER
+    return found
 
 
 def openai_error(refusal: Refusal) -> OpenAIError:
     return OpenAIError(error=_openai_error(refusal, refusal.detail))
 
 
-def openai_status(refusal: Refusal) -> int:
-    """OpenAI says 400 where others say 422."""
-    return 400 if refusal.kind is Kind.INVALID_REQUEST else refusal.kind.status
+def status_of(kind: Kind, dialect: Dialect) -> int:
+    match dialect, kind:
+        case Dialect.SEED, Kind.INVALID_JSON:
+            return 422  # FastAPI, which the published server is written with, calls a broken body so as well
+        case Dialect.OPENAI | Dialect.IDEOGRAM, Kind.INVALID_REQUEST:
+            return 400  # 422 is Ideogram's word for a prompt that failed its safety check, and nothing else
+        case _:
+            return kind.status
 
 
 def answer(refusal: Refusal, dialect: Dialect, request_id: str = "") -> Response:
@@ -104,30 +138,27 @@ def answer(refusal: Refusal, dialect: Dialect, request_id: str = "") -> Response
     headers = dict(refusal.headers)
     if refusal.retry_after_s is not None:
         headers["Retry-After"] = str(refusal.retry_after_s)
+    status = status_of(refusal.kind, dialect)
     match dialect:
         case Dialect.SEED:
-            # FastAPI, which the published server is written with, calls a broken body 422 as well.
-            status = 422 if refusal.kind is Kind.INVALID_JSON else refusal.kind.status
             return JSONResponse(SeedError(detail=detail).model_dump(), status, headers)
         case Dialect.OPENAI:
             if refusal.kind in (Kind.FAILED, Kind.CANCELLED, Kind.EXPIRED, Kind.NOT_SERVED):
                 # OpenAI's clients repeat every 409 and 5xx unless told not to; another try would end the same.
                 headers["x-should-retry"] = "false"
             body = OpenAIError(error=_openai_error(refusal, detail))
-            return JSONResponse(body.model_dump(), openai_status(refusal), headers)
+            return JSONResponse(body.model_dump(), status, headers)
         case Dialect.IDEOGRAM:
-            # 422 is the hosted API's word for a prompt that failed its safety check, and nothing else.
-            status = 400 if refusal.kind is Kind.INVALID_REQUEST else refusal.kind.status
             return JSONResponse(IdeogramError(error=detail).model_dump(), status, headers)
         case Dialect.PROBLEM:
             problem = Problem(
                 type=refusal.kind,
                 title=refusal.kind.headline,
-                status=refusal.kind.status,
+                status=status,
                 detail=detail,
                 errors=[str(fault) for fault in refusal.faults],
             )
-            return JSONResponse(problem.model_dump(), refusal.kind.status, headers, PROBLEM_MEDIA_TYPE)
+            return JSONResponse(problem.model_dump(), status, headers, PROBLEM_MEDIA_TYPE)
 
 
 def _openai_error(refusal: Refusal, message: str) -> OpenAIErrorBody:

@@ -14,7 +14,8 @@ from fastapi.responses import StreamingResponse
 from router import ids
 from router.api.auth import Caller
 from router.api.context import Context, InContext
-from router.api.errors import OPENAI
+from router.api.errors import FORM as FORM_REFUSALS
+from router.api.errors import NAMED, Dialect, documented
 from router.api.explain import Fault, FaultCode
 from router.api.lists import After, Listed, Page
 from router.api.refusals import Kind, RefusedError, of_faults, refused
@@ -58,7 +59,8 @@ FORM: dict[str, Any] = {
 }
 
 FileId = Annotated[str, Path(max_length=64)]
-router = APIRouter(prefix=PATH, tags=["openai"], responses=OPENAI)
+router = APIRouter(prefix=PATH, tags=["openai"])
+OPENAI = partial(documented, Dialect.OPENAI)
 
 
 class FileObject(Listed):
@@ -83,7 +85,12 @@ class FileDeleted(Frozen):
     deleted: Literal[True] = True
 
 
-@router.post("", summary="Upload a batch's input", openapi_extra=FORM)
+@router.post(
+    "",
+    summary="Upload a batch's input",
+    openapi_extra=FORM,
+    responses=OPENAI(*FORM_REFUSALS, Kind.FILES_FULL),
+)
 async def upload(request: Request, context: InContext, key: Caller) -> FileObject:
     """Its bytes go to the artifact store as they come. What is in it is looked at when a batch is made of it."""
     file = await _received(request, context, key)
@@ -91,7 +98,7 @@ async def upload(request: Request, context: InContext, key: Caller) -> FileObjec
     return described(file)
 
 
-@router.get("", summary="Your files")
+@router.get("", summary="Your files", responses=OPENAI(Kind.INVALID_REQUEST))
 async def files(
     context: InContext,
     key: Caller,
@@ -104,12 +111,12 @@ async def files(
     return FileList.of([described(file) for file in found], limit)
 
 
-@router.get("/{file_id}", summary="One file")
+@router.get("/{file_id}", summary="One file", responses=OPENAI(*NAMED))
 async def read(file_id: FileId, context: InContext, key: Caller) -> FileObject:
     return described(await _own(context, key, file_id))
 
 
-@router.delete("/{file_id}", summary="Remove a file")
+@router.delete("/{file_id}", summary="Remove a file", responses=OPENAI(*NAMED))
 async def remove(file_id: FileId, context: InContext, key: Caller) -> FileDeleted:
     """Not while an open batch reads it."""
     removed = await context.core.store.batches.remove_file(key.id, file_id)
@@ -123,7 +130,10 @@ async def remove(file_id: FileId, context: InContext, key: Caller) -> FileDelete
     "/{file_id}/content",
     summary="A file's bytes",
     response_class=StreamingResponse,
-    responses={200: {"content": {"application/jsonl": {}}, "description": "As they were uploaded, or written."}},
+    responses={
+        200: {"content": {"application/jsonl": {}}, "description": "As they were uploaded, or written."},
+        **OPENAI(*NAMED),
+    },
 )
 async def content(file_id: FileId, context: InContext, key: Caller) -> StreamingResponse:
     file = await _own(context, key, file_id)

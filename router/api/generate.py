@@ -11,7 +11,7 @@ from pydantic import Field
 
 from router.api.auth import Caller
 from router.api.context import InContext
-from router.api.errors import SeedError
+from router.api.errors import ADMISSION, BODY, WAITING, Dialect, documented
 from router.api.idempotency import IdempotencyKey, repeatable
 from router.api.requests import json_only
 from router.api.waiting import image_base64, make
@@ -31,7 +31,7 @@ class GenerateResponse(Frozen):
     summary="Make an image and wait for it",
     dependencies=[Depends(json_only)],
     response_model=GenerateResponse,
-    responses={"default": {"model": SeedError, "description": "What is wrong, and what it should be."}},
+    responses=documented(Dialect.SEED, *BODY, *ADMISSION, *WAITING),
 )
 async def generate(
     body: GenerateRequest,

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 
 from router.api.auth import IdeogramCaller
 from router.api.context import Context, InContext
-from router.api.errors import IDEOGRAM
+from router.api.errors import ADMISSION, FORM, NAMED, WAITING, Dialect, documented
 from router.api.explain import Fault
 from router.api.idempotency import IdempotencyKey, repeatable
 from router.api.ideogram_requests import NAMES_V3, NAMES_V4, GenerateV3, GenerateV4, body_of, read
@@ -61,7 +61,12 @@ ABSENT = {
     for place in ("v1/ideogram-v4/", "v1/ideogram-v3/", *([""] if operation in LEGACY else []))
 }
 
-router = APIRouter(tags=["ideogram"], responses=IDEOGRAM)
+router = APIRouter(tags=["ideogram"])
+BEGINS = documented(Dialect.IDEOGRAM, *FORM, *ADMISSION)
+MAKES = documented(Dialect.IDEOGRAM, *FORM, *ADMISSION, *WAITING)
+READS = documented(Dialect.IDEOGRAM, *NAMED)
+NEVER = documented(Dialect.IDEOGRAM, Kind.NOT_SERVED)
+"""What the routes may refuse."""
 
 
 class Drawn(Frozen):
@@ -104,7 +109,12 @@ class Generation(Frozen):
     data: list[Drawn] | None = None
 
 
-@router.post("/v1/ideogram-v4/generate", summary="Make an image and wait for it", openapi_extra=body_of(GenerateV4))
+@router.post(
+    "/v1/ideogram-v4/generate",
+    summary="Make an image and wait for it",
+    openapi_extra=body_of(GenerateV4),
+    responses=MAKES,
+)
 async def generate_v4(
     request: Request, context: InContext, key: IdeogramCaller, idempotency_key: IdempotencyKey = None
 ) -> Generated:
@@ -116,7 +126,12 @@ async def generate_v4(
     return Generated(created=moment(job.created_at), data=[_drawn(context, job)])
 
 
-@router.post("/v1/ideogram-v3/generate", summary="Make images and wait for them", openapi_extra=body_of(GenerateV3))
+@router.post(
+    "/v1/ideogram-v3/generate",
+    summary="Make images and wait for them",
+    openapi_extra=body_of(GenerateV3),
+    responses=MAKES,
+)
 async def generate_v3(
     request: Request, context: InContext, key: IdeogramCaller, idempotency_key: IdempotencyKey = None
 ) -> Generated:
@@ -130,7 +145,12 @@ async def generate_v3(
     return Generated(created=moment(jobs[0].created_at), data=images)
 
 
-@router.post("/v1/ideogram-v4/async/generate", summary="Ask for an image", openapi_extra=body_of(GenerateV4))
+@router.post(
+    "/v1/ideogram-v4/async/generate",
+    summary="Ask for an image",
+    openapi_extra=body_of(GenerateV4),
+    responses=BEGINS,
+)
 async def begin(
     request: Request,
     context: InContext,
@@ -155,7 +175,12 @@ async def begin(
     return Begun(generation_id=job_id)
 
 
-@router.get("/v1/generations/{generation_id}", summary="How a generation is doing", response_model_exclude_unset=True)
+@router.get(
+    "/v1/generations/{generation_id}",
+    summary="How a generation is doing",
+    response_model_exclude_unset=True,
+    responses=READS,
+)
 async def generation(generation_id: str, context: InContext, key: IdeogramCaller) -> Generation:
     job = await context.core.service.get(key, generation_id)
     if job is None:
@@ -170,7 +195,7 @@ async def _absent(request: Request, _: IdeogramCaller) -> None:
 
 
 for _path, _why in ABSENT.items():
-    said: dict[str, Any] = {"summary": "Not served", "description": _why}
+    said: dict[str, Any] = {"summary": "Not served", "description": _why, "responses": NEVER}
     router.add_api_route(_path, _absent, methods=["POST"], status_code=501, response_model=None, **said)
 
 

@@ -6,6 +6,7 @@ A client with `gpt-image-1` or `dall-e-3` written into it need change nothing el
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from fastapi import APIRouter
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from router.api.auth import Caller
 from router.api.context import Context, InContext
-from router.api.errors import OPENAI
+from router.api.errors import Dialect, documented
 from router.api.refusals import Kind, refused
 from router.contract.dialects.images import MODEL, particular
 from worker.contract import Frozen
@@ -21,7 +22,8 @@ from worker.contract import Frozen
 PUBLISHED = 1_780_444_800
 """2026-06-03, the day of the weights' licence; OpenAI's model objects must carry a time."""
 
-router = APIRouter(prefix="/v1/models", tags=["openai"], responses=OPENAI)
+router = APIRouter(prefix="/v1/models", tags=["openai"])
+OPENAI = partial(documented, Dialect.OPENAI)
 
 
 class Model(Frozen):
@@ -36,12 +38,12 @@ class ModelList(Frozen):
     data: list[Model]
 
 
-@router.get("", summary="The models that are served")
+@router.get("", summary="The models that are served", responses=OPENAI())
 async def models(context: InContext, _: Caller) -> ModelList:
     return ModelList(data=[_described(name) for name in _served(context)])
 
 
-@router.get("/{model:path}", summary="One model")
+@router.get("/{model:path}", summary="One model", responses=OPENAI(Kind.MODEL_NOT_FOUND))
 async def model(model: str, context: InContext, _: Caller) -> Model:
     """By a name of ours, a worker's, or an alias."""
     resolved(context, model)

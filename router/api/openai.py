@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Request
@@ -12,7 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from router.api.auth import Caller
 from router.api.context import Context, InContext
-from router.api.errors import OPENAI
+from router.api.errors import ADMISSION, BODY, WAITING, Dialect, documented
 from router.api.idempotency import IdempotencyKey, repeatable
 from router.api.image_stream import ImageCompleted, streamed
 from router.api.images import ImagesResponse, data_by_url, data_inline, head_of, spliced
@@ -41,7 +42,8 @@ EXAMPLES: dict[str, Example] = {
     },
 }
 
-router = APIRouter(prefix="/v1/images", tags=["openai"], responses=OPENAI)
+router = APIRouter(prefix="/v1/images", tags=["openai"])
+OPENAI = partial(documented, Dialect.OPENAI)
 
 
 @router.post(
@@ -53,7 +55,8 @@ router = APIRouter(prefix="/v1/images", tags=["openai"], responses=OPENAI)
         200: {
             "description": "The images; with `stream`, an event for each (data: ImageCompleted).",
             "content": {"text/event-stream": {"schema": ImageCompleted.model_json_schema()}},
-        }
+        },
+        **OPENAI(*BODY, Kind.MODEL_NOT_FOUND, *ADMISSION, *WAITING),
     },
 )
 async def generations(
@@ -107,8 +110,10 @@ async def _each(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
         yield piece
 
 
-@router.post("/edits", summary="Not served", status_code=501, response_model=None)
-@router.post("/variations", summary="Not served", status_code=501, response_model=None)
+@router.post("/edits", summary="Not served", status_code=501, response_model=None, responses=OPENAI(Kind.NOT_SERVED))
+@router.post(
+    "/variations", summary="Not served", status_code=501, response_model=None, responses=OPENAI(Kind.NOT_SERVED)
+)
 async def absent(request: Request, _: Caller) -> None:
     """These weights draw from text alone."""
     path = request.url.path

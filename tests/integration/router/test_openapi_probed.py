@@ -129,7 +129,7 @@ def document(url: str) -> OpenApiSchema:
 
 def _ask_each(document: OpenApiSchema, how: settings) -> int:
     """How many routes it were."""
-    asked = 0
+    asked = requests = 0
     for found in document.get_all_operations():
         assert isinstance(found, Ok)
         operation = found.ok()
@@ -137,11 +137,29 @@ def _ask_each(document: OpenApiSchema, how: settings) -> int:
         @how
         @given(case=operation.as_strategy())
         def ask(case: Case) -> None:
+            nonlocal requests
+            requests += 1
             case.call_and_validate(headers=HEADERS, checks=CHECKS, timeout=60)
 
         ask()
         asked += 1
+    print(f"asked {asked} routes {requests} times")
     return asked
+
+
+@pytest.mark.parametrize("tag", ["seed-style", "openai", "ideogram"])
+def test_every_refusal_of_a_foreign_dialect_is_documented_by_its_status(document: OpenApiSchema, tag: str) -> None:
+    operations = [
+        operation
+        for path in document.raw_schema["paths"].values()
+        for operation in path.values()
+        if tag in operation.get("tags", ())
+    ]
+    assert operations
+    for operation in operations:
+        statuses = operation["responses"].keys()
+        assert {"401", "500", "503"} <= statuses
+        assert all(status.isdecimal() for status in statuses), statuses
 
 
 def test_every_route_answers_as_described(document: OpenApiSchema) -> None:
@@ -178,6 +196,7 @@ def _follow(document: OpenApiSchema, how: settings, runs: int) -> int:
             seed(run)(Machine).run(settings=how)
     if wrong:
         raise wrong[0]
+    print(f"asked {asked} times, in sequences")
     return asked
 
 
