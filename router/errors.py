@@ -44,13 +44,15 @@ class PoolUnavailableError(AdmissionError):
 class QueueFullError(AdmissionError):
     """The pool's queue holds as many jobs as it may."""
 
-    def __init__(self, pool: str, queued: int, retry_after_s: int) -> None:
+    def __init__(self, pool: str, queued: int, retry_after_s: int, room: int = 0) -> None:
         super().__init__(
             f"pool {pool}: {queued} jobs already wait, which is as many as may; try again in {retry_after_s} s",
             retry_after_s,
         )
         self.pool = pool
         self.queued = queued
+        self.room = room
+        """For how many there would have been room."""
 
 
 class WaitTooLongError(AdmissionError):
@@ -77,13 +79,13 @@ class RateLimitedError(AdmissionError):
 class KeyQueueFullError(AdmissionError):
     """As many of the key's jobs wait in the pool as may."""
 
-    def __init__(self, pool: str, allowed: int, retry_after_s: int = 1) -> None:
+    def __init__(self, pool: str, allowed: int, retry_after_s: int = 1, room: int = 0) -> None:
         super().__init__(
             f"pool {pool}: this API key may have {allowed} jobs there that have not ended, and has; "
             f"ask again in {retry_after_s} s",
             retry_after_s,
         )
-        self.pool, self.allowed = pool, allowed
+        self.pool, self.allowed, self.room = pool, allowed, room
 
 
 class LeaseLostError(RouterError):

@@ -189,7 +189,8 @@ async def read(batch_id: BatchId, context: InContext, key: Caller) -> BatchObjec
 
 @router.post("/{batch_id}/cancel", summary="Cancel a batch", responses=OPENAI(*NAMED))
 async def cancel(batch_id: BatchId, context: InContext, key: Caller) -> BatchObject:
-    """What waits is cancelled, what runs is finished; then it is cancelled, and its files hold what was made."""
+    """What waits is cancelled, what runs is finished; then it is cancelled, and its files hold what was made: all of it
+    if it was finalizing already."""
     batch = await context.core.store.batches.ask_to_cancel(key.id, batch_id)
     if batch is None:
         raise _nothing(batch_id)

@@ -30,7 +30,7 @@ def mebibytes(size: int) -> str:
 
 class BatchState(StrEnum):
     """validating -> in_progress -> finalizing -> completed | expired; validating -> failed;
-    validating | in_progress -> cancelling -> cancelled."""
+    validating | in_progress | finalizing -> cancelling -> cancelled."""
 
     VALIDATING = "validating"
     IN_PROGRESS = "in_progress"
@@ -256,7 +256,7 @@ class Batches(Protocol):
         ...
 
     async def ask_to_cancel(self, api_key_id: str, batch_id: str) -> Batch | None:
-        """As it is then: cancelling, or what it was if it has ended or is about to."""
+        """As it is then: cancelling, or what it was if it has ended."""
         ...
 
     async def claim(self, ttl_ms: int) -> BatchLease | None:

@@ -8,8 +8,9 @@ are written under new names, and the transaction that ends the batch names them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
+from itertools import accumulate, takewhile
 
 import structlog
 
@@ -50,6 +51,7 @@ from router.errors import (
     RouterError,
     StoreUnavailableError,
 )
+from router.limits import KeyLimits
 from router.supervise import keep_filled
 
 log = structlog.get_logger(__name__)
@@ -66,8 +68,8 @@ CHECK_AT_ONCE = 200
 """Lines that are read before others have their turn: some milliseconds' worth."""
 WRITE_AT_ONCE = 200
 CANCEL_AT_ONCE = 500
-FULL_PAUSE_MS = 2000
-"""Before a batch that met a bound asks for room again."""
+FULL_PAUSE_MS, KEY_FULL_PAUSE_MS = 2000, 500
+"""Before a batch that met a bound asks for room again: the pool's, or its key's, which few jobs may fill."""
 TROUBLE_PAUSE_MS = 5000
 CANCEL_PAUSE_MS = 500
 FAULTS_SHOWN = 100
@@ -207,15 +209,16 @@ class Keeper:
             await self._desk.batches.fail(lease, [Fault("key_revoked", "its API key is no longer good")])
             return 0
         lines, number, end = list[tuple[int, NewLine]](), batch.lines_read, batch.read_to
+        at_once, pause_ms = _stride(key.limits)
         try:
             source = await self._input(batch)
             async for end, line in lines_of(self._stream(source, batch.read_to), batch.read_to):
                 number += 1
                 if line.strip():
                     lines.append((end, self._read(batch, number, line)))
-                if len(lines) == LOAD_AT_ONCE:
+                if len(lines) == at_once:
                     if not await self._add(lease, lines, end, number, whole=False):
-                        return FULL_PAUSE_MS if lines else 0
+                        return pause_ms if lines else 0
                     await asyncio.sleep(0)
         except (ArtifactError, LineTooLongError) as error:  # the latter: it is not what was validated
             if not self._final(batch, error):
@@ -226,7 +229,7 @@ class Keeper:
         else:
             going_on = await self._add(lease, lines, end, number, whole=True)
         if not going_on:
-            return FULL_PAUSE_MS if lines else 0
+            return pause_ms if lines else 0
         log.info("batch_loaded", batch=batch.id, lines=number)
         await self._fail_if_all_wrong(lease)
         return 0
@@ -290,7 +293,7 @@ class Keeper:
                     said = f"this API key may have {full.allowed} jobs at once, and the line asks for more"
                     refusal = LineRefusal("rate_limit_exceeded", said, 429, "requests")
                     lines[0] = lines[0][0], replace(taken[0], wanted=(), refusal=refusal)
-                some = max(1, some // 2)
+                some = max(1, fitting_of(taken, full.room))
                 continue
             jobs = sum(len(line.wanted) for line in taken)
             if jobs:
@@ -362,6 +365,19 @@ class Keeper:
 
     def _stream(self, file: StoredFile, begin: int = 0) -> AsyncIterator[bytes]:
         return self._desk.artifacts.stream(file.path, begin)
+
+
+def _stride(limits: KeyLimits) -> tuple[int, int]:
+    """How many lines are read at once, and the pause before more are tried where they found no room."""
+    if limits.waiting is None:
+        return LOAD_AT_ONCE, FULL_PAUSE_MS
+    return min(LOAD_AT_ONCE, max(1, limits.waiting + (limits.running or 0))), KEY_FULL_PAUSE_MS
+
+
+def fitting_of(lines: Sequence[NewLine], room: int) -> int:
+    """How many of the lines, from the first, have together no more jobs than there is room for; not all of them."""
+    jobs = accumulate(len(line.wanted) for line in lines)
+    return min(sum(1 for _ in takewhile(lambda total: total <= room, jobs)), len(lines) - 1)
 
 
 class _Output:

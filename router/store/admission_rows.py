@@ -166,14 +166,14 @@ def room_of_key(connection: Connection, key: ApiKey, pool: str, more: int) -> No
         of_key = select(func.count()).where(RUNNING, jobs.c.api_key_id == key.id)
         held += connection.execute(of_key).scalar_one()
     if held + more > allowed:
-        raise KeyQueueFullError(pool, allowed)
+        raise KeyQueueFullError(pool, allowed, room=max(0, allowed - held))
 
 
 def room_of_pool(connection: Connection, pool: str, bound: int, more: int) -> None:
     """Whether `more` jobs may wait in the pool. Raises QueueFullError."""
     queued = _count(connection, pool, None, bound + 1)
     if queued + more > bound:
-        raise QueueFullError(pool, queued, 1)
+        raise QueueFullError(pool, queued, 1, room=max(0, bound - queued))
 
 
 def _count(connection: Connection, pool: str, api_key_id: str | None, at_most: int) -> int:

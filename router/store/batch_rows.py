@@ -21,7 +21,7 @@ from router.store.admission_rows import claim, within_limits
 from router.store.job_rows import Now
 from router.store.tables import batch_lines, batches, idempotency, jobs
 
-CANCELLABLE = (BatchState.VALIDATING, BatchState.IN_PROGRESS)
+CANCELLABLE = (BatchState.VALIDATING, BatchState.IN_PROGRESS, BatchState.FINALIZING)
 
 
 def create(

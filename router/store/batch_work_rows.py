@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, false, func, insert, null, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, false, func, insert, null, or_, select, update
 
 from router.batches import (
     Batch,
@@ -205,17 +205,18 @@ def busy(connection: Connection, batch_id: str) -> bool:
 
 
 def finalizing(connection: Connection, now: Now, lease: BatchLease) -> Batch:
-    if lease.batch.state is BatchState.CANCELLING:
-        return _change(connection, now, lease, finalizing_at=func.coalesce(batches.c.finalizing_at, now))
-    # It may have been asked to cancel since: then all is made already, and that is no longer what it asks.
     return _change(
         connection,
         now,
         lease,
-        state=BatchState.FINALIZING,
+        state=_unless_cancelling(BatchState.FINALIZING),
         finalizing_at=func.coalesce(batches.c.finalizing_at, now),
-        cancelling_at=null(),
     )
+
+
+def _unless_cancelling(state: BatchState) -> ColumnElement[BatchState]:
+    """It may have been asked to cancel since its lease was taken."""
+    return case((batches.c.state == BatchState.CANCELLING, BatchState.CANCELLING), else_=state)
 
 
 def done_lines(connection: Connection, batch_id: str, after_line: int, limit: int) -> Sequence[DoneLine]:
@@ -239,7 +240,7 @@ def end(connection: Connection, now: Now, lease: BatchLease, outcome: Outcome) -
         connection,
         now,
         lease,
-        state=outcome.state,
+        state=case((batches.c.state == BatchState.CANCELLING, BatchState.CANCELLED), else_=outcome.state),
         ended_at=now,
         completed=outcome.counts.completed,
         failed=outcome.counts.failed,

@@ -291,7 +291,7 @@ async def test_the_published_description_is_complete(http: httpx.AsyncClient) ->
             where = f"{method} {path}"
             assert operation["tags"], where
             assert operation["summary"], where
-            assert "422" not in operation["responses"], f"{where}: FastAPI's own error shape is not ours"
+            assert "HTTPValidationError" not in str(operation), f"{where}: FastAPI's own error shape is not ours"
             errors = {status for status in operation["responses"] if status[0] in "45d"}
             assert errors, f"{where}: says nothing of errors"
     assert "application/problem+json" in document["paths"]["/v1/jobs"]["post"]["responses"]["4XX"]["content"]

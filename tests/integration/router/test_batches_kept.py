@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from router.artifacts import file_path
 from router.artifacts.local import LocalArtifacts
 from router.batches import PURPOSE_INPUT, Batch, BatchState, DoneLine, NewBatch, NewLine, Quota, StoredFile
 from router.batches.desk import Checked, Desk, Words, line_made
-from router.batches.keeper import LOAD_AT_ONCE, Keeper
+from router.batches.keeper import LOAD_AT_ONCE, Keeper, fitting_of
 from router.choice import Terms
 from router.errors import ArtifactError, ArtifactGoneError, FilesFullError, LeaseLostError
 from router.jobs import NewJob, Place
@@ -78,7 +78,7 @@ class Room:
     async def key(self, limits: KeyLimits = NO_LIMITS) -> ApiKey:
         return (await self.store.create_api_key("k", "0" * 64, limits)).key
 
-    async def batch(self, key: ApiKey, lines: int, expires_ms: int | None = None) -> Batch:
+    async def batch(self, key: ApiKey, lines: int, expires_ms: int | None = None, webhook: str | None = None) -> Batch:
         name = self.file_id()
         draft = await self.artifacts.draft(file_path(name))
         content = "\n".join(f"line-{n}" for n in range(lines)).encode()
@@ -87,7 +87,7 @@ class Room:
         until = None if expires_ms is None else self.clock.ms + expires_ms
         file = StoredFile(name, key.id, PURPOSE_INPUT, "in", len(content), file_path(name), 0, until)
         await self.store.batches.add_file(file, Quota())
-        new = NewBatch(POOL, "/v1/images/generations", name, "1h", HOUR_MS, HOUR_MS)
+        new = NewBatch(POOL, "/v1/images/generations", name, "1h", HOUR_MS, HOUR_MS, webhook=webhook)
         return (await self.store.batches.create(key, new, None))[0]
 
     async def now(self, batch: Batch) -> Batch:
@@ -318,15 +318,17 @@ async def test_a_line_whose_image_cannot_be_read_is_an_error_and_the_others_are_
     assert [line["refused"] for line in await room.lines(key, batch.error_file_id)] == ["image_lost"]
 
 
-async def test_a_batch_that_found_no_room_at_all_in_its_window_has_expired(room: Room) -> None:
+async def test_a_batch_that_found_no_room_at_all_in_its_window_has_expired_and_its_owner_is_told(room: Room) -> None:
     key = await room.key()
     async with keeping(room.desk(bound=0)):
-        batch = await room.batch(key, 3)
+        batch = await room.batch(key, 3, webhook="https://example.com/hook")
         await room.until(batch, BatchState.IN_PROGRESS)
         room.clock.advance(HOUR_MS + 1)
         batch = await room.until(batch, BatchState.EXPIRED)
     assert (batch.counts.completed, batch.counts.failed) == (0, 3)
     assert [line["refused"] for line in await room.lines(key, batch.error_file_id)] == ["batch_expired"] * 3
+    (told,) = await room.store.outbox.deliveries(None, 10)
+    assert (told.event, told.subject, told.url) == ("batch.expired", batch.id, "https://example.com/hook")
 
 
 async def test_a_revoked_keys_batches_are_cancelled_and_what_was_made_is_kept(room: Room) -> None:
@@ -342,6 +344,48 @@ async def test_a_revoked_keys_batches_are_cancelled_and_what_was_made_is_kept(ro
     assert (batch.counts.completed, batch.counts.failed) == (1, 9)
     assert [line["made"] for line in await room.lines(key, batch.output_file_id)] == [True]
     assert late.output_file_id is None
+
+
+@dataclass(frozen=True)
+class CancellingWords(PlainWords):
+    """Somebody asks to cancel while the answers are written."""
+
+    ask: Callable[[Batch], Awaitable[object]] = field(kw_only=True)
+
+    async def render(self, batch: Batch, line: DoneLine) -> AsyncIterator[bytes]:
+        await self.ask(batch)
+        async for piece in super().render(batch, line):
+            yield piece
+
+
+async def test_a_batch_that_is_finalizing_can_be_cancelled_and_keeps_all_that_was_made(room: Room) -> None:
+    key, seen = await room.key(), list[BatchState]()
+
+    async def ask(batch: Batch) -> None:
+        seen.append((await room.now(batch)).state)
+        await room.store.batches.ask_to_cancel(key.id, batch.id)
+
+    async with keeping(room.desk(words=CancellingWords(ask=ask))):
+        batch = await room.batch(key, 2, webhook="https://example.com/hook")
+        await room.waiting(2)
+        await room.make(2)
+        batch = await room.until(batch, BatchState.CANCELLED)
+    assert seen == [BatchState.FINALIZING, BatchState.CANCELLING]
+    assert (batch.counts.completed, batch.counts.failed) == (2, 0)
+    assert batch.at.cancelling
+    assert len(await room.lines(key, batch.output_file_id)) == 2
+    assert [told.event for told in await room.store.outbox.deliveries(None, 10)] == ["batch.cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "room", "fitting"),
+    [([1, 1, 1], 2, 2), ([1, 1, 1], 0, 0), ([2, 2, 1], 3, 1), ([3], 5, 0), ([0, 0, 4], 1, 2), ([1, 1], 9, 1)],
+)
+def test_as_many_lines_are_tried_as_there_is_room_for_and_fewer_than_before(
+    jobs: Sequence[int], room: int, fitting: int
+) -> None:
+    new = NewJob(request())
+    assert fitting_of([NewLine(n, "", [new] * count) for n, count in enumerate(jobs)], room) == fitting
 
 
 async def test_a_cancel_is_seen_while_the_file_is_read(room: Room) -> None:
