@@ -26,14 +26,18 @@ from infra.hosts import HostError, Listen
 from infra.hosts.local import LocalHost
 from infra.hosts.ports import require_free
 from infra.ssh.connect import connect
+from infra.ssh.connection import Done
 from infra.ssh.pins import Pins
 from infra.ssh.target import Patience
 from infra.stack import REPOSITORY, TINY, CloudName, Device, Pool, StackDescription, first_port_setting, resolve
 from infra.stack.description import DescriptionError
+from infra.stack.router import HERE
 from infra.state import backend
 
 HUB = "https://huggingface.co"
 DISK_GIB = 5.0
+ROUTER = "router.host"
+"""What the router's machine is called among the targets."""
 SKEW_S = 60.0
 """TLS, signatures of buckets and leases all compare clocks; S3 refuses after 15 minutes, certificates earlier."""
 CERTIFICATE_DAYS = 14
@@ -42,15 +46,15 @@ ACCOUNTS = {CloudName.SPHERON: spheron.API_KEY, CloudName.RUNPOD: runpod.API_KEY
 
 async def tools(around: Surroundings) -> Sequence[Finding]:
     """Programs that a deploy runs; those that it installs by itself are a warning."""
-    tls = around.description.router.edge.tls
-    wanted = [
-        ("nginx", find_nginx(), Verdict.WARN, "`make deploy` installs it where it may"),
-        ("the Pulumi engine", around.engine, Verdict.WARN, "`make deploy` fetches or builds it (minutes)"),
-    ]
+    router = around.description.router
+    tls = router.edge.tls
+    wanted = [("the Pulumi engine", around.engine, Verdict.WARN, "`make deploy` fetches or builds it (minutes)")]
+    if router.host is None:
+        wanted.append(("nginx", find_nginx(), Verdict.WARN, "`make deploy` installs it where it may"))
     if around.targets or around.description.cloud is not CloudName.LOCAL:
         ssh = shutil.which("ssh")
         wanted.append(("ssh", Path(ssh) if ssh else None, Verdict.FAIL, "install OpenSSH's client"))
-    if tls and not tls.certificate:
+    if tls and not tls.certificate and router.host is None:
         wanted.append(("certbot", find_certbot(), Verdict.FAIL, "install certbot, or name a certificate of your own"))
     return [
         Finding("tools", Verdict.OK, f"{name}: {found}")
@@ -92,6 +96,8 @@ def _missing_references(around: Surroundings) -> Iterator[str]:
     referred = {
         "model": around.description.model,
         "cache": around.description.cache,
+        "router.database_password": around.description.router.database_password,
+        "router.redis_password": around.description.router.redis_password,
         "router.s3.access_key_id": bucket and bucket.access_key_id,
         "router.s3.secret_access_key": bucket and bucket.secret_access_key,
         "router.edge.tls.certificate": tls and tls.certificate,
@@ -172,9 +178,15 @@ async def ports(around: Surroundings) -> Sequence[Finding]:
 
 
 def _listens(description: StackDescription) -> Iterator[Listen]:
-    edge, admin = description.router.edge, description.router.admin
+    router = description.router
+    edge, admin = router.edge, router.admin
+    if router.host is not None:
+        return  # a deploy looks there
     yield Listen(edge.host, edge.port, "router.edge.port")
-    yield Listen(admin.host, admin.port, "router.admin.port")
+    for number in range(router.processes):
+        yield Listen(admin.host, admin.port + number, "router.admin.port")
+    if router.redis == HERE:
+        yield Listen("127.0.0.1", router.redis_port, "router.redis_port")
     if edge.tls and edge.tls.plain:
         yield Listen(edge.host, edge.tls.plain, "router.edge.tls.plain_port")
     if description.cloud is CloudName.LOCAL:
@@ -286,10 +298,16 @@ async def _machine(around: Surroundings, name: str) -> Sequence[Finding]:
     return [
         Finding("ssh", Verdict.OK, f"{name}: lets {around.targets[name].user} in, who may become root"),
         judged_clock(name, theirs - asked),
+        *([] if name == ROUTER else [_gpus(name, seen)]),
+    ]
+
+
+def _gpus(name: str, seen: Done) -> Finding:
+    return (
         Finding("driver", Verdict.OK, f"{name}: {len(seen.output.splitlines())} GPU(s)")
         if seen.status == 0
-        else Finding("driver", Verdict.WARN, f"{name}: nvidia-smi shows no GPU", "install NVIDIA's driver there"),
-    ]
+        else Finding("driver", Verdict.WARN, f"{name}: nvidia-smi shows no GPU", "install NVIDIA's driver there")
+    )
 
 
 async def folders(around: Surroundings) -> Sequence[Finding]:

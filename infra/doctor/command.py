@@ -14,11 +14,13 @@ from rich.markup import escape
 from infra.clouds import Access
 from infra.deployment import Deployment
 from infra.doctor import Finding, Surroundings, Verdict, examine, worst
-from infra.doctor.checks import CHECKS
+from infra.doctor.checks import CHECKS, ROUTER
 from infra.doctor.live import CHECK as LIVE
 from infra.doctor.live import live as ask_live
 from infra.planning.placement import Placement
 from infra.planning.planner import placed
+from infra.planning.program import router_access
+from infra.provider.place import NAME
 from infra.provider.site import Site
 from infra.setup.engine import find_engine
 from infra.ssh.target import Target
@@ -42,6 +44,9 @@ def targets(deployment: Deployment) -> dict[str, Target]:
         access = Access(host.address, host.port, host.user, host.key or "", host.sudo_password or "", host.kind)
         with suppress(DescriptionError):
             found[name] = site.target(pinned.get(name, name), access)
+    if router := router_access(deployment.description):
+        with suppress(DescriptionError):
+            found[ROUTER] = site.target(identity.machine(NAME, 1) if identity else ROUTER, router, ROUTER)
     return found
 
 

@@ -178,3 +178,28 @@ def test_a_script_reads_it_as_json_and_by_its_exit_code(tmp_path: Path) -> None:
     assert {"check": "keys", "verdict": "fail"}.items() <= next(
         finding for finding in json.loads(done.stdout) if "NOWHERE" in finding["what"]
     ).items()
+
+
+async def test_of_a_router_on_a_machine_of_its_own_the_machine_is_looked_at_and_no_port_here(
+    around: Surroundings, tmp_path: Path
+) -> None:
+    (taken,) = free_ports(1)
+    text = f"""\
+name: mine
+cloud: hosts
+model: tiny
+hosts: {{w: {{address: 192.0.2.10}}}}
+router:
+  host: {{address: 192.0.2.5, user: ubuntu}}
+  edge: {{port: {taken}, tls: {{domain: a.example.com, accept_terms: true}}}}
+pools: {{interactive: {{machines: 1, first_port: 9100}}}}
+"""
+    deployment = Deployment(parse(text, "mine.yaml", tmp_path), around.paths)
+    assert {name: found.address for name, found in targets(deployment).items()} == {
+        "w": "192.0.2.10",
+        "router.host": "192.0.2.5",
+    }
+    elsewhere = replace(around, description=deployment.description)
+    with socket.create_server(("0.0.0.0", taken)):  # noqa: S104 - whoever has it, it is not asked for here
+        assert await troubles(elsewhere, "ports") == []
+    assert not [each for each in await troubles(elsewhere, "tools") if "certbot" in each.what or "nginx" in each.what]
