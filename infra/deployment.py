@@ -108,7 +108,7 @@ class Deployment:
 
     def admin(self, key: str = "") -> AdminClient:
         """A client of the admin app, wherever that is. `key` may be empty for one that only reads."""
-        return self.place().admin(self.endpoint.admin_url, key)
+        return self.place().admin_alone(self.endpoint.admin_url, key)
 
     @property
     def admin_key(self) -> str:

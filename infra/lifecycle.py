@@ -57,17 +57,18 @@ class NotServingError(InfraError):
     """Every resource is there, and yet no image comes out."""
 
 
-def ensure_tools() -> None:
-    """The Pulumi engine and nginx, installed now if need be."""
-    ensure_nginx(say)
+def ensure_tools(*, edge: bool = True) -> None:
+    """The Pulumi engine and, for an `edge` on this computer, nginx; installed now if need be."""
+    if edge:
+        ensure_nginx(say)
     ensure_engine(say)
 
 
 def deploy(stack: str, model: str | None, *, yes: bool = False) -> None:
     """Make the world as the stack file says, and prove it with an image. `yes`: it may spend money unasked."""
     begun = time.monotonic()
-    ensure_tools()
     deployment = Deployment.described(stack, model)
+    ensure_tools(edge=deployment.description.router.host is None)
     keeping = Safekeeping.described(deployment)
     keeping.catch_up()
     plan = asyncio.run(decide(deployment.description, deployment.paths))
@@ -145,8 +146,8 @@ def moves(before: Placement, after: Placement) -> Iterator[str]:
 
 def preview(stack: str, model: str | None) -> None:
     """Show what a deploy would change, and write nothing down."""
-    ensure_tools()
     deployment = Deployment.described(stack, model)
+    ensure_tools(edge=deployment.description.router.host is None)
     keeping = Safekeeping.described(deployment)
     keeping.catch_up()
     name = deployment.description.name

@@ -6,8 +6,6 @@ import shlex
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import httpx
-
 from infra.clouds import Access
 from infra.hosts import Progress
 from infra.hosts.layout import Layout, layout_here, layout_there
@@ -66,13 +64,15 @@ class RouterPlace:
         owner = f"{accounts.router}:{accounts.router}" if accounts else "root:root"
         return SshHost(self.machine, self.site.stack_id, self.connect, owner)
 
-    def admin(self, url: str, key: str | None = None) -> AdminClient:
-        """A client of the admin app that answers at `url` on the host's own loopback. `key`: the stack's own."""
-        return AdminClient(url, self.site.secrets.ensure(ADMIN_KEY) if key is None else key, self.transport)
+    def admin(self, url: str) -> AdminClient:
+        """A client of the admin app that answers at `url` on the host's own loopback, with the stack's own key. The
+        connection stays for others."""
+        return AdminClient(url, self.site.secrets.ensure(ADMIN_KEY), ThroughSsh(self.connect) if self.access else None)
 
-    @property
-    def transport(self) -> httpx.AsyncBaseTransport | None:
-        return ThroughSsh(self.connect) if self.access else None
+    def admin_alone(self, url: str, key: str) -> AdminClient:
+        """As `admin`, for one who has no other use for the connection: it goes with the client. `key` may be empty."""
+        leave = self.site.connections.close
+        return AdminClient(url, key, ThroughSsh(self.connect, leave) if self.access else None)
 
     def on_database(self, *verb: str) -> str:
         """A command for the machine's own shell, as root, that does something with the router's database."""

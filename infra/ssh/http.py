@@ -13,10 +13,14 @@ ANSWER_S = 40.0
 
 
 class ThroughSsh(httpx.AsyncBaseTransport):
-    """Each request is a channel of the connection to its own port. Whole answers, no streams."""
+    """Each request is a channel of the connection to its own port. Whole answers, no streams. `leave` is told when its
+    client closes, where the connection was made for that one alone."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
-        self._connect = connect
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], leave: Callable[[], None] = lambda: None) -> None:
+        self._connect, self._leave = connect, leave
+
+    async def aclose(self) -> None:
+        self._leave()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         body = await request.aread()
