@@ -7,9 +7,11 @@ from infra.bootstrap.router.order import leave_script
 from infra.clouds import Access
 from infra.errors import InfraError
 from infra.hosts import Progress
+from infra.provider import tunnels
 from infra.provider.place import RouterPlace
 from infra.provider.resource import ProviderError
 from infra.provider.router_inputs import RouterHostState
+from infra.provider.router_units import all_names
 from infra.ssh.errors import HostKeyChangedError
 from infra.ssh.target import Patience
 
@@ -35,23 +37,34 @@ async def take_leave(place: RouterPlace, access: Access, progress: Progress) -> 
 
 
 async def leave_if_moved(place: RouterPlace, before: RouterHostState, progress: Progress) -> None:
-    """Where the description names another address: if another machine answers there, leave the one that was used.
+    """Where the description names another place than the one that was used, leave that one.
 
-    The same host key is the same machine under a new address. Raises ProviderError rather than lose what lies on the
-    old machine alone.
+    The same host key is the same machine under a new address. Raises ProviderError rather than lose what lies on an old
+    machine alone; what lies on this computer stays here.
     """
     old, new = before.host, place.access
-    if old is None or new is None or (old.address, old.port) == (new.address, new.port):
+    if old is None and new is None:
         return
-    try:
-        await place.connect(progress)
-    except HostKeyChangedError:
-        if not before.database or "S3_BUCKET" not in before.settings:
-            raise ProviderError(
-                f"router.host: {new.address} is another machine than {old.address}, where the router's "
-                f"{'images lie' if before.database else 'database and images lie'}. Keep them elsewhere first "
-                "(`router.database`, `router.s3`), or end the stack with `make destroy`, which removes them, and "
-                "deploy anew"
-            ) from None
-        progress(f"{new.address} is another machine than {old.address}, which is left")
-        await take_leave(place, old, progress)
+    if old is None:
+        progress("ending the router on this computer; what it has kept stays there")
+        here = RouterPlace(place.site, None).host()
+        for unit in (*all_names(before), tunnels.UNIT):
+            await here.remove(unit, progress)
+    elif new is None:
+        await _leave(place, old, "this computer", before, progress)
+    elif (old.address, old.port) != (new.address, new.port):
+        try:
+            await place.connect(progress)
+        except HostKeyChangedError:
+            await _leave(place, old, new.address, before, progress)
+
+
+async def _leave(place: RouterPlace, old: Access, where: str, before: RouterHostState, progress: Progress) -> None:
+    if not before.database or "S3_BUCKET" not in before.settings:
+        raise ProviderError(
+            f"router.host: {where} is another machine than {old.address}, where the router's "
+            f"{'images lie' if before.database else 'database and images lie'}. Keep them elsewhere first "
+            "(`router.database`, `router.s3`), or `make destroy`, which removes them, and deploy anew"
+        )
+    progress(f"{where} is another machine than {old.address}, which is left")
+    await take_leave(place, old, progress)

@@ -194,16 +194,21 @@ class There:
         await self._forget_certificates()
 
     async def _workers(self, connection: Connection) -> frozenset[str]:
-        """The processes that answer clients now, by pid; none if the edge does not run."""
+        """The processes that take new clients now, by pid; none if the edge does not run. One that is being replaced
+        finishes what it has under a title of its own."""
         pid = self.layout.edge / "nginx.pid"
-        script = f'm=$(cat {pid} 2>/dev/null) && test -n "$m" && cat /proc/$m/task/$m/children 2>/dev/null || :'
+        script = (
+            f"m=$(cat {pid} 2>/dev/null); for c in $(cat /proc/$m/task/$m/children 2>/dev/null); do "
+            "grep -qs 'shutting down' /proc/$c/cmdline || echo $c; done"
+        )
         return frozenset((await connection.run(script, "looking at the edge's processes")).split())
 
     async def _taken_over(self, connection: Connection, before: frozenset[str]) -> None:
         """nginx keeps the configuration that it has when it cannot have the new one (an address that is taken), and
-        tells nobody but its log. Raises EdgeError then: no new process has begun."""
+        tells nobody but its log. Raises EdgeError unless new processes have begun and those of before take nobody."""
         for _ in range(TAKEN_OVER_TRIES):
-            if await self._workers(connection) - before:
+            now = await self._workers(connection)
+            if now and not now & before:
                 return
             await asyncio.sleep(POLL_S)
         tail = await self.host.tail(EDGE, SHOWN_LINES)

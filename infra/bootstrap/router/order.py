@@ -28,6 +28,8 @@ def leave_script(stack_id: str, user: str, layout: Layout) -> str:
 )
 status=$?
 rm -rf {layout.run} /etc/logrotate.d/{layout.run.name}
-for user in {users}; do userdel $user 2>/dev/null; groupdel $user 2>/dev/null; done
+for user in {users}; do
+  pkill -KILL -u $user; userdel $user; groupdel $user
+done 2>/dev/null
 exit $status
 """

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import httpx
@@ -18,16 +18,19 @@ import pytest
 from infra.clouds import Access
 from infra.edge.config import edge_config
 from infra.edge.nginx import find_nginx
+from infra.hosts import Unit, UnitState
 from infra.hosts.layout import Accounts
 from infra.paths import StackPaths
 from infra.planning.planner import keep_certificate, programs_here
-from infra.provider import router_host, router_there
+from infra.provider import router_host, router_there, tunnels
 from infra.provider.place import RouterPlace
 from infra.provider.resource import Condition, IncompleteError
 from infra.provider.router_host import RouterHostResource
 from infra.provider.router_inputs import RouterHostInputs, RouterHostState, TlsInputs
+from infra.provider.router_units import tunnel_unit
 from infra.provider.site import Site
 from infra.ssh.keys import LOGIN, ensure_key, public_line
+from infra.ssh.pins import Pins
 from router.client import RouterAwayError
 from router.contract import WorkerRegistration
 from tests.authority import Authority
@@ -201,8 +204,10 @@ async def test_a_configuration_that_nginx_refuses_changes_nothing(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"host": "127.0.0.1"}, {"socket": Path("/run/nowhere.sock")}],
-    ids=["that nginx does not take over", "that does not answer"],
+    [
+        pytest.param({"host": "127.0.0.1"}, id="that nginx does not take over"),
+        pytest.param({"socket": Path("/run/nowhere.sock")}, id="that does not answer", marks=pytest.mark.soak),
+    ],
 )
 async def test_a_configuration_that_nginx_accepts_and_that_does_not_work_is_taken_back(
     front: Front, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
@@ -219,10 +224,77 @@ async def test_a_configuration_that_nginx_accepts_and_that_does_not_work_is_take
     assert "listen 0.0.0.0:443" in front.vm.inside("cat", str(front.place.layout.edge / "nginx.conf"))
 
 
+async def test_a_router_that_moves_there_is_ended_here(front: Front) -> None:
+    state, here = await front.up(), RouterPlace(front.resource.site, None).host()
+    await here.ensure(Unit("router", ("/bin/sleep", "600")), unheard)
+    await front.resource.ensure(front.inputs, state.model_copy(update={"host": None}), unheard)
+    assert (await here.observe("router")).state is UnitState.STOPPED
+
+
+async def test_another_machine_is_not_taken_while_the_data_lies_on_the_one_of_before(front: Front) -> None:
+    state, site = await front.up(), front.resource.site
+    elsewhere = state.model_copy(update={"host": Access("192.0.2.99")})
+    site.connections.close()
+    pins = Pins(site.paths.known_hosts)
+    pinned = pins.get(front.place.machine)
+    assert pinned
+    pins.forget(front.place.machine)
+    pins.pin(front.place.machine, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB8HBy8ux5+vvJ2DqbIzvCyR3fmPC0hyFBJHd3d5ZQPd")
+    with pytest.raises(IncompleteError, match=r"than 192\.0\.2\.99, where the router's database and images lie"):
+        await front.resource.ensure(front.inputs, elsewhere, unheard)
+    pins.forget(front.place.machine)
+    pins.pin(front.place.machine, pinned)
+    assert (await front.resource.ensure(front.inputs, elsewhere, unheard)).condition is Condition.RUNNING
+
+
+@pytest.mark.soak
 async def test_after_a_restart_it_comes_back_by_itself(front: Front) -> None:
     state = await front.up()
     front.vm.restart()
     eventually(front.answers, 60, "the router answers after its machine's restart")
+    seen = await front.resource.read(state)
+    assert seen
+    assert seen.condition is Condition.RUNNING
+
+
+@pytest.mark.soak
+async def test_another_version_replaces_the_router_and_cuts_no_tunnel(front: Front) -> None:
+    before = await front.up()
+    unit = tunnel_unit(front.place.layout, tunnels.program(front.place))
+    host = front.place.there()
+    for name, content in (("machines.json", b'{"machines": []}'), ("key", b"not used\n")):
+        await host.write(PurePosixPath("tunnels") / name, content)
+    service = await host.ensure(unit, unheard)
+    newer = front.inputs.model_copy(update={"code": "0123456789abcdef"})
+    after = await front.resource.ensure(newer, before, unheard)
+    assert after.condition is Condition.RUNNING
+    pids = [{each.name: each.pid for each in state.units} for state in (before, after)]
+    assert pids[0]["router"] != pids[1]["router"]
+    assert pids[0]["edge"] == pids[1]["edge"]
+    assert (await host.observe(unit.name)).pid == service.pid
+    versions = front.vm.inside("ls", str(front.place.layout.root / "code")).split()
+    assert sorted(versions) == sorted([front.inputs.code, newer.code, "current"])
+    await host.remove(unit.name, unheard)
+
+
+@pytest.mark.soak
+async def test_certbots_certificate_replaces_the_placeholder(
+    front: Front, authority: Authority, vm: TestMachine, folder: Path
+) -> None:
+    """With a stand-in that proves the name over HTTP, as the edge's own user, who owns nothing else."""
+    given = Path(vm.packages).parent / "authority"
+    given.mkdir(mode=0o755)
+    for file, name in zip(authority.sign(NAME, called="signed"), ("fullchain.pem", "privkey.pem"), strict=True):
+        (given / name).write_bytes(file.read_bytes())
+    (given / "port").write_text("80")
+    program = f'#!/bin/sh\nexec python3 /srv/checkout/tests/emulators/certbot.py {given} "$@"\n'
+    vm.inside("sh", "-c", f"cat >/usr/local/bin/certbot <<'END'\n{program}END\nchmod 755 /usr/local/bin/certbot")
+    tls = TlsInputs(domain=NAME, email="ada@example.com", own=False, plain_port=80)
+    names = ("api-key", "admin-key", "signing-key")
+    keys = {name: front.inputs.keys[name] for name in names}
+    state = await front.resource.ensure(front.inputs.model_copy(update={"tls": tls, "keys": keys}), None, unheard)
+    assert [unit.name for unit in state.units] == ["router", "edge", "certbot"]
+    eventually(front.answers, 60, "the edge shows what the authority has signed")
     seen = await front.resource.read(state)
     assert seen
     assert seen.condition is Condition.RUNNING
