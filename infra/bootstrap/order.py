@@ -9,9 +9,10 @@ from infra.bootstrap.firewall import Firewall
 from infra.bootstrap.image import Image
 from infra.bootstrap.machine import Machine
 from infra.bootstrap.step import Step
-from infra.bootstrap.weights import Folder, Weights
+from infra.bootstrap.weights import Folder, Licence, Weights
 
 WORKER_STEPS: tuple[Step[Machine], ...] = (
+    Licence(),
     Gpus(),
     Disk(),
     Download(),

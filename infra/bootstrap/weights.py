@@ -1,20 +1,51 @@
 """The folder of weights, and the weights in it: once a machine, whichever number of workers it has.
 
-The hub's token goes there in a file that root alone can read, for the one run that wants it.
+The hub's token goes there in a file that root alone can read, for the one run that wants it, and into no command.
 """
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from infra.bootstrap.machine import Machine
 from infra.bootstrap.step import EVERYWHERE, StepError, Wrong
 from infra.clouds import HostKind
+from infra.hosts.systemd import STARTED
 
 USER = 10001
 """Whom the worker runs as in its image."""
 PULL_S = 4 * 3600.0
+HERE = "letterpress-weights"
+"""In the cache that it speaks of, which another stack may share and somebody may empty: a line for each repository that
+is whole there."""
+
+
+def hub_settings(stack_id: str) -> PurePosixPath:
+    """Where the hub's token lies while weights are fetched; root alone can read it."""
+    return STARTED / f"{stack_id}-hub.env"
+
+
+@dataclass(frozen=True, slots=True)
+class Licence:
+    """Somebody's yes, before anything else is done to the machine."""
+
+    name: str = "licence"
+    kinds: frozenset[HostKind] = EVERYWHERE
+
+    async def look(self, machine: Machine) -> Wrong | None:
+        repository = machine.weights.repository
+        if not repository or machine.weights.accepted:
+            return None
+        return Wrong(
+            f"nobody has said yes to the licence of {repository}",
+            f"Read it at https://huggingface.co/{repository}, and say `accept_license: true` in the stack file",
+            final=True,
+        )
+
+    async def act(self, machine: Machine) -> None:
+        """Nobody but a person can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +74,13 @@ class Weights:
         repository = machine.weights.repository
         if not repository:
             return None
-        if not machine.weights.accepted:
-            return Wrong(
-                f"nobody has said yes to the licence of {repository}",
-                f"Read it at https://huggingface.co/{repository}, and say `accept_license: true` in the stack file",
-                final=True,
-            )
-        script = f"grep -qxF {shlex.quote(repository)} {machine.root}/weights-are-here"
+        script = f"grep -qxF {shlex.quote(repository)} {machine.cache / HERE}"
         done = await machine.connection.attempt(script, "looking for the weights")
         return None if done.status == 0 else Wrong(f"{repository} is not whole on this machine")
 
     async def act(self, machine: Machine) -> None:
-        weights, connection, token = machine.weights, machine.connection, machine.root / "hub.env"
+        # In memory alone, and gone with the pull: a disk keeps what was removed from it.
+        weights, connection, token = machine.weights, machine.connection, hub_settings(machine.stack_id)
         settings = [f"HF_TOKEN={weights.token}"] if weights.token else []
         settings += [f"HF_ENDPOINT={weights.endpoint}"] if weights.endpoint else []
         await connection.write(token, "".join(f"{line}\n" for line in settings).encode())
@@ -74,9 +100,12 @@ class Weights:
                 on_line=lambda line: machine.progress(f"weights: {line.strip()[:80]}"),
             )
         finally:
-            await connection.run(f"rm -f {token}", "removing the hub's token")
+            await connection.run(f"rm -f {token} {token}.new", "removing the hub's token")
         if done.status != 0:
             said = " ".join(line.strip() for line in done.said.strip().splitlines()[-3:])
             advice = "HF_TOKEN of your environment is what the hub is shown; deploy again once that is mended"
             raise StepError(machine, self.name, said or f"ended with {done.status}", advice)
-        await connection.write(machine.root / "weights-are-here", f"{weights.repository}\n".encode())
+        mark = machine.cache / HERE
+        named = shlex.quote(weights.repository)
+        note = f"grep -qxF {named} {mark} 2>/dev/null || echo {named} >>{mark}"
+        await connection.run(note, "noting that the weights are here")

@@ -130,8 +130,12 @@ async def licence(around: Surroundings) -> Sequence[Finding]:
         return [Finding("licence", Verdict.OK, f"{model} is a folder: whoever put it there had it licensed")]
     found = []
     if not around.description.accept_license:
-        todo = f"read it on {HUB}/{model}; `accept_license: true` in the stack file, or `weights pull` on each machine"
-        found.append(Finding("licence", Verdict.WARN, f"nobody has said yes to the licence of {model} here", todo))
+        said = f"nobody has said yes to the licence of {model} here"
+        todo = f"read it on {HUB}/{model}; `accept_license: true` in the stack file"
+        if around.description.remote:  # no machine is touched without it
+            found.append(Finding("licence", Verdict.FAIL, said, todo))
+        else:
+            found.append(Finding("licence", Verdict.WARN, said, f"{todo}, or `letterpress weights pull`"))
     if not around.environ.get("HF_TOKEN"):
         todo = "accept the licence with your account, make a read token, export HF_TOKEN"
         found.append(Finding("licence", Verdict.WARN, "HF_TOKEN is not set; gated weights cannot be fetched", todo))

@@ -97,4 +97,10 @@ class Shelf:
             try:
                 yield workspace
             except CommandError as error:
+                place = self._backend.removeprefix("file://").partition("?")[0]
+                if self._backend.startswith("file://") and not Path(place).is_dir():
+                    raise ShelfError(
+                        f"stack {self._stack}: its state should be in {place}, and there is no such folder. Make it, "
+                        "or mount it; `state` in the stack file names it, or LETTERPRESS_STATE"
+                    ) from None
                 raise ShelfError(f"stack {self._stack}: {self._backend}: {last_words(str(error))}") from error

@@ -29,6 +29,8 @@ QUIET_S = 0.5
 """After its end: something that it left behind may hold its output open for ever."""
 CHUNK = 256 * 1024
 OUTPUT_MAX = 4 * 1024 * 1024
+BEGINS = "letterpress-begins"
+"""What a login shell's own files print (bash reads ~/.bashrc here, too) ends with this line."""
 TIMED_OUT = 124
 """timeout(1)'s exit status."""
 
@@ -206,6 +208,7 @@ class Connection:
 
     def _execute(self, command: str, stdin: Iterable[bytes], within_s: float, on_line: OnLine) -> Done:
         deadline = time.monotonic() + within_s
+        command = f"echo {BEGINS}; {command}"
         try:
             channel = self._transport.open_session(timeout=QUESTION_S)
             channel.settimeout(within_s)
@@ -229,14 +232,22 @@ class Connection:
 
 
 class _Lines:
-    """Cuts what comes into lines for a listener, and keeps the last of it."""
+    """Cuts what comes into lines for a listener, and keeps the last of it. Nothing counts before `begins`."""
 
-    def __init__(self, on_line: OnLine) -> None:
+    def __init__(self, on_line: OnLine, begins: bytes = b"") -> None:
         self._on_line = on_line
+        self._begins = begins
+        self._before = b""
         self._kept = bytearray()
         self._rest = b""
 
     def take(self, data: bytes) -> None:
+        if self._begins:
+            self._before += data
+            _, found, data = self._before.partition(self._begins)
+            if not found:
+                return
+            self._begins = self._before = b""
         self._kept += data
         del self._kept[:-OUTPUT_MAX]
         *lines, self._rest = (self._rest + data).replace(b"\r", b"\n").split(b"\n")
@@ -245,6 +256,9 @@ class _Lines:
                 self._on_line(line.decode(errors="replace"))
 
     def end(self) -> str:
+        if self._begins:  # no shell ran it: what was said instead is all that there is
+            self._begins, before = b"", self._before
+            self.take(before)
         if self._rest.strip():
             self._on_line(self._rest.decode(errors="replace"))
         return self._kept.decode(errors="surrogateescape")
@@ -252,7 +266,7 @@ class _Lines:
 
 def _hear(channel: paramiko.Channel, deadline: float, on_line: OnLine) -> Done:
     """Both outputs, until the command has ended and they have, or time is up."""
-    out, err = _Lines(on_line), _Lines(on_line)
+    out, err = _Lines(on_line, BEGINS.encode() + b"\n"), _Lines(on_line)
     ready = select.poll()
     ready.register(channel.fileno(), select.POLLIN)
     ended_at: float | None = None

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from infra.clouds import hosts
 from infra.errors import InfraError
 from infra.files import replace_file
 from infra.paths import StackPaths
@@ -29,7 +30,9 @@ PASSPHRASE_NAME = "bundle-passphrase"  # noqa: S105 - the name of a file
 SCRYPT_N = 2**17
 """128 MiB and about half a second for each guess (OWASP's advice for scrypt)."""
 ALONE = ("stack-id", "placement.json", "description.json", "known_hosts")
-INSIDE = re.compile(r"secrets/[A-Za-z0-9][A-Za-z0-9._-]*|project/Pulumi\.[a-z0-9-]+\.yaml")
+INSIDE = re.compile(
+    r"secrets/[A-Za-z0-9][A-Za-z0-9._-]*|project/Pulumi\.[a-z0-9-]+\.yaml|hosts/[A-Za-z0-9][A-Za-z0-9._-]*\.json"
+)
 
 Files = Mapping[str, bytes]
 _FILES = TypeAdapter(dict[str, str])
@@ -109,6 +112,7 @@ def collect(paths: StackPaths) -> Files:
     """Everything of the stack that goes into its bundle, by path within its folder; nothing if it has no keys yet."""
     found = [paths.root / name for name in ALONE]
     found += [*paths.secrets.glob("*"), *(paths.root / "project").glob("Pulumi.*.yaml")]
+    found += (paths.root / hosts.NAME).glob("*.json")  # which of the user's own machines are the stack's
     names = {file.relative_to(paths.root).as_posix(): file for file in found if file.is_file()}
     return {
         name: file.read_bytes()

@@ -19,7 +19,7 @@ from infra.bootstrap.leave import leave_script
 from infra.bootstrap.machine import Described, Machine, WantedImage, WantedWeights
 from infra.bootstrap.order import WORKER_STEPS
 from infra.bootstrap.step import StepError, go_through
-from infra.bootstrap.weights import Folder, Weights
+from infra.bootstrap.weights import Folder
 from infra.clouds import Access, HostKind
 from infra.hosts import Unit, UnitState
 from infra.hosts.container import ContainerHost
@@ -248,9 +248,9 @@ async def test_a_saved_image_is_copied_and_called_as_wanted(on: Callable[..., Ma
     assert await go_through((Image(),), on(image=image)) == ("image",)
 
 
-async def test_weights_without_a_yes_to_their_licence_are_not_fetched(on: Callable[..., Machine]) -> None:
+async def test_without_a_yes_to_the_weights_licence_nothing_at_all_is_done(on: Callable[..., Machine]) -> None:
     with pytest.raises(StepError, match="nobody has said yes to the licence of acme/weights"):
-        await go_through((Weights(),), on(weights=WantedWeights("acme/weights")))
+        await go_through(WORKER_STEPS, on(weights=WantedWeights("acme/weights"), described=Described(9)))
 
 
 async def test_another_stacks_or_ones_own_keys_are_left_in_authorized_keys(

@@ -91,6 +91,9 @@ async def test_a_reference_to_nothing_and_an_open_key_are_failures(around: Surro
 async def test_gated_weights_want_a_yes_and_a_token(around: Surroundings) -> None:
     gated = described(around, "model: owner/name\n")
     assert [finding.verdict for finding in await troubles(gated, "licence")] == [Verdict.WARN, Verdict.WARN]
+    own = "model: owner/name\ncloud: hosts\nhosts: {h: {address: 127.0.0.1, gpus: 1}}\n"
+    remote = described(around, own)
+    assert [finding.verdict for finding in await troubles(remote, "licence")] == [Verdict.FAIL, Verdict.WARN]
     accepted = described(around, "model: owner/name\naccept_license: true\n", {"HF_TOKEN": "hf_x"})
     assert await troubles(accepted, "licence") == []
 

@@ -87,6 +87,22 @@ async def test_a_failed_command_names_the_machine_what_it_was_for_and_its_last_l
     assert said.endswith("Look again.")
 
 
+async def test_what_a_users_shell_prints_by_itself_is_no_answer(
+    server: Sshd, target: Target, pins: Pins, tmp_path: Path
+) -> None:
+    """bash reads ~/.bashrc for what sshd runs, too; here sshd makes it so for whichever user runs the tests."""
+    greeter = tmp_path / "greeter"
+    greeter.write_text('#!/bin/sh\necho "Welcome back,"\nprintf "no line\'s end"\nexec sh -c "$SSH_ORIGINAL_COMMAND"\n')
+    greeter.chmod(0o755)
+    keys = server.folder / "authorized_keys"
+    keys.write_text(f'command="{greeter}" {keys.read_text()}')
+    content = bytes(range(256)) * 64
+    async with connected(target, pins) as connection:
+        assert await connection.run("echo one", "asking") == "one\n"
+        await connection.write(tmp_path / "file", content)
+        assert await connection.read(tmp_path / "file") == content
+
+
 async def test_a_command_that_takes_too_long_is_ended_over_there(target: Target, pins: Pins, tmp_path: Path) -> None:
     mark = tmp_path / "pid"
     async with connected(target, pins) as connection:

@@ -159,3 +159,12 @@ class TwoOperators(RuleBasedStateMachine):
 
 
 TestTwoOperators = TwoOperators.TestCase
+
+
+def test_which_of_the_users_machines_are_the_stacks_goes_along(tmp_path: Path) -> None:
+    paths, there = (StackPaths(tmp_path / name, tmp_path / "run") for name in ("here", "there"))
+    record = paths.root / "hosts" / "lp-abcdefgh-h1-g1.json"
+    record.parent.mkdir(parents=True)
+    record.write_text('{"address": "192.0.2.1"}')
+    restore(collect(paths), there)
+    assert (there.root / "hosts" / record.name).read_text() == record.read_text()
