@@ -94,7 +94,7 @@ class There:
         connection = await self.place.connect(progress)
         if self.inputs.host:
             remains.forget(self.place.site.paths, self.place.machine, self.inputs.host)  # it is the stack's again
-        await go_through(router_steps(self.ports), self._machine(connection, progress))
+        await go_through(router_steps(self.ports), self.machine(connection, progress))
         progress("keys")
         await self._put(connection, self._files())
 
@@ -104,7 +104,8 @@ class There:
         plain = self.inputs.tls.plain_port if self.inputs.tls else None
         return (self.inputs.edge_port, *((plain,) if plain is not None else ()))
 
-    def _machine(self, connection: Connection, progress: Progress) -> RouterMachine:
+    def machine(self, connection: Connection, progress: Progress) -> RouterMachine:
+        """As its steps see it."""
         return RouterMachine(
             connection=connection,
             kind=HostKind.VM,

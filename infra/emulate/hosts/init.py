@@ -25,7 +25,7 @@ WANTS = SYSTEM / "multi-user.target.wants"
 SOCKET = "/run/standin-systemd"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 JOURNAL = Path("/var/log/standin-journal")
-OVERLAID = ("/etc", "/var", "/root", "/home", "/usr/local", "/srv")
+OVERLAID = ("/etc", "/var", "/root", "/home", "/usr/local", "/usr/sbin", "/srv")
 
 
 def main(specification: str) -> None:

@@ -90,7 +90,7 @@ class TestMachine:
 
     def file(self, path: str) -> Path:
         """A file of the machine as it lies on its disk, if the machine wrote it."""
-        for overlaid in ("/usr/local", "/etc", "/var", "/root", "/home", "/srv"):
+        for overlaid in ("/usr/local", "/usr/sbin", "/etc", "/var", "/root", "/home", "/srv"):
             if path.startswith(overlaid + "/"):
                 return self.disk / "upper" / overlaid.strip("/").replace("/", "-") / path[len(overlaid) + 1 :]
         raise ValueError(path)

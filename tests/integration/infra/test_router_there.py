@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import ssl
@@ -15,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+from infra.bootstrap.router.packages import Packages
+from infra.bootstrap.step import go_through
 from infra.clouds import Access
 from infra.edge.config import edge_config
 from infra.edge.nginx import find_nginx
@@ -27,6 +30,7 @@ from infra.provider.place import RouterPlace
 from infra.provider.resource import Condition, IncompleteError
 from infra.provider.router_host import RouterHostResource
 from infra.provider.router_inputs import RouterHostInputs, RouterHostState, TlsInputs
+from infra.provider.router_there import There
 from infra.provider.router_units import tunnel_unit
 from infra.provider.site import Site
 from infra.ssh.keys import LOGIN, ensure_key, public_line
@@ -36,6 +40,7 @@ from router.contract import WorkerRegistration
 from tests.authority import Authority
 from tests.hosts import TestMachine, machine
 from tests.hosts.wheels import wheels
+from tests.postgres import Postgres
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.skipif(find_nginx() is None, reason="nginx is not installed (make deploy installs it)")
@@ -277,6 +282,33 @@ async def test_another_version_replaces_the_router_and_cuts_no_tunnel(front: Fro
     await host.remove(unit.name, unheard)
 
 
+APT = """\
+#!/bin/sh
+# Installs certbot, and shows what a package would meet that begins a service.
+echo "$@ policy=$(/usr/sbin/policy-rc.d; echo $?)" >>/var/log/apt-stand-in
+case "$*" in *certbot*) printf '#!/bin/sh\\n' >/usr/local/bin/certbot; chmod 755 /usr/local/bin/certbot ;; esac
+"""
+
+
+async def test_a_package_that_is_missing_is_installed_and_starts_nothing(front: Front) -> None:
+    await front.up()
+    policy = ("sh", "-c", "cat /usr/sbin/policy-rc.d 2>/dev/null || :")
+    had_policy = front.vm.inside(*policy)
+    front.vm.inside("sh", "-c", f"cat >/usr/local/bin/apt-get <<'END'\n{APT}END\nchmod 755 /usr/local/bin/apt-get")
+    there = There(front.place, front.inputs.model_copy(update={"tls": TlsInputs(domain=NAME, own=False)}), "")
+    told: list[str] = []
+    machine = there.machine(await front.place.connect(), told.append)
+    try:
+        assert await go_through((Packages(),), machine) == ("packages",)
+        assert "packages: installing certbot" in told
+        assert await go_through((Packages(),), machine) == ()
+        asked = front.vm.inside("cat", "/var/log/apt-stand-in")
+        assert re.search(r"install -y .*certbot policy=101$", asked, re.MULTILINE)
+        assert front.vm.inside(*policy) == had_policy, "as it was before"
+    finally:
+        front.vm.inside("rm", "-f", "/usr/local/bin/certbot", "/usr/local/bin/apt-get")
+
+
 @pytest.mark.soak
 async def test_certbots_certificate_replaces_the_placeholder(
     front: Front, authority: Authority, vm: TestMachine, folder: Path
@@ -298,6 +330,42 @@ async def test_certbots_certificate_replaces_the_placeholder(
     seen = await front.resource.read(state)
     assert seen
     assert seen.condition is Condition.RUNNING
+
+
+@pytest.mark.soak
+async def test_two_routers_on_one_postgres_are_replaced_and_nobody_notices(
+    front: Front, postgres_server: Postgres, postgres_url: str
+) -> None:
+    """Its socket is a file, which the machine sees, too. The images of before belong to another database, and go."""
+    postgres_server.folder.chmod(0o755)
+    await front.resource.delete(await front.up(), unheard)
+    keys = front.inputs.keys | {"redis-password": front.resource.site.secrets.fingerprint("redis-password")}
+    several = {"database": postgres_url, "redis_port": 6379, "processes": 2, "consumers": 1, "keys": keys}
+    inputs = front.inputs.model_copy(update=several)
+    state = await front.resource.ensure(inputs, None, unheard)
+    assert state.condition is Condition.RUNNING
+    assert {unit.name for unit in state.units} == {"router", "router-2", "edge", "consumer", "redis"}
+    host = front.place.there()
+    async with asyncio.timeout(60):
+        while "consumer_takes_jobs" not in await host.tail("consumer", 50):  # noqa: ASYNC110
+            await asyncio.sleep(0.3)
+
+    answers, over = list[bool](), asyncio.Event()
+
+    async def keep_asking() -> None:
+        while not over.is_set():
+            answers.append(await asyncio.to_thread(front.answers))
+
+    asking = asyncio.create_task(keep_asking())
+    changed = inputs.model_copy(update={"settings": {"LINK_LIFETIME_S": "7200"}})
+    after = await front.resource.ensure(changed, state, unheard)
+    over.set()
+    await asking
+    pids = [{unit.name: unit.pid for unit in each.units} for each in (state, after)]
+    assert all(pids[0][name] != pids[1][name] for name in ("router", "router-2", "consumer"))
+    assert len(answers) > 20
+    assert all(answers), f"{answers.count(False)} of {len(answers)} were refused"
+    await front.resource.delete(after, unheard)
 
 
 async def test_it_leaves_nothing_behind_and_needs_no_machine_that_answers(front: Front) -> None:
