@@ -73,7 +73,7 @@ async def ended(client: openai.AsyncOpenAI, batch: Batch) -> Batch:
     async def over() -> bool:
         return (await client.batches.retrieve(batch.id)).status in ("completed", "failed", "expired", "cancelled")
 
-    await until(over, f"{batch.id} has ended")
+    await until(over, f"{batch.id} has ended", within_s=600)
     return await client.batches.retrieve(batch.id)
 
 
@@ -354,27 +354,57 @@ async def test_a_batchs_jobs_are_listed_as_its_own(router: ServedRouter, client:
 
 @pytest.mark.parametrize(("lines", "kills"), [(200, 3), pytest.param(2000, 10, marks=pytest.mark.soak)])
 async def test_a_batch_whose_router_is_killed_again_and_again_is_made_once(
-    router: ServedRouter, client: openai.AsyncOpenAI, lines: int, kills: int
+    router: ServedRouter, client: openai.AsyncOpenAI, worker: PacedProcess, lines: int, kills: int
 ) -> None:
     draw = random.Random(lines)
-    batch = await made(client, spelled(line(str(n), n=1 + n % 2) for n in range(lines)))
-    for _ in range(kills):
-        await asyncio.sleep(draw.uniform(0, lines / 1000))  # anywhere in the middle of it
+    before = set((await worker.ledger()).finished)
+    wanted = {str(n): 1 + n % 2 for n in range(lines)}
+    images = sum(wanted.values())
+    # While its lines become jobs, after so many of its images, and while they are written.
+    seen: list[str | int] = ["in_progress", *sorted(draw.sample(range(1, images), kills - 2)), "finalizing"]
+    batch = await made(client, spelled(line(name, n=count) for name, count in wanted.items()))
+    for point in seen:
+        await _reached(router, worker, batch, point, before)
         await router.stop(signal.SIGKILL)
         await router.start()
     async with _client(router) as again:
         batch = await ended(again, batch)
         assert batch.status == "completed"
         output = await lines_in(again, batch.output_file_id)
-    assert sorted(output, key=int) == [str(n) for n in range(lines)]
-    names = [data["seed"] for one in output.values() for data in one["response"]["body"]["data"]]
-    assert len(names) == sum(1 + n % 2 for n in range(lines))
-    jobs, after = 0, ""
+    assert list(output) == list(wanted)
+    assert {name: len(one["response"]["body"]["data"]) for name, one in output.items()} == wanted
+    jobs = await _jobs_of(router, batch)
+    assert {job["state"] for job in jobs} == {"succeeded"}
+    assert len(jobs) == images
+    # What the worker itself says that it drew: each job once, whichever router asked.
+    drawn = [name.partition(".")[0] for name in (await worker.ledger()).finished if name not in before]
+    assert sorted(drawn) == sorted(job["id"] for job in jobs)
+
+
+async def _reached(
+    router: ServedRouter, worker: PacedProcess, batch: Batch, point: str | int, before: set[str]
+) -> None:
+    """Returns when the batch is in that state, or past it, or the worker has drawn so many of its images."""
+    order = ("validating", "in_progress", "finalizing", "completed")
+
+    async def so() -> bool:
+        if isinstance(point, int):
+            return len(set((await worker.ledger()).finished) - before) >= point
+        async with router.http() as http:
+            status = (await http.get(f"/v1/batches/{batch.id}")).json()["status"]
+        assert status in order, status
+        return order.index(status) >= order.index(point)
+
+    await until(so, f"{batch.id} is at {point}", within_s=600)
+
+
+async def _jobs_of(router: ServedRouter, batch: Batch) -> list[dict[str, Any]]:
+    found, after = list[dict[str, Any]](), ""
     async with router.http() as http:
         while True:
             params = httpx.QueryParams(batch=batch.id, limit=500, **({"after": after} if after else {}))
             page = (await http.get("/v1/jobs", params=params)).json()
-            jobs, after = jobs + len(page["data"]), page["data"][-1]["id"]
+            found += page["data"]
             if not page["has_more"]:
-                break
-    assert jobs == len(names)
+                return found
+            after = found[-1]["id"]
