@@ -92,6 +92,8 @@ def _wrong_value(error: ErrorDetails) -> str:  # noqa: C901, PLR0911 - one line 
             return f"{_shown(value)} is too small; the smallest is {limits['ge']}"
         case "less_than_equal":
             return f"{_shown(value)} is too large; the largest is {limits['le']}"
+        case "none_required":
+            return f"{_shown(value)} cannot be served here; leave it out"
         case "string_too_short" if value == "":
             return "is empty"
         case "string_too_long":

@@ -106,7 +106,8 @@ def generation(request: JobRequest) -> GenerationRequest:
 def explained(error: ValidationError) -> str:
     """What is wrong with a request, for people."""
     said = "; ".join(captions.faults(error)).removeprefix(": ")
-    return said.replace("Extra inputs are not permitted", "is not a field of this request")
+    said = said.replace("Extra inputs are not permitted", "is not a field of this request")
+    return said.replace("Input should be None", "cannot be served here; leave it out")
 
 
 def seed_of(batch: str, line: Line) -> int:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from router.api.explain import Fault, FaultCode, faults, nearest_sides, parsed, renamed
 from router.contract import JobRequest
+from router.contract.dialects.images import ImagesRequest
 from router.contract.dialects.seed import GenerateRequest
 from worker.contract import MAX_SIDE, MIN_SIDE, SIDE_STEP, GenerationRequest
 
@@ -51,6 +52,10 @@ def test_an_empty_prompt_is_called_empty() -> None:
 def test_a_prompt_that_is_far_too_long_is_measured_and_not_repeated() -> None:
     (said,) = _faults(JobRequest, prompt="x" * 40_000)
     assert said == "prompt: has 40000 characters; at most 32768 are read"
+
+
+def test_a_field_that_is_known_and_cannot_be_honoured_is_to_be_left_out() -> None:
+    assert _faults(ImagesRequest, prompt="a", style="vivid") == ['style: "vivid" cannot be served here; leave it out']
 
 
 def test_every_unknown_field_is_named() -> None:
