@@ -269,26 +269,26 @@ async def test_commands_at_the_same_time_start_a_unit_once(host: LocalHost) -> N
     assert sleeping(unit.argv[1]) == [(await host.observe(unit.name)).pid]
 
 
-async def test_a_command_killed_at_any_moment_leaves_nothing_twice(host: LocalHost) -> None:
-    drawn = random.Random(7)
+async def killed_at_any_moment(host: LocalHost, seed: int) -> AsyncIterator[Unit]:
+    """Units, each of which a command was about to start when it was killed."""
+    drawn = random.Random(seed)
     for _ in range(12):
         unit = sleeper(mark())
         dying = command(host, unit)
         await asyncio.sleep(drawn.uniform(0, 0.15))  # the moment of its death, not a wait for anything
         dying.kill()
         finish(dying)
+        yield unit
+
+
+async def test_a_command_killed_at_any_moment_leaves_nothing_twice(host: LocalHost) -> None:
+    async for unit in killed_at_any_moment(host, 7):
         status = await host.ensure(unit, silent)
         assert sleeping(unit.argv[1]) == [status.pid]
 
 
 async def test_removing_after_a_command_was_killed_in_mid_launch_leaves_nothing(host: LocalHost) -> None:
-    drawn = random.Random(8)
-    for _ in range(12):
-        unit = sleeper(mark())
-        dying = command(host, unit)
-        await asyncio.sleep(drawn.uniform(0, 0.15))  # the moment of its death, not a wait for anything
-        dying.kill()
-        finish(dying)
+    async for unit in killed_at_any_moment(host, 8):
         await host.remove(unit.name, silent)
         assert sleeping(unit.argv[1]) == []
         assert await host.units() == {}

@@ -1,4 +1,4 @@
-"""Cores with paced workers: one of one's own for each test, and a served router that a module shares."""
+"""Cores with paced workers: one of one's own for each test, and a served router that a module shares; and a store."""
 
 from __future__ import annotations
 
@@ -8,9 +8,24 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from router.store.sql import SqlStore
 from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.integration.router.core_rig import Rig, rig
 from tests.integration.router.served import ServedRouter, served_router
+from tests.stores import SteeredClock, opened_at
+
+
+@pytest.fixture
+def clock() -> SteeredClock:
+    return SteeredClock()
+
+
+@pytest.fixture
+async def store(database_url: str, clock: SteeredClock) -> AsyncIterator[SqlStore]:
+    """With one worker, `a`, of the interactive pool; on the clock that the test moves."""
+    async with opened_at(database_url, clock) as opened:
+        await opened.put_worker("a", "http://127.0.0.1:1", "t" * 16, "interactive")
+        yield opened
 
 
 @pytest.fixture

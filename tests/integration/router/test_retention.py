@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,18 +30,6 @@ from tests.stores import NO_TIME, SteeredClock, opened_at, request, url
 POOL = "interactive"
 DAY_MS = 86_400_000
 GRACE_S = 3600.0
-
-
-@pytest.fixture
-def clock() -> SteeredClock:
-    return SteeredClock()
-
-
-@pytest.fixture
-async def store(database_url: str, clock: SteeredClock) -> AsyncIterator[SqlStore]:
-    async with opened_at(database_url, clock) as opened:
-        await opened.put_worker("a", "http://127.0.0.1:1", "t" * 16, POOL)
-        yield opened
 
 
 def age(artifacts: LocalArtifacts, path: str, by_s: float = 2 * GRACE_S) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -26,16 +25,10 @@ POOL = "interactive"
 
 
 @pytest.fixture
-def clock() -> SteeredClock:
-    return SteeredClock()
-
-
-@pytest.fixture
-async def store(database_url: str, clock: SteeredClock) -> AsyncIterator[SqlStore]:
-    async with opened_at(database_url, clock) as opened:
-        for name in ("a", "b"):
-            await opened.put_worker(name, "http://127.0.0.1:1", "t" * 16, POOL)
-        yield opened
+async def store(store: SqlStore) -> SqlStore:
+    """With a second worker."""
+    await store.put_worker("b", "http://127.0.0.1:1", "t" * 16, POOL)
+    return store
 
 
 @pytest.fixture

@@ -30,18 +30,6 @@ DAY_MS = 86_400_000
 
 
 @pytest.fixture
-def clock() -> SteeredClock:
-    return SteeredClock()
-
-
-@pytest.fixture
-async def store(database_url: str, clock: SteeredClock) -> AsyncIterator[SqlStore]:
-    async with opened_at(database_url, clock) as opened:
-        await opened.put_worker("a", "http://127.0.0.1:1", "t" * 16, POOL)
-        yield opened
-
-
-@pytest.fixture
 async def other(store: SqlStore, database_url: str, clock: SteeredClock) -> AsyncIterator[SqlStore]:
     """Another router's, on the same database."""
     async with opened_at(database_url, clock) as opened:

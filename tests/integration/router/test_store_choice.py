@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,18 +19,6 @@ from tests.stores import DAWN, IMAGE, NO_TIME, SteeredClock, opened_at, request
 
 TTL_MS = 60_000
 POOL = "interactive"
-
-
-@pytest.fixture
-def clock() -> SteeredClock:
-    return SteeredClock()
-
-
-@pytest.fixture
-async def store(database_url: str, clock: SteeredClock) -> AsyncIterator[SqlStore]:
-    async with opened_at(database_url, clock) as opened:
-        await opened.put_worker("a", "http://127.0.0.1:1", "t" * 16, POOL)
-        yield opened
 
 
 async def keyed(store: SqlStore, *names: str) -> list[ApiKey]:

@@ -6,7 +6,7 @@ First as sentences, then as a state machine: any order of ends, claims, verdicts
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -39,18 +39,6 @@ POOL = "interactive"
 HOOK = "https://example.com/hook"
 TTL_MS = 1000
 GONE = Dead(410, "gone", gone=True)
-
-
-@pytest.fixture
-def clock() -> SteeredClock:
-    return SteeredClock()
-
-
-@pytest.fixture
-async def store(database_url: str, clock: SteeredClock) -> AsyncIterator[SqlStore]:
-    async with opened_at(database_url, clock) as opened:
-        await opened.put_worker("a", "http://127.0.0.1:1", "t" * 16, POOL)
-        yield opened
 
 
 @pytest.fixture

@@ -31,9 +31,9 @@ class Stock:
 
     pipe: Untyped
 
-    def latents(self, request: GenerationRequest, *, padded_to: int = MAX_PROMPT_TOKENS) -> torch.Tensor:
+    def _made(self, request: GenerationRequest, **more: object) -> Untyped:
         wanted = sampling(request)
-        made = self.pipe(
+        return self.pipe(
             request.text,
             height=request.height,
             width=request.width,
@@ -41,27 +41,16 @@ class Stock:
             guidance_schedule=list(wanted.guidance),
             mu=wanted.mu,
             std=wanted.std,
-            max_sequence_length=padded_to,
             generator=torch.Generator().manual_seed(request.seed),
-            output_type="latent",
+            **more,
         ).images
-        return torch.as_tensor(made)[0]
+
+    def latents(self, request: GenerationRequest, *, padded_to: int = MAX_PROMPT_TOKENS) -> torch.Tensor:
+        return torch.as_tensor(self._made(request, max_sequence_length=padded_to, output_type="latent"))[0]
 
     def picture(self, request: GenerationRequest) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
-        latents = self.latents(request)
-        wanted = sampling(request)
-        image = self.pipe(
-            request.text,
-            height=request.height,
-            width=request.width,
-            num_inference_steps=wanted.steps,
-            guidance_schedule=list(wanted.guidance),
-            mu=wanted.mu,
-            std=wanted.std,
-            generator=torch.Generator().manual_seed(request.seed),
-        ).images[0]
-        assert latents.isfinite().all()
-        return np.asarray(image).astype(np.int16)
+        assert self.latents(request).isfinite().all()
+        return np.asarray(self._made(request)[0]).astype(np.int16)
 
 
 def loaded(cache: Path, tier: Tier = Tier.EXACT, model: str = "tiny") -> FastEngine:
