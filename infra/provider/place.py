@@ -24,6 +24,8 @@ UntilItAnswers = Callable[[str], Awaitable[None]]
 """Returns when the edge answers for the router, or raises once this unit has ended."""
 
 ORDINARY = Patience()
+LEAVE = Patience(reach_s=3.0)
+"""For what is to go: a host that does not answer keeps it."""
 SETTING = "router.host"
 NAME = "router"
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from infra.clouds import Access
 from infra.hosts import Progress
 from infra.provider import tunnels
-from infra.provider.place import RouterPlace
+from infra.provider.place import LEAVE, ORDINARY, RouterPlace
 from infra.provider.resource import Condition, Found, Inputs, ProviderError
 from infra.provider.site import TUNNELLED, Site
 from infra.secrets import worker_token
+from infra.ssh.target import Patience
 from router.client import AdminClient, RouterAwayError, RouterClientError, RouterNotFoundError, RouterUnavailableError
 from router.contract import WorkerRegistration, WorkerView
 
@@ -78,7 +79,7 @@ class RegistrationResource:
     async def delete(self, state: RegistrationState, progress: Progress) -> None:
         """Drain, then remove. A router that is away has nobody to send to this worker."""
         try:
-            async with self._admin(state) as admin:
+            async with self._admin(state, LEAVE) as admin:
                 progress("draining")
                 await self._drain(admin, state.worker, progress)
                 await admin.remove(state.worker)
@@ -98,11 +99,11 @@ class RegistrationResource:
         except RouterNotFoundError:
             pass  # forgotten already
 
-    def _admin(self, inputs: RegistrationInputs) -> AdminClient:
-        return self._place(inputs).admin(inputs.admin_url)
+    def _admin(self, inputs: RegistrationInputs, patience: Patience = ORDINARY) -> AdminClient:
+        return self._place(inputs, patience).admin(inputs.admin_url)
 
-    def _place(self, inputs: RegistrationInputs) -> RouterPlace:
-        return RouterPlace(self.site, inputs.router)
+    def _place(self, inputs: RegistrationInputs, patience: Patience = ORDINARY) -> RouterPlace:
+        return RouterPlace(self.site, inputs.router, patience)
 
     def _seen(self, state: RegistrationState, view: WorkerView) -> RegistrationState:
         return registered(state, view, self._place(state).worker_url(state.url))

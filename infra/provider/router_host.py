@@ -118,7 +118,7 @@ class RouterHostResource:
             if renewing := front.certbot():
                 await host.ensure(renewing, _named(certbot.NAME, progress))
             else:
-                await host.remove(certbot.NAME, _named(certbot.NAME, progress))
+                await host.remove(certbot.NAME, lambda _: None)
         except InfraError as error:
             raise IncompleteError(str(error), await self._looked(_state(inputs), str(error))) from error
         return await self._look(_state(inputs))

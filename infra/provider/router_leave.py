@@ -8,14 +8,12 @@ from infra.clouds import Access
 from infra.errors import InfraError
 from infra.hosts import Progress
 from infra.provider import tunnels
-from infra.provider.place import RouterPlace
+from infra.provider.place import LEAVE, RouterPlace
 from infra.provider.resource import ProviderError
 from infra.provider.router_inputs import RouterHostState
 from infra.provider.router_units import all_names
 from infra.ssh.errors import HostKeyChangedError
-from infra.ssh.target import Patience
 
-LEAVE = Patience(reach_s=3.0)
 LEAVE_S = 300.0
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import PurePath
 
 from pydantic import ValidationError
 
 from infra.hosts import Progress
-from infra.provider.place import RouterPlace
+from infra.provider.place import LEAVE, RouterPlace
 from infra.provider.resource import ProviderError
 from infra.provider.router_units import tunnel_unit
 from infra.ssh.errors import SshError
@@ -54,6 +55,7 @@ async def add(place: RouterPlace, machine: TunnelMachine, progress: Progress) ->
 
 async def remove(place: RouterPlace, machine_id: str, progress: Progress) -> None:
     """Have it keep that one no more; without any machine it ends. A router's host that does not answer keeps it."""
+    place = replace(place, patience=LEAVE)
     async with place.site.tunnels_changing:
         try:
             known = await _read(place)

@@ -191,7 +191,9 @@ def show_endpoint(deployment: Deployment) -> None:
     endpoint = deployment.endpoint
     OUT.print(f"  Endpoint  [bold]{endpoint.url}[/]")
     OUT.print(f"  API key   {escape(str(relative_to(endpoint.api_key_file, cwd)))}")
-    OUT.print(f"  Admin     {endpoint.admin_url}")
+    router = deployment.description.router.host
+    opened = f" on {router.address}; `make admin` opens a tunnel to it" if router else ""
+    OUT.print(f"  Admin     {endpoint.admin_url}{opened}")
     if deployment.tiny:
         OUT.print("  Weights   tiny and random: pictures are noise. README.md says how to serve real ones.")
     if pool := deployment.pool_in_use:
