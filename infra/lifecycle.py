@@ -37,6 +37,7 @@ from infra.view.console import (
     show_remains,
     unheard,
 )
+from infra.watch.unit import remove as remove_watch
 from router.client import RouterClient, RouterClientError
 from router.contract import JobRequest
 
@@ -183,6 +184,7 @@ def destroy(stack: str, *, waits: bool = True) -> None:
         if not engine.state().resources:
             strays = asyncio.run(end_strays(paths))
             forget(paths)
+            remove_watch(name, paths)
             for line in unasked(paths):
                 say(line)
             found = f"its state is empty, and yet these ran in its name, and are ended: {', '.join(strays)}"
@@ -190,9 +192,10 @@ def destroy(stack: str, *, waits: bool = True) -> None:
             return
         with following() as tell:
             done = engine.destroy(tell)
-    left = asyncio.run(rented(paths))
-    elsewhere = _router_elsewhere(paths)
-    forget(paths)
+        left = asyncio.run(rented(paths))
+        elsewhere = _router_elsewhere(paths)
+        # Before anybody else may change the stack: a watch must not take what is gone for lost.
+        forget(paths)
     if left:
         listed = ", ".join(stray.name for stray in left)
         raise StraysError(
@@ -200,6 +203,8 @@ def destroy(stack: str, *, waits: bool = True) -> None:
             "and deletes them"
         )
     say(f"Stack {name} is gone ({account(done.counts)}; {time.monotonic() - begun:.1f} s).")
+    if remove_watch(name, paths):
+        say("Systemd watches it no more.")
     kept = "Its keys and logs stay" if elsewhere else "Its keys, logs and the router's data stay"
     say(f"{kept} in {paths.root}; remove that folder to forget it.")
     show_remains(paths)

@@ -93,10 +93,17 @@ def watch(
     stack: Stack = "local",
     every: Annotated[float, typer.Option("--every", min=1, help="Seconds between two looks.")] = 15.0,
     once: Annotated[bool, typer.Option("--once", help="Look, decide and act one time.")] = False,
+    install: Annotated[bool, typer.Option("--install", help="Have systemd do it from now on.")] = False,
+    uninstall: Annotated[bool, typer.Option("--uninstall", help="Have it do so no more.")] = False,
 ) -> None:
     """Keep the stack's machines alive, as cheap as they can be, and as many as its backlog wants."""
+    from infra.watch.run import install as put
+    from infra.watch.run import uninstall as take
     from infra.watch.run import watch as run
 
+    if install or uninstall:
+        (put if install else take)(stack)
+        return
     run(stack, every, 1 if once else None)
 
 

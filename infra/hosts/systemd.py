@@ -46,11 +46,11 @@ def unit_file(unit: Unit, prefix: str, folder: PurePosixPath) -> str:
         "Type=exec",
         f"WorkingDirectory={folder}",
         "UMask=0077",
-        *(f"Environment={_quoted(f'{key}={value}')}" for key, value in sorted(unit.env.items())),
-        f"ExecStartPre=+/bin/sh -c {_quoted(mark)}",
-        *(f"ExecStartPre=-{_command(command)}" for command in unit.service.before),
-        f"ExecStart={_command(unit.argv)}",
-        *([f"ExecStop={_command(unit.service.stop)}"] if unit.service.stop else []),
+        *(f"Environment={quoted(f'{key}={value}')}" for key, value in sorted(unit.env.items())),
+        f"ExecStartPre=+/bin/sh -c {quoted(mark)}",
+        *(f"ExecStartPre=-{command_line(command)}" for command in unit.service.before),
+        f"ExecStart={command_line(unit.argv)}",
+        *([f"ExecStop={command_line(unit.service.stop)}"] if unit.service.stop else []),
         *([f"ExecReload=/bin/kill -{unit.reload_signal} $MAINPID"] if unit.reload_signal else []),
         f"KillSignal={unit.stop_signal}",
         "KillMode=mixed",
@@ -73,12 +73,12 @@ def unit_file(unit: Unit, prefix: str, folder: PurePosixPath) -> str:
     return "\n".join(lines)
 
 
-def _command(argv: tuple[str, ...]) -> str:
+def command_line(argv: tuple[str, ...]) -> str:
     """Variables are put in here, and nowhere else: a dollar stands for itself when it is doubled."""
-    return " ".join(_quoted(word.replace("$", "$$")) for word in argv)
+    return " ".join(quoted(word.replace("$", "$$")) for word in argv)
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     """One word as systemd reads it: C's escapes within quotes, specifiers doubled (systemd.service(5))."""
     escaped = word.replace("%", "%%")
     plain = escaped and escaped.isascii() and not set(escaped) & set(" \t\n\"'\\;#")

@@ -17,19 +17,21 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from infra.clouds import Cloud, CloudError, Presence
-from infra.deployment import Deployment, forget
+from infra.deployment import Deployment, forget, stack_name
 from infra.engine import OperationCancelledError, operate
 from infra.engine.events import Progress
 from infra.engine.guard import BusyError, only_operation
 from infra.errors import InfraError
 from infra.files import replace_file
 from infra.identity import Identity, ensure_identity
+from infra.paths import StackPaths
 from infra.planning.placement import Placement
 from infra.planning.planner import placed
 from infra.provider.site import Site
 from infra.state.safekeeping import Safekeeping
 from infra.strays import end_strays, rented
 from infra.view.console import say
+from infra.watch import unit
 from infra.watch.decide import Action, Decision, Deed, Memory, Seen, World, decide
 from infra.watch.observe import Observer, verified
 from infra.watch.work import Part, Work, pause_after
@@ -59,6 +61,8 @@ class Watch:
     _met: set[tuple[str, int]] = field(default_factory=set)
     _held: frozenset[Action] = frozenset()
     _unfinished: bool = False
+    over: str = ""
+    """Why there is nothing to watch any more, once there is not."""
     _failures: int = 0
     _again_at: float = -1e12
 
@@ -77,6 +81,8 @@ class Watch:
 
     def _round(self) -> Decision | None:
         self._heed()
+        if not self._still_there():
+            return None
         placement, identity = placed(self.deployment.paths)
         try:
             decision = asyncio.run(self._decide(placement, identity))
@@ -95,10 +101,24 @@ class Watch:
         if decision.ends:
             self.leave()
             self._end()
+            self.over = "its time is over"
         elif changed or (self._unfinished and not self._pauses):
             self._begin(decision.placement)
         self._count(decision)
         return decision
+
+    def _still_there(self) -> bool:
+        """Whether the stack is deployed; by now perhaps as another description says. What was destroyed is not rented
+        again because its machines are gone."""
+        kept = Deployment.kept(self.deployment.paths)
+        if kept is None:
+            self.over = "it was destroyed"
+            self.leave()
+            return False
+        if kept.description != self.deployment.description:
+            self._tell("told", "", "it was deployed with another description; that counts from now on")
+            self.deployment, self.observer = kept, None
+        return True
 
     def leave(self) -> None:
         """End what is under way; what it has begun is kept."""
@@ -211,12 +231,32 @@ class Watch:
         replace_file(self.deployment.paths.root / "watch.prom", ("\n".join(lines) + "\n").encode(), 0o644)
 
 
+def _watchable(stack: str) -> Deployment:
+    """A deployed stack that rents something. Raises WatchError."""
+    deployment = Deployment.remembered(stack)
+    if not Site(deployment.paths, os.environ).cloud(deployment.description.cloud).ability.rents:
+        raise WatchError(f"stack {deployment.description.name} rents nothing: there is nothing to watch")
+    return deployment
+
+
+def install(stack: str) -> None:
+    """Have systemd watch it."""
+    deployment = _watchable(stack)
+    name, paths = deployment.description.name, deployment.paths
+    for line in unit.install(name, paths, deployment.description.model_dump_json()):
+        say(line)
+
+
+def uninstall(stack: str) -> None:
+    name = stack_name(stack)
+    there = unit.remove(name, StackPaths.of(name))
+    say(f"Stack {name} is watched by systemd no more." if there else f"Stack {name} was not watched by systemd.")
+
+
 def watch(stack: str, every_s: float = EVERY_S, rounds: int | None = None) -> None:
     """Watch a deployed stack until it ends, or is interrupted. BusyError if another terminal watches it."""
-    deployment = Deployment.remembered(stack)
+    deployment = _watchable(stack)
     paths, name = deployment.paths, deployment.description.name
-    if not Site(paths, os.environ).cloud(deployment.description.cloud).ability.rents:
-        raise WatchError(f"stack {name} rents nothing: there is nothing to watch")
     ensure_identity(paths.root / "stack-id")
     with only_operation(paths.root / "watch.lock", f"watch {name}"):
         say(f"Watching stack {name} every {every_s:g} s; Ctrl-C ends that, and leaves the stack as it is.")
@@ -227,10 +267,11 @@ def watch(stack: str, every_s: float = EVERY_S, rounds: int | None = None) -> No
         try:
             while rounds is None or done < rounds:
                 begun = time.monotonic()
-                decision = watching.round()
+                watching.round()
                 done += 1
-                if decision and decision.ends:
-                    say(f"Stack {name} is gone: its time is over.")
+                if watching.over:
+                    say(f"Stack {name} is gone: {watching.over}.")
+                    unit.retire(name, paths)
                     return
                 if rounds is None or done < rounds:
                     time.sleep(max(0.0, every_s - (time.monotonic() - begun)))

@@ -81,6 +81,8 @@ class Work:
         try:
             wanted = asyncio.run(plan(self.deployment.description, paths, wanting=self.placement))
             with operate(name, paths, self.part(wanted), self.keeping.settings, f"watch {name}") as engine:
+                if Deployment.kept(paths) is None:
+                    return  # destroyed since this was decided: nothing of it is rented again
                 wanted.keep(paths)
                 self.keeping.keep_up()
                 self._engine = engine

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.deployment import Deployment
+from infra.deployment import Deployment, forget
 from infra.emulate.account import Account
 from infra.emulate.server import Fault, Trouble, serving
 from infra.emulate.spheron import SpheronApi, published
@@ -125,7 +125,17 @@ def test_an_order_that_fails_again_and_again_is_not_repeated_with_every_look(rig
     assert looks(1) == 1
     assert rig.alive() == sorted(MACHINES)
     assert len(rig.emulator.account.rentals) == 4
+
+    replace(deployment, description=deployment.description.model_copy(update={"budget_per_hour": 99.0})).remember()
+    assert looks(1) == 0
+    assert told(rig)[-1] == ("told", ""), "what is deployed now is what is watched"
+    assert watching.deployment.description.budget_per_hour == 99.0
+
     rig.destroy()
+    forget(rig.paths)
+    assert looks(2) == 0, "what somebody destroyed is not lost"
+    assert watching.over == "it was destroyed"
+    assert rig.alive() == []
 
 
 def test_one_stack_is_watched_from_one_terminal(rig: Rig) -> None:
