@@ -106,16 +106,19 @@ class MachineResource:
         if not inputs.access:
             self.fresh(inputs.name)  # whoever had this name before is gone, and its host key with it
         try:
-            return await cloud.create(spec)
+            machine = await cloud.create(spec)
+            if offer.price and machine.price > offer.price + 0.005:
+                progress(f"it costs ${machine.price:.2f} an hour, and was offered for ${offer.price:.2f}")
+            return machine
         except OutcomeUnknownError as error:
             progress("the answer never came; looking whether it was rented")
-            machine = await self._looked_for(cloud, inputs.name)
-            if machine is None:
+            found = await self._looked_for(cloud, inputs.name)
+            if found is None:
                 raise ProviderError(
                     f"{inputs.name}: {error}. A look finds no machine of this name yet; run the same command "
                     "again, which looks once more before it rents"
                 ) from error
-            return machine
+            return found
 
     async def _looked_for(self, cloud: Cloud, name: str) -> Machine | None:
         for number in range(LOOKS):

@@ -11,8 +11,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from infra.emulate.spheron import KEY
 from infra.engine import Engine, EngineSettings, operate
 from infra.engine.events import Outcome
 from infra.engine.guard import orphans
-from infra.hosts.processes import command
+from infra.hosts.processes import command as command_of
 from infra.paths import StackPaths, repository_root
 from infra.planning.planner import Plan, plan
 from infra.planning.program import Declared, Program, Programs
@@ -89,44 +89,55 @@ class Rig:
             yield engine
 
     @contextmanager
-    def deploying(self) -> Iterator[subprocess.Popen[bytes]]:
-        """A deploy in a process of its own, once an order is on its way."""
-        asked = self.emulator.asked.count("createDeployment")
+    def running(self, verb: str, reached: Callable[[], object]) -> Iterator[subprocess.Popen[bytes]]:
+        """`up` or `destroy` in a process of its own, once it has come so far, or ended."""
         with subprocess.Popen(
-            [sys.executable, "-m", __name__, str(self.folder)],
+            [sys.executable, "-m", __name__, str(self.folder), verb],
             cwd=repository_root(),
             env={**os.environ, **environment(self.emulator.url)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-        ) as deploy:
+        ) as command:
             try:
-                eventually(lambda: self.emulator.asked.count("createDeployment") > asked, 60, "an order is sent")
-                yield deploy
+                eventually(lambda: reached() or command.poll() is not None, 120, f"{verb} comes so far", 0.01)
+                yield command
             finally:
-                deploy.kill()
+                command.kill()
 
-    def kill_provider(self) -> None:
-        found = [each for each in orphans(self.paths.root) if "pulumi-resource-letterpress" in command(each.pid)]
-        assert found
-        for each in found:
-            os.kill(each.pid, signal.SIGKILL)
+    @contextmanager
+    def deploying(self) -> Iterator[subprocess.Popen[bytes]]:
+        """A deploy in a process of its own, once an order is on its way."""
+        asked = self.asked("createDeployment")
+        with self.running("up", lambda: self.asked("createDeployment") > asked) as deploy:
+            yield deploy
 
-    def kill_engine(self) -> None:
-        found = [each for each in orphans(self.paths.root) if each.pid == each.session]
-        assert found
-        for each in found:
-            os.kill(each.pid, signal.SIGKILL)
+    def asked(self, operation: str) -> int:
+        """How often so far."""
+        return self.emulator.asked.count(operation)
+
+    def answered(self, operation: str) -> int:
+        return sum(each == operation for _, each, _ in list(self.emulator.log))
+
+    def kill(self, victim: str, command: subprocess.Popen[bytes]) -> None:
+        """`provider`, `engine` or the `command` itself, with SIGKILL; one that has ended is no error."""
+        if victim == "command":
+            command.kill()
+        for each in orphans(self.paths.root):
+            provider = "pulumi-resource-letterpress" in command_of(each.pid)
+            if (victim == "provider" and provider) or (victim == "engine" and each.pid == each.session):
+                with suppress(ProcessLookupError):
+                    os.kill(each.pid, signal.SIGKILL)
 
     def alive(self) -> list[str]:
         """What the account pays for now, by the machines' names in the stack."""
         return sorted(rental.name.split("-", 2)[2].rpartition("-g")[0] for rental in self.emulator.account.alive())
 
 
-def main(folder: Path, url: str) -> None:
+def main(folder: Path, verb: str, url: str) -> None:
     rig = Rig(folder, Emulator(None, url))  # type: ignore[arg-type] # only its address is used here
-    rig.up()
+    rig.up() if verb == "up" else rig.destroy()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), os.environ["SPHERON_API_URL"])
+    main(Path(sys.argv[1]), sys.argv[2], os.environ["SPHERON_API_URL"])

@@ -9,10 +9,12 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -24,13 +26,16 @@ from infra.costs.gpus import GpuModel
 from infra.emulate.account import Account
 from infra.emulate.server import Answer, Emulator, Fault, Request, Trouble, serving
 from infra.emulate.spheron import KEY, SpheronApi, Stock
+from infra.errors import InfraError
 from infra.provider.machine import MachineInputs, MachineResource, MachineState
 from infra.provider.resource import Condition, ProviderError
 from infra.stack import CloudName
+from tests.pairs import pairwise
 
 NAME = "lp-abcdefgh-batch-1-g1"
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGtleQ letterpress"
 HOUR = 3600.0
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -143,6 +148,49 @@ def test_whatever_goes_wrong_once_in_a_delete_the_account_is_empty_after_it(
     emulator.faults.append(Fault(trouble, step, seconds=0.05))
     asyncio.run(resource(cloud).delete(state, print))
     assert emulator.account.alive() == []
+
+
+LIFE = ("listOffers", "listKeys", "addKey", "balance", "createDeployment", "listDeployments", "deleteDeployment")
+
+
+@pytest.mark.parametrize("faults", pairwise({step: [None, *WHEREVER] for step in LIFE}))
+def test_whatever_two_things_go_wrong_in_a_machines_life_it_is_rented_once_and_given_back(
+    emulator: Emulator, tmp_path: Path, faults: dict[str, Trouble | None]
+) -> None:
+    """Every trouble at every step beside every other at every other; the same command is given again when it fails."""
+    cloud = spheron(emulator, tmp_path)
+    emulator.faults += [Fault(trouble, step, seconds=0.02) for step, trouble in faults.items() if trouble]
+
+    def again(command: Callable[[], T]) -> T:
+        for _ in range(3):
+            with suppress(InfraError):
+                return command()
+        return command()
+
+    wanted = again(lambda: inputs(cloud))
+    state = again(lambda: asyncio.run(resource(cloud).ensure(wanted, None, print)))
+    seen = asyncio.run(resource(cloud).read(state))
+    assert seen is not None
+    assert seen.condition is Condition.RUNNING
+    again(lambda: asyncio.run(resource(cloud).delete(state, print)))
+    assert [rental.name for rental in emulator.account.rentals.values()] == [NAME]
+    assert emulator.account.alive() == []
+    assert [fault for fault in emulator.faults if fault.times] == [], "all of it did go wrong"
+
+
+def test_a_price_that_moved_since_it_was_offered_is_said(emulator: Emulator, tmp_path: Path) -> None:
+    api = emulator.api
+    assert isinstance(api, SpheronApi)
+    cloud = spheron(emulator, tmp_path)
+    wanted = inputs(cloud)
+    for each in api.stock:
+        each.spot_price = each.spot_price and 2 * each.spot_price
+    said: list[str] = []
+    asyncio.run(resource(cloud).ensure(wanted, None, said.append))
+    assert "it costs $1.64 an hour, and was offered for $0.82" in said
+    said.clear()
+    asyncio.run(resource(cloud).ensure(inputs(cloud), None, said.append))
+    assert not [line for line in said if "costs" in line], "once, when it is rented"
 
 
 def test_a_provider_that_does_not_answer_leaves_what_is_known_of_a_machine(emulator: Emulator, tmp_path: Path) -> None:
