@@ -50,5 +50,7 @@ def test_two_bare_machines_come_to_serve_and_leave_without_a_trace(tmp_path: Pat
         assert "is not the one that was met there first" in refused.stdout + refused.stderr
 
         first.stop()
-        stack.ok("destroy")
+        said = stack.ok("destroy")
+        assert said.count("still has what the stack put there") == 2, "neither answers as it should"
+        assert f"({first.address})" in said
         assert stack.processes() == []
