@@ -15,6 +15,7 @@ from infra.engine.events import Action, Stage
 from infra.engine.guard import orphans
 from infra.secrets import SecretStore
 from tests.integration.infra.engine_rig import READY, Rig, done, new_rig
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.engine
 
@@ -139,7 +140,7 @@ def test_a_new_port_moves_one_worker_and_tells_the_router(rig: Rig) -> None:
     rig.up()
     before = rig.pids()
     *_, old = rig.ports()
-    new = rig.ports()[2] + 1
+    (new,) = free_ports(1)
     rig.describe(f"first_port: {old}", f"first_port: {new}")
     assert done(rig.up()) == {"batch-1-workers": Action.UPDATE, "batch-1-registration": Action.UPDATE}
     after = rig.pids()
