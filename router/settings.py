@@ -207,7 +207,7 @@ class RouterSettings(SharedSettings):
     edge_sends_artifacts: bool = Field(default=False, description="Whether the edge may read the artifacts' folder.")
     files_per_key: int = Field(default=10_000, ge=1, description="Files that an API key may keep.")
     files_gib_per_key: float = Field(
-        default=64.0, gt=0, le=2**20, description="What they may be together, with what open batches may still write."
+        default=256.0, gt=0, le=2**20, description="What they may be together, with what open batches may still write."
     )
     model_aliases: dict[str, str] = Field(
         default_factory=dict,

@@ -76,7 +76,9 @@ class ImageLines:
         if asked.url != batch.endpoint:
             raise BadLineError("mismatched_url", f"url is '{asked.url[:80]}', and the batch's {batch.endpoint}", "url")
         try:
-            return Checked(asked.custom_id, _at_most(BatchedImagesRequest.model_validate(asked.body)))
+            body = BatchedImagesRequest.model_validate(asked.body)
+            GenerationRequest.model_validate(body.wanted(0)[0])  # what cannot be drawn takes no room
+            return Checked(asked.custom_id, _at_most(body))
         except ValidationError:
             return Checked(asked.custom_id, ANSWER_BYTES)  # it will be one of the error file
 

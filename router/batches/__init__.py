@@ -65,7 +65,8 @@ class Quota:
     """What one key's files may be together, those included that its open batches may still write."""
 
     files: int = 10_000
-    bytes: int = 64 * 2**30
+    bytes: int = 256 * 2**30
+    """Room for the answers of 50,000 lines that say nothing of size or format: 196 GiB at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ class Kept:
     promised: int
 
     def room(self, quota: Quota) -> int:
-        """For so many bytes more; none where the files are too many already."""
-        return max(0, quota.bytes - self.bytes - self.promised) if self.files < quota.files else 0
+        """For so many bytes more. (The number of files bounds what is uploaded, not what a batch may answer.)"""
+        return max(0, quota.bytes - self.bytes - self.promised)
 
     def check_upload(self, quota: Quota, size: int) -> None:
         """Raises FilesFullError where one more file of so many bytes is too much."""

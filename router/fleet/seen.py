@@ -31,6 +31,7 @@ _BEST = (
 def merged(worker: RegisteredWorker, said: Sequence[WorkerView], since: datetime) -> WorkerView:
     """One worker as all of its drivers together see it. `since` is for one that no driver speaks of."""
     if not said:
+        known = worker.capability
         return WorkerView(
             name=worker.name,
             url=worker.url,
@@ -42,6 +43,9 @@ def merged(worker: RegisteredWorker, said: Sequence[WorkerView], since: datetime
             draining=worker.draining,
             running=0,
             finished=worker.finished,
+            model=known.model if known else None,
+            tier=known.tier if known else None,
+            max_pixels=known.max_pixels if known else None,
         )
     best = min(said, key=lambda view: _BEST.index(view.health))
     running = sum(view.running for view in said)

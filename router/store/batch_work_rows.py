@@ -128,7 +128,7 @@ def fail(connection: Connection, now: Now, lease: BatchLease, faults: Sequence[F
         connection,
         now,
         lease,
-        state=BatchState.FAILED,
+        state=case((batches.c.state == BatchState.CANCELLING, BatchState.CANCELLED), else_=BatchState.FAILED),
         ended_at=now,
         faults=spelled(faults),
         failed=batches.c.total,

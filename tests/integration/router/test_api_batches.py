@@ -282,6 +282,17 @@ async def test_an_upload_beyond_the_quota_and_a_batch_of_too_large_answers_are_r
                 await client.files.create(file=("in.jsonl", b"x"), purpose="batch")
 
 
+async def test_a_line_that_cannot_be_drawn_takes_no_room_from_the_others(worker: PacedProcess) -> None:
+    async with served_router(FILES_GIB_PER_KEY="0.001", FILES_PER_KEY="1") as small:  # a MiB
+        await small.use("b-1", worker, "batch")
+        async with _client(small) as client:
+            lines = [line("good", response_format="url"), line("vast", size="99999x99999", n=2)]
+            batch = await ended(client, await made(client, spelled(lines)))
+            assert (batch.status, batch.errors) == ("completed", None), "the one file that may be kept is its input"
+            assert set(await lines_in(client, batch.output_file_id)) == {"good"}
+            assert set(await lines_in(client, batch.error_file_id)) == {"vast"}
+
+
 async def test_a_cancelled_batch_keeps_what_was_made(client: openai.AsyncOpenAI, worker: PacedProcess) -> None:
     await worker.pace(SLOW)
     batch = await made(client, spelled(line(str(n)) for n in range(40)))

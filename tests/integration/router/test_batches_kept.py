@@ -14,7 +14,7 @@ import pytest
 from router import ids
 from router.artifacts import file_path
 from router.artifacts.local import LocalArtifacts
-from router.batches import PURPOSE_INPUT, Batch, BatchState, DoneLine, NewBatch, NewLine, Quota, StoredFile
+from router.batches import PURPOSE_INPUT, Batch, BatchState, DoneLine, Fault, NewBatch, NewLine, Quota, StoredFile
 from router.batches.desk import Checked, Desk, Words, line_made
 from router.batches.keeper import LOAD_AT_ONCE, Keeper, fitting_of
 from router.choice import Terms
@@ -386,6 +386,16 @@ def test_as_many_lines_are_tried_as_there_is_room_for_and_fewer_than_before(
 ) -> None:
     new = NewJob(request())
     assert fitting_of([NewLine(n, "", [new] * count) for n, count in enumerate(jobs)], room) == fitting
+
+
+async def test_a_batch_that_was_told_to_be_cancelled_does_not_fail_any_more(room: Room) -> None:
+    key = await room.key()
+    batch = await room.batch(key, 1)
+    lease = await room.store.batches.claim(60_000)
+    assert lease
+    await room.store.batches.ask_to_cancel(key.id, batch.id)
+    await room.store.batches.fail(lease, [Fault("output_too_large", "too large")])
+    assert (await room.now(batch)).state is BatchState.CANCELLED
 
 
 async def test_a_cancel_is_seen_while_the_file_is_read(room: Room) -> None:

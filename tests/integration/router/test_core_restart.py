@@ -33,6 +33,17 @@ async def test_a_router_that_stops_and_comes_back_joins_what_runs_and_wastes_no_
         assert (await worker.ledger()).started == [f"{job.id}.1"]
 
 
+async def test_what_a_worker_can_do_is_known_before_it_has_answered_the_next_router(tmp_path: Path) -> None:
+    async with paced_worker() as worker, rig(tmp_path) as before:
+        await before.register("a", worker)
+        await before.believed("a", WorkerHealth.READY)
+        said = before.view("a")
+    async with rig(tmp_path) as after:
+        known = after.view("a")
+    assert said.model
+    assert (known.model, known.tier, known.max_pixels) == (said.model, said.tier, said.max_pixels)
+
+
 async def test_a_worker_with_a_joined_generation_leaves_what_waits_to_those_that_are_free(tmp_path: Path) -> None:
     # Long enough that the second place on it does not open while the other one is registered.
     async with paced_worker(Pace(step_s=0.5, heartbeat_s=0.2)) as busy, paced_worker() as free:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
+from router.choice import Capability
 from router.contract import WorkerHealth, WorkerView, fingerprint
 from router.fleet.seen import merged
 from router.store import RegisteredWorker
@@ -40,3 +42,8 @@ def test_of_whom_nobody_speaks_that_is_said() -> None:
     view = merged(WORKER, [], NOW)
     assert view.health is WorkerHealth.UNKNOWN
     assert "is one running?" in view.reason
+
+
+def test_what_a_worker_can_do_is_known_while_nobody_speaks_of_it() -> None:
+    view = merged(replace(WORKER, capability=Capability("fp8", "house-style", 2**20)), [], NOW)
+    assert (view.tier, view.model, view.max_pixels) == ("fp8", "house-style", 2**20)
