@@ -104,4 +104,4 @@ async def test_a_cancelled_job_that_waits_is_never_begun(house: Rig, a: PacedPro
 
 def replace_tail(pace: Pace) -> Pace:
     """Long after the last step, so that both places are taken for long enough to interfere."""
-    return pace.model_copy(update={"tail_s": 1.0})
+    return pace.model_copy(update={"tail_s": 3.0})
