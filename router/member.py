@@ -117,7 +117,8 @@ class Member:
             health, reason = WorkerHealth.QUARANTINED, self._probation.explained(self.worker.quarantine)
         elif self._failures > 1 and health is WorkerHealth.READY:
             reason = f"its last {self._failures} attempts failed; it is tried ever more rarely"
-        known = self._status or self.worker.capability  # as it last was, until it has answered this process
+        # As it last was, until it has answered this process.
+        known = self._status or self.worker.capability or Capability()
         return WorkerView(
             name=self.worker.name,
             url=self.worker.url,
@@ -129,9 +130,9 @@ class Member:
             draining=self.worker.draining,
             running=len(self._places),
             finished=self.worker.finished,
-            model=known.model if known else None,
-            tier=known.tier if known else None,
-            max_pixels=known.max_pixels if known else None,
+            model=known.model,
+            tier=known.tier,
+            max_pixels=known.max_pixels,
             version=self._status.version if self._status else None,
         )
 

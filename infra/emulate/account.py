@@ -55,8 +55,8 @@ class Account:
             self.rentals[rental.id] = rental
         try:
             rental.reach = self.machines.start(Order(rental.id, name, keys))
-        except BaseException:
-            self.end(rental)  # nobody pays for what never came up
+        except BaseException:  # whatever it is, nobody pays for what never came up; it is raised again
+            self.end(rental)
             raise
         return rental
 

@@ -43,15 +43,6 @@ def loopback_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=ANSWER_S, trust_env=False)
 
 
-async def ask_worker(client: httpx.AsyncClient, url: str) -> Answer:
-    """Ask a worker for its readiness."""
-    try:
-        response = await client.get(f"{url}/readyz")
-    except httpx.TransportError:
-        return Answer(Verdict.WAIT, "does not answer yet")
-    return _worker_says(response.content)
-
-
 async def ask_worker_on(host: Host, port: int) -> Answer:
     """Ask a worker on a host's loopback for its readiness."""
     answer = await host.get(port, "/readyz")

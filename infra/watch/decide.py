@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from infra.clouds import Market, Offer, Presence
@@ -282,13 +282,3 @@ def _said(offer: Offer) -> str:
 def idle_again(before: Mapping[str, float], busy: Mapping[str, bool], now: float) -> dict[str, float]:
     """Since when each machine has had nothing to do, from what was known before and who is busy now."""
     return {machine: before.get(machine, now) for machine, at_work in busy.items() if not at_work}
-
-
-def with_numbers(placement: Placement, description: StackDescription) -> Placement:
-    """The placement with the number of each pool that scales, as it stands."""
-    numbers = {
-        name: sum(pool_of(placed.machine) == name for placed in placement.machines)
-        for name, pool in description.pools.items()
-        if pool.scale is not None
-    }
-    return replace(placement, numbers=tuple(numbers.items()))

@@ -77,8 +77,9 @@ class ImageLines:
             raise BadLineError("mismatched_url", f"url is '{asked.url[:80]}', and the batch's {batch.endpoint}", "url")
         try:
             body = BatchedImagesRequest.model_validate(asked.body)
-            GenerationRequest.model_validate(body.wanted(0)[0])  # what cannot be drawn takes no room
-            return Checked(asked.custom_id, _at_most(body))
+            images = body.wanted(0)
+            GenerationRequest.model_validate(images[0])  # what cannot be drawn takes no room
+            return Checked(asked.custom_id, _at_most(images, by_url=body.by_url))
         except ValidationError:
             return Checked(asked.custom_id, ANSWER_BYTES)  # it will be one of the error file
 
@@ -143,10 +144,9 @@ class ImageLines:
         return data_by_url(job, links.url(job.id, self._context.clock(), max(LINKS_S, links.lifetime_s)))
 
 
-def _at_most(body: BatchedImagesRequest) -> int:
+def _at_most(images: Sequence[Mapping[str, object]], *, by_url: bool) -> int:
     """Bytes of the line's answer."""
-    images = body.wanted(0)
-    if body.by_url:
+    if by_url:
         return ANSWER_BYTES * len(images)
     one = images[0]
     drawn = int(str(one["width"])) * int(str(one["height"])) * BYTES_A_PIXEL[ImageFormat(str(one["format"]))]

@@ -14,9 +14,7 @@ from itertools import accumulate, takewhile
 
 import structlog
 
-from router.artifacts import Draft, file_path
 from router.batches import (
-    PURPOSE_OUTPUT,
     Batch,
     BatchLease,
     BatchState,
@@ -40,6 +38,7 @@ from router.batches.desk import (
     line_made,
 )
 from router.batches.lines import LineTooLongError, lines_of
+from router.batches.output import Output
 from router.contract import MAX_BATCH_JOBS
 from router.errors import (
     ArtifactError,
@@ -317,7 +316,7 @@ class Keeper:
 
     async def _finalize(self, lease: BatchLease) -> int:
         batch = await self._desk.batches.finalizing(lease)
-        output, errors = _Output(self._desk, batch, "output"), _Output(self._desk, batch, "error")
+        output, errors = Output(self._desk, batch, "output"), Output(self._desk, batch, "error")
         completed, failed, expired, after = 0, 0, False, 0
         try:
             while lines := await self._desk.batches.done_lines(lease, after, WRITE_AT_ONCE):
@@ -338,7 +337,7 @@ class Keeper:
         log.info("batch_ended", batch=batch.id, state=state.value, completed=completed, failed=failed)
         return 0
 
-    async def _write(self, batch: Batch, line: DoneLine, output: _Output, errors: _Output) -> bool:
+    async def _write(self, batch: Batch, line: DoneLine, output: Output, errors: Output) -> bool:
         """The line's answer, into its file; whether its images are in it."""
         pieces = self._desk.words.render(batch, line)
         try:
@@ -378,33 +377,3 @@ def fitting_of(lines: Sequence[NewLine], room: int) -> int:
     """How many of the lines, from the first, have together no more jobs than there is room for; not all of them."""
     jobs = accumulate(len(line.wanted) for line in lines)
     return min(sum(1 for _ in takewhile(lambda total: total <= room, jobs)), len(lines) - 1)
-
-
-class _Output:
-    """A file that is begun with its first line: a batch without errors has no error file."""
-
-    def __init__(self, desk: Desk, batch: Batch, what: str) -> None:
-        self._desk, self._batch, self._what = desk, batch, what
-        self._id = desk.file_id()
-        self._draft: Draft | None = None
-        self._bytes = 0
-
-    async def write(self, piece: bytes) -> None:
-        if self._draft is None:
-            self._draft = await self._desk.artifacts.draft(file_path(self._id))
-        await self._draft.write(piece)
-        self._bytes += len(piece)
-
-    async def kept(self) -> StoredFile | None:
-        if self._draft is None:
-            return None
-        await self._draft.keep()
-        name = f"{self._batch.id}_{self._what}.jsonl"
-        expires = self._desk.now_ms() + self._batch.output_ms
-        return StoredFile(
-            self._id, self._batch.api_key_id, PURPOSE_OUTPUT, name, self._bytes, file_path(self._id), 0, expires
-        )
-
-    async def drop(self) -> None:
-        if self._draft is not None:
-            await self._draft.drop()

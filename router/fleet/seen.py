@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from router.choice import Lane
+from router.choice import Capability, Lane
 from router.contract import PoolView, WorkerHealth, WorkerRegistration, WorkerView, fingerprint
 from router.fleet import pool_views, ready_pools, ready_workers
 from router.store import RegisteredWorker, Store
@@ -31,7 +31,7 @@ _BEST = (
 def merged(worker: RegisteredWorker, said: Sequence[WorkerView], since: datetime) -> WorkerView:
     """One worker as all of its drivers together see it. `since` is for one that no driver speaks of."""
     if not said:
-        known = worker.capability
+        known = worker.capability or Capability()
         return WorkerView(
             name=worker.name,
             url=worker.url,
@@ -43,9 +43,9 @@ def merged(worker: RegisteredWorker, said: Sequence[WorkerView], since: datetime
             draining=worker.draining,
             running=0,
             finished=worker.finished,
-            model=known.model if known else None,
-            tier=known.tier if known else None,
-            max_pixels=known.max_pixels if known else None,
+            model=known.model,
+            tier=known.tier,
+            max_pixels=known.max_pixels,
         )
     best = min(said, key=lambda view: _BEST.index(view.health))
     running = sum(view.running for view in said)
