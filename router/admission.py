@@ -18,6 +18,7 @@ from router.errors import (
     PoolForbiddenError,
     PoolUnavailableError,
     QueueFullError,
+    UnmakeableError,
     WaitTooLongError,
 )
 from router.fleet import Fleet
@@ -86,15 +87,17 @@ class Admission:
             await self.check_takes(pool)
         except PoolUnavailableError as error:
             return error
-        for lane in {replace(Lane.of("", new.request, new.terms), work_class=0) for new in wanted}:
+        for lane, new in {replace(Lane.of("", new.request, new.terms), work_class=0): new for new in wanted}.items():
             if not self._fleet.could_make(pool, lane):
-                want = ", ".join(
-                    filter(None, (lane.tier and f"tier {lane.tier}", lane.model and f"model {lane.model}"))
-                )
-                why = f"no worker there makes images of this size{want and f' with {want}'}"
-                return PoolUnavailableError(pool, why, POOL_RETRY_S)
+                return UnmakeableError(pool, _described(new), POOL_RETRY_S)
         if waits:
             wait_s = (await self._outlooks.of(pool)).wait_s(key.id)
             if wait_s is not None and wait_s > self.bounds.wait_s:
                 return WaitTooLongError(pool, wait_s, max(1, ceil(wait_s - self.bounds.wait_s)))
         return None
+
+
+def _described(new: NewJob) -> str:
+    """What a worker has to be able to do for it: `512x512 with tier fp8, model house`."""
+    terms = [f"{name} {value}" for name, value in (("tier", new.terms.tier), ("model", new.terms.model)) if value]
+    return f"{new.request.width}x{new.request.height}" + (f" with {', '.join(terms)}" if terms else "")

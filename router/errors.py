@@ -41,6 +41,14 @@ class PoolUnavailableError(AdmissionError):
         self.detail = detail
 
 
+class UnmakeableError(AdmissionError):
+    """Workers of the pool take jobs, and none of them can make this one."""
+
+    def __init__(self, pool: str, wanted: str, retry_after_s: int) -> None:
+        super().__init__(f"pool {pool}: no worker there makes images of {wanted}", retry_after_s)
+        self.pool = pool
+
+
 class QueueFullError(AdmissionError):
     """The pool's queue holds as many jobs as it may."""
 

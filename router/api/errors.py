@@ -88,6 +88,7 @@ ADMISSION = (
     Kind.RATE_LIMITED,
     Kind.TOO_MANY_JOBS,
     Kind.POOL_UNAVAILABLE,
+    Kind.UNMAKEABLE,
     Kind.QUEUE_FULL,
     Kind.WAIT_TOO_LONG,
 )

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from router.api.explain import Fault, faults, parsed, renamed
 from router.contract import JobState
+from router.contract.names import UNMAKEABLE
 from router.errors import (
     AdmissionError,
     ArtifactError,
@@ -29,6 +30,7 @@ from router.errors import (
     QueueFullError,
     RateLimitedError,
     StoreUnavailableError,
+    UnmakeableError,
     WaitTooLongError,
 )
 from router.jobs import Job
@@ -70,6 +72,7 @@ class Kind(StrEnum):
     FAILED = "failed"
     UNAVAILABLE = "unavailable"
     POOL_UNAVAILABLE = "pool_unavailable"
+    UNMAKEABLE = UNMAKEABLE
     QUEUE_FULL = "queue_full"
     WAIT_TOO_LONG = "wait_too_long"
     EXISTS = "exists"
@@ -110,7 +113,8 @@ _MEANING: Mapping[Kind, tuple[int, str]] = {
     Kind.NOT_SERVED: (501, "This is not served here"),
     Kind.FAILED: (502, "The image could not be made"),
     Kind.UNAVAILABLE: (503, "The router cannot answer just now"),
-    Kind.POOL_UNAVAILABLE: (503, "No worker can make this image now"),
+    Kind.POOL_UNAVAILABLE: (503, "No worker takes images of this pool now"),
+    Kind.UNMAKEABLE: (503, "No worker can make such an image now"),
     Kind.QUEUE_FULL: (503, "The queue is full"),
     Kind.WAIT_TOO_LONG: (503, "The wait would be too long"),
 }
@@ -172,6 +176,7 @@ def of_job(job: Job, names: Mapping[str, str] | None = None) -> Refusal:
 
 _ADMISSION: Mapping[type[AdmissionError], Kind] = {
     PoolUnavailableError: Kind.POOL_UNAVAILABLE,
+    UnmakeableError: Kind.UNMAKEABLE,
     QueueFullError: Kind.QUEUE_FULL,
     WaitTooLongError: Kind.WAIT_TOO_LONG,
     RateLimitedError: Kind.RATE_LIMITED,

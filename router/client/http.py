@@ -16,7 +16,9 @@ from router.client.errors import (
     RouterRefusedError,
     RouterUnauthorizedError,
     RouterUnavailableError,
+    RouterUnmakeableError,
 )
+from router.contract.names import UNMAKEABLE
 from worker.contract import Problem
 
 T = TypeVar("T")
@@ -115,14 +117,16 @@ class HttpClient:
 def _refusal(call: str, response: httpx.Response) -> RouterRefusedError:
     try:
         problem = Problem.model_validate_json(response.content)
-        detail = "; ".join(problem.errors) or problem.detail
+        type_, detail = problem.type, "; ".join(problem.errors) or problem.detail
     except ValidationError:
-        detail = response.text[:200] or response.reason_phrase
+        type_, detail = "", response.text[:200] or response.reason_phrase
     match response.status_code:
         case 401:
             kind: type[RouterRefusedError] = RouterUnauthorizedError
         case 404:
             kind = RouterNotFoundError
+        case 503 if type_ == UNMAKEABLE:
+            kind = RouterUnmakeableError
         case 429 | 503:
             kind = RouterUnavailableError
         case _:

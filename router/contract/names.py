@@ -16,6 +16,9 @@ SOCKET_PATH_MAX = 107
 EDGE_ARTIFACTS = "/.artifacts/"
 """Below this the edge has the artifacts' folder, for the router to send files from and for nobody to ask."""
 
+UNMAKEABLE = "unmakeable"
+"""The type of a refusal (503) of one request that no registered worker can make, while others of its pool can be."""
+
 PoolName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 WorkerName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
 Priority = Annotated[int, Field(strict=True, ge=-100, le=100)]

@@ -83,6 +83,7 @@ class Pace(Frozen):
     """After the last step."""
     padding: int = Field(default=0, ge=0)
     """Bytes that no compression takes away, in each image: real ones have some hundred thousand."""
+    model: str = "paced"
     contract: str = CONTRACT_VERSION
     """Another version: a worker of another release."""
 
@@ -195,7 +196,7 @@ class PacedWorker:
             state=state,
             reason="" if state is WorkerState.READY else f"told to be {state.value}",
             version="0",
-            model="paced",
+            model=self._pace.model,
             engine="paced",
             device="none",
             running=self._running,

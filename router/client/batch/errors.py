@@ -15,5 +15,14 @@ class NotMadeError(Exception):
         self.kind, self.detail, self.job = kind, detail, job
 
 
+class NotNowError(Exception):
+    """One line cannot be made by anybody who is there now; the others go on. Asking again makes sense in
+    `retry_after_s` seconds."""
+
+    def __init__(self, detail: str, retry_after_s: float) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
 class BadLineError(ValueError):
     """A line that no image can be made of; the message says why, without the line's number."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from router.client.batch.errors import BatchError, NotMadeError
+from router.client.batch.errors import BatchError, NotMadeError, NotNowError
 from router.client.batch.lines import generation
 from router.client.batch.patience import Patience
 from router.client.errors import (
@@ -16,6 +16,7 @@ from router.client.errors import (
     RouterNotFoundError,
     RouterRefusedError,
     RouterUnauthorizedError,
+    RouterUnmakeableError,
 )
 from router.client.jobs import RouterClient
 from router.client.worker import Event, WorkerClient
@@ -28,6 +29,8 @@ MAX_CRASHES = 3
 """Of one line on a worker by itself; a router counts for us."""
 MAX_LOST = 5
 """Times that a job or an image is gone when it is asked for, before the line is given up."""
+UNMAKEABLE_RETRY_S = 30.0
+"""Where the router does not say when to ask again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Maker(Protocol):
     async def make(self, work: Work, begun: Callable[[str], Awaitable[None]]) -> Made:
         """The image. `begun` is told the job as soon as it is known.
 
-        Raises NotMadeError for this line alone, BatchError when no line can be made.
+        Raises NotMadeError and NotNowError for this line alone, BatchError when no line can be made.
         """
         ...
 
@@ -83,6 +86,8 @@ class ByRouter:
                 job = None  # it was forgotten there, or this is another router
             except RouterUnauthorizedError as error:
                 raise _wrong_key(error) from error
+            except RouterUnmakeableError as error:
+                raise NotNowError(error.detail, error.retry_after_s or UNMAKEABLE_RETRY_S) from error
             except RouterRefusedError as error:
                 raise _refused(error, job) from error
         raise NotMadeError("lost", f"the router has forgotten its job {MAX_LOST} times", job)

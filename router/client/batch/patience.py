@@ -15,6 +15,7 @@ from router.client.errors import (
     RouterClientError,
     RouterRefusedError,
     RouterUnavailableError,
+    RouterUnmakeableError,
 )
 
 T = TypeVar("T")
@@ -28,7 +29,10 @@ CUT_S = 1.0
 
 
 def passing(error: RouterClientError) -> bool:
-    """Whether the same may go well later: what a broken connection, a restart or a full queue causes."""
+    """Whether the same may go well later: what a broken connection, a restart or a full queue causes. What one request
+    alone is refused for is none of it: the others need not wait."""
+    if isinstance(error, RouterUnmakeableError):
+        return False
     if isinstance(error, RouterRefusedError):
         return isinstance(error, RouterUnavailableError) or error.status >= 500
     return isinstance(error, RouterAwayError | RouterAnswerError)

@@ -39,6 +39,7 @@ class Drawn:
         self._tally = Tally()
         self._why = ""
         self._bad = 0
+        self._aside = 0
         self._said_at = 0.0
 
     def __enter__(self) -> Self:
@@ -75,6 +76,11 @@ class Drawn:
             self._say(f"line {line}: {why}")
         elif self._bad == BAD_SHOWN + 1:
             self._say(f"... more of them: {self._out / NAME} has them all")
+
+    def aside(self, line: int, why: str) -> None:
+        self._aside += 1
+        if self._aside <= BAD_SHOWN:
+            self._say(f"line {line} waits until the others are made: {why}")
 
     def waits(self, why: str) -> None:
         if why != self._why and why and not self._console.is_terminal:

@@ -6,22 +6,26 @@ import asyncio
 import json
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import Protocol
 
 from router.client.batch import folder
-from router.client.batch.errors import BadLineError, BatchError, NotMadeError
+from router.client.batch.errors import BadLineError, BatchError, NotMadeError, NotNowError
 from router.client.batch.index import Entry, Head, Index, Known, State
 from router.client.batch.lines import Asked, Defaults, Line, parse, read_lines
 from router.client.batch.makers import Made, Maker, Work
 from router.client.batch.tally import Tally
+from router.contract.names import UNMAKEABLE
 from worker.contract import MEDIA_TYPES
 
 CHANGED_SHOWN = 3
+UNMAKEABLE_S = 90.0
 SUFFIXES: dict[str, str] = {media_type: form.value for form, media_type in MEDIA_TYPES.items()}
 
 
@@ -29,7 +33,8 @@ SUFFIXES: dict[str, str] = {media_type: form.value for form, media_type in MEDIA
 class Settings:
     """`pool` is where lines go that name none, if the batch names none either: this run's own choice, since a batch
     may begin at a worker and go on at a router. `limit` bounds the images of this run; `quick` believes files by their
-    size; `redo_changed` makes lines anew that were edited after their image was made."""
+    size; `redo_changed` makes lines anew that were edited after their image was made. A line that no worker can make is
+    asked for again until `unmakeable_s` seconds after its first refusal, and once after the last of the others."""
 
     source: Path
     out: Path
@@ -41,6 +46,7 @@ class Settings:
     redo_changed: bool = False
     quick: bool = False
     price: float | None = None
+    unmakeable_s: float = UNMAKEABLE_S
 
 
 class Watcher(Protocol):
@@ -58,6 +64,10 @@ class Watcher(Protocol):
 
     def bad(self, line: int, why: str) -> None:
         """No image will come of this line, and why."""
+        ...
+
+    def aside(self, line: int, why: str) -> None:
+        """Nobody can make this line now; it is asked for again after the others."""
         ...
 
 
@@ -138,6 +148,8 @@ class _Run:
         self._adding = asyncio.Lock()
         self._tally = Tally(price=settings.price)
         self._edited: int | None = None
+        self._aside = deque[tuple[Line, float]]()
+        """Lines that nobody could make, and when that was said first."""
 
     async def all(self, make: Callable[[], Maker]) -> Outcome:
         found = await asyncio.to_thread(self._look)
@@ -265,10 +277,28 @@ class _Run:
 
     async def _work_off(self, maker: Maker, lines: Iterator[Line]) -> None:
         for line in lines:
-            await self._one(maker, line)
+            try:
+                await self._one(maker, line)
+            except NotNowError as error:
+                self._aside.append((line, self._clock()))
+                self._watcher.aside(line.number, str(error))
+            self._watcher.moved()
+        while self._aside:
+            await self._insist(maker, *self._aside.popleft())
             self._watcher.moved()
 
-    async def _one(self, maker: Maker, line: Line) -> None:
+    async def _insist(self, maker: Maker, line: Line, refused_at: float) -> None:
+        give_up_at = refused_at + self._settings.unmakeable_s
+        while True:
+            try:
+                await self._one(maker, line, give_up_at)
+            except NotNowError as error:
+                await asyncio.sleep(min(error.retry_after_s, max(0.0, give_up_at - self._clock())))
+            else:
+                return
+
+    async def _one(self, maker: Maker, line: Line, give_up_at: float = inf) -> None:
+        """Raises NotNowError before `give_up_at`."""
         asked, (job, number_of_try) = self._parsed(line), self._before(line)
         name = f"{self._index.head.batch}-{line.number}-{line.digest[:8]}-{number_of_try}"
 
@@ -280,12 +310,21 @@ class _Run:
             # For a day the name alone finds it again; this is for later. A lost line costs nothing before that.
             await note(State.BEGUN, sync=False, job=job)
 
-        try:
-            made = await maker.make(Work(name, asked.request, job), begun)
-        except NotMadeError as error:
+        async def lost(error: NotMadeError) -> None:
             self._tally.failed += 1
             self._watcher.bad(line.number, str(error))
             await note(State.FAILED, job=error.job, error=str(error))
+
+        asked_at = self._clock()
+        try:
+            made = await maker.make(Work(name, asked.request, job), begun)
+        except NotNowError as error:
+            if asked_at < give_up_at:
+                raise
+            await lost(NotMadeError(UNMAKEABLE, str(error)))
+            return
+        except NotMadeError as error:
+            await lost(error)
             return
         file = await asyncio.to_thread(self._save, line, asked, made)
         await note(

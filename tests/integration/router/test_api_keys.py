@@ -127,7 +127,7 @@ async def test_a_job_is_held_for_a_pool_that_is_expected_and_refused_for_one_tha
 async def test_what_no_worker_of_the_pool_can_make_is_refused_by_name(router: ServedRouter) -> None:
     async with router.http() as http:
         answer = await http.post("/v1/jobs", json={**SMALL, "tier": "fp8", "pool": INTERACTIVE})
-    assert (answer.status_code, answer.json()["type"]) == (503, "pool_unavailable")
+    assert (answer.status_code, answer.json()["type"]) == (503, "unmakeable")
     assert "tier fp8" in answer.json()["detail"]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from router.client.batch import BatchError, ByRouter, Defaults, Outcome, Patience, Settings, Tally, run
 from router.contract import JobState, KeyLimitsView, KeyRequest
-from tests.emulators.paced_process import PacedProcess
+from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.emulators.paced_worker import Fault, Pace
 from tests.integration.router.batching import COMMAND, Batch, door
 from tests.integration.router.served import API_KEY, ROOT, ServedRouter, until
@@ -29,6 +29,7 @@ class Heard:
 
     def __init__(self) -> None:
         self.lines: dict[int, str] = {}
+        self.put_aside: dict[int, str] = {}
         self.checked = 0
 
     def checking(self, done: int, total: int) -> None:
@@ -43,6 +44,9 @@ class Heard:
 
     def bad(self, line: int, why: str) -> None:
         self.lines[line] = why
+
+    def aside(self, line: int, why: str) -> None:
+        self.put_aside[line] = why
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -312,6 +316,47 @@ async def test_patience_ends_when_nothing_goes_well(router: ServedRouter, tmp_pa
         wanted = settings(tmp_path, {"prompt": "one", "pool": "nobodys"})
         with pytest.raises(BatchError, match=r"nothing has gone well for .* no worker is registered"):
             await ran(wanted, impatient)
+
+
+async def test_a_line_that_no_worker_can_make_fails_alone_by_its_number_and_holds_no_other_back(
+    router: ServedRouter, tmp_path: Path
+) -> None:
+    wanted = settings(
+        tmp_path,
+        *({"prompt": f"picture {number}", "model": "nobodys"} for number in (1, 2, 3)),
+        {"prompt": "too fine", "tier": "fp8"},
+        *(f"picture {number}" for number in range(5, 9)),
+        concurrency=2,
+        unmakeable_s=0.0,
+    )
+    async with router.client() as client:
+        outcome, heard = await ran(wanted, ByRouter(client, Patience(0, lambda _: None)))
+    assert (outcome.tally.done, outcome.tally.failed) == (4, 4)
+    assert heard.put_aside.keys() == heard.lines.keys() == {1, 2, 3, 4}
+    assert "unmakeable: pool interactive: no worker there makes images of 256x256 with model nobodys" in heard.lines[1]
+    assert "with tier fp8" in heard.lines[4]
+    assert [last(tmp_path)[number]["state"] for number in (1, 4, 5, 8)] == ["failed", "failed"] + ["succeeded"] * 2
+
+
+async def test_a_line_whose_worker_comes_later_is_made_after_the_others(
+    router: ServedRouter, maker: ByRouter, tmp_path: Path
+) -> None:
+    wanted = settings(
+        tmp_path, {"prompt": "a house", "model": "house"}, "a fox", "a hen", concurrency=2, unmakeable_s=6.0
+    )
+    running = asyncio.create_task(ran(wanted, maker))
+
+    async def others_made() -> bool:
+        return {entry["line"] for entry in Batch(wanted.source, wanted.out, ()).entries()} >= {2, 3}
+
+    async with paced_worker(Pace(model="house")) as house, router.admin() as admin:
+        await until(others_made, "the other lines have their images")
+        try:
+            await router.use("house-1", house)
+            outcome, heard = await running
+        finally:
+            await admin.remove("house-1")
+    assert (outcome.whole, outcome.tally.done, list(heard.put_aside), heard.lines) == (True, 3, [1], {})
 
 
 async def _letterpress(url: str, *words: str, stdin: bytes = b"") -> tuple[int, bytes, str]:

@@ -37,7 +37,7 @@ SOAK_EXAMPLES = 150
 RUNS = 12
 STEPS = 8
 HEADERS = {"Authorization": f"Bearer {API_KEY}"}
-PROMISED = {501: ("not_served", "is not served here"), 503: ("pool_unavailable",)}
+PROMISED = {501: ("not_served", "is not served here"), 503: ("pool_unavailable", "unmakeable")}
 
 
 def only_promised_errors(
