@@ -86,7 +86,9 @@ class Weights:
         await connection.write(token, "".join(f"{line}\n" for line in settings).encode())
         pull = f"weights pull {shlex.quote(weights.repository)} --accept-license"
         if machine.kind is HostKind.CONTAINER:
-            script = f"set -a; . {token}; set +a; letterpress-container {pull} 2>&1"
+            # Into the folders where the unit will look: an image's own are not on the stack's volume.
+            folders = f"HF_HOME={machine.cache}/huggingface LETTERPRESS_WORKER_CACHE_DIR={machine.cache}/letterpress"
+            script = f"set -a; . {token}; set +a; {folders} letterpress-container {pull} 2>&1"
         else:
             script = (
                 f"docker run --rm --network host --env-file {token} -v {machine.cache}:/cache "

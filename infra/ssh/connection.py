@@ -121,7 +121,12 @@ class Connection:
         on_line: OnLine = lambda _: None,
     ) -> Done:
         """As `run`, but how it ends is the caller's to judge."""
-        return await in_thread(self._as_root, script, doing, stdin, within_s, on_line)
+
+        def heard(line: str) -> None:
+            self._log(line)
+            on_line(line)
+
+        return await in_thread(self._as_root, script, doing, stdin, within_s, heard)
 
     async def write(self, path: PurePath, content: bytes | Path, mode: int = 0o600, owner: str = "root:root") -> None:
         """Put a file in place, whole or not at all; its folders are made, for root alone."""
@@ -137,9 +142,10 @@ class Connection:
         )
 
     async def read(self, path: PurePath) -> bytes | None:
-        """A file's content; None if there is none."""
+        """A file's content; None if there is none. The log keeps that it was read, and not what: it may be a secret."""
         quoted = shlex.quote(str(path))
-        done = await self.attempt(f"test -e {quoted} || exit 44; cat {quoted}", f"reading {path}")
+        script = f"test -e {quoted} || exit 44; cat {quoted}"
+        done = await in_thread(self._as_root, script, f"reading {path}", b"", QUESTION_S, _unkept)
         if done.status == 44:
             return None
         if done.status != 0:
@@ -196,12 +202,7 @@ class Connection:
         limit = ("timeout", "-k", "5", f"{within_s:.0f}")
         command = shlex.join((*self.root, *limit, "sh", "-c", script))
         self._log(f"# {doing}")
-
-        def heard(line: str) -> None:
-            self._log(line)
-            on_line(line)
-
-        done = self._execute(command, _chunks(self.preamble, stdin), within_s + GRACE_S, heard)
+        done = self._execute(command, _chunks(self.preamble, stdin), within_s + GRACE_S, on_line)
         if done.status != 0:
             self._log(f"# ended with {done.status}")
         return done
@@ -293,6 +294,10 @@ def _hear(channel: paramiko.Channel, deadline: float, on_line: OnLine) -> Done:
             return Done(TIMED_OUT, out.end(), err.end())
         if channel.eof_received:
             time.sleep(0.01)  # the pipe stays readable: what is awaited is the exit status
+
+
+def _unkept(_: str) -> None:
+    """For output that goes into no log."""
 
 
 def _chunks(preamble: bytes, stdin: bytes | Path) -> Iterator[bytes]:

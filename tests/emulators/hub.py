@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+LOOPBACK = "127.0.0.1"
 LARGE = 16_384
 """Bytes from which a file is kept as LFS, known by its SHA-256 and served by the CDN."""
 TOKEN_ACCEPTED = "hf_accepted0123456789"
@@ -82,16 +83,21 @@ class Hub:
 
 
 @contextmanager
-def hub(repositories: dict[str, Repository]) -> Iterator[Hub]:
-    """Serving on two free loopback ports (the hub, and its CDN under another host name) while the block runs."""
-    with _listening(_Cdn, repositories) as cdn_port, _listening(_Hub, repositories, cdn_port) as port:
-        yield Hub(f"http://127.0.0.1:{port}", repositories)
+def hub(repositories: dict[str, Repository], address: str = LOOPBACK) -> Iterator[Hub]:
+    """Serving on two free ports of `address` while the block runs: the hub, and its CDN, on loopback under another
+    host name."""
+    name = "localhost" if address == LOOPBACK else address
+    with (
+        _listening(_Cdn, repositories, address) as port,
+        _listening(_Hub, repositories, address, f"{name}:{port}") as hubs,
+    ):
+        yield Hub(f"http://{address}:{hubs}", repositories)
 
 
 @contextmanager
-def _listening(kind: type[_Handler], repositories: dict[str, Repository], cdn_port: int = 0) -> Iterator[int]:
-    handler = type("Bound", (kind,), {"repositories": repositories, "cdn_port": cdn_port})
-    with _Server(("127.0.0.1", 0), handler) as server:
+def _listening(kind: type[_Handler], repositories: dict[str, Repository], address: str, cdn: str = "") -> Iterator[int]:
+    handler = type("Bound", (kind,), {"repositories": repositories, "cdn": cdn})
+    with _Server((address, 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:
@@ -116,7 +122,7 @@ def git_id(data: bytes) -> str:
 
 class _Handler(BaseHTTPRequestHandler):
     repositories: dict[str, Repository]
-    cdn_port: int
+    cdn: str
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
@@ -224,7 +230,7 @@ class _Hub(_Handler):
             X_Repo_Commit=repository.commit,
             X_Linked_Etag=f'"{hashlib.sha256(data).hexdigest()}"',
             X_Linked_Size=str(len(data)),
-            Location=f"http://localhost:{self.cdn_port}/{name}/{file}?signature=of-the-cdn",
+            Location=f"http://{self.cdn}/{name}/{file}?signature=of-the-cdn",
         )
 
 

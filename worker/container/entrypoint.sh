@@ -30,12 +30,14 @@ start_sshd() {
   # Drawn once a volume: whoever pinned the key meets the same one after a restart.
   [ -s "$keys/ssh_host_ed25519_key" ] || ssh-keygen -q -t ed25519 -N '' -C letterpress -f "$keys/ssh_host_ed25519_key"
   chmod 0600 "$keys/ssh_host_ed25519_key"
-  printf '%s\n' "$PUBLIC_KEY" >/root/.ssh/authorized_keys
+  # A container that is started again still lets the tunnel services in that a deploy has told it of.
+  tunnels=$(grep ' letterpress-tunnel-[a-z0-9]*$' /root/.ssh/authorized_keys 2>/dev/null || :)
+  printf '%s\n' "$PUBLIC_KEY" ${tunnels:+"$tunnels"} >/root/.ssh/authorized_keys
   chmod 0600 /root/.ssh/authorized_keys
   mkdir -p /run/sshd
-  # -D under our own background: its messages go where the container's do.
+  # -D under our own background: its messages go where the container's do. Whoever logs in finds the image's programs.
   /usr/sbin/sshd -D -e -f /etc/ssh/letterpress_sshd_config -o "HostKey=$keys/ssh_host_ed25519_key" \
-    -o "Port=${LETTERPRESS_SSH_PORT:-22}" &
+    -o "Port=${LETTERPRESS_SSH_PORT:-22}" -o "SetEnv=PATH=$PATH PYTHONPATH=${PYTHONPATH:-}" &
   say "sshd listens on port ${LETTERPRESS_SSH_PORT:-22}; host key $(ssh-keygen -lf "$keys/ssh_host_ed25519_key.pub" | cut -d' ' -f2)"
 }
 

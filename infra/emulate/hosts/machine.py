@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infra.emulate.hosts import init, pod
 from infra.emulate.hosts.namespace import Namespace, NoMachinesError, namespace
 from infra.paths import repository_root
 from infra.setup.for_tests import find_sshd
@@ -39,6 +40,8 @@ class TestMachine:
     port: int = 22
     packages: str = ""
     """A folder that is its Python package index."""
+    is_pod: bool = False
+    """A container instead: the worker's image, as `host`."""
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     @property
@@ -46,7 +49,6 @@ class TestMachine:
         return self.network.address
 
     def start(self) -> None:
-        specification = self.folder / "specification.json"
         described = {
             "disk": str(self.disk),
             "checkout": str(repository_root()),
@@ -56,12 +58,15 @@ class TestMachine:
             "port": self.port,
             "packages": self.packages,
         }
-        specification.write_text(json.dumps(described))
+        self.specification.write_text(json.dumps(described))
         apart = ("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--uts")
-        init = Path(__file__).with_name("init.py")
+        first = (pod if self.is_pod else init).__name__
+        environment = pod.environment(self.users[0]["key"], self.port) if self.is_pod else dict(os.environ)
         with (self.folder / "console").open("ab") as console:
             self.process = subprocess.Popen(
-                [*self.network.within, *apart, sys.executable, "-IS", str(init), str(specification)],
+                [*self.network.within, *apart, sys.executable, "-S", "-m", first, str(self.specification)],
+                cwd=repository_root(),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -112,13 +117,15 @@ class TestMachine:
         left = [self.process.pid]
         while left:
             pid = left.pop()
-            if (
-                b"init.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-                and b"unshare" not in Path(f"/proc/{pid}/cmdline").read_bytes()
-            ):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if os.fsencode(self.specification) in command and b"unshare" not in command:
                 return pid
             left += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         raise ProcessLookupError(self.address)
+
+    @property
+    def specification(self) -> Path:
+        return self.folder / "specification.json"
 
     def told(self, **what: object) -> None:
         """Change what its tools say from now on."""
@@ -128,9 +135,9 @@ class TestMachine:
     def new_host_key(self) -> None:
         """As a machine that was installed anew at the same address."""
         self.stop()
-        for name in ("standin_key", "standin_key.pub"):
-            self.file(f"/etc/ssh/{name}").unlink()
-        key = self.file("/etc/ssh/standin_key")
+        key = self.file(f"{pod.VOLUME}/ssh/ssh_host_ed25519_key" if self.is_pod else "/etc/ssh/standin_key")
+        for file in (key, key.with_name(f"{key.name}.pub")):
+            file.unlink()
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
         self.start()
 
@@ -154,6 +161,7 @@ def machine(
     port: int = 22,
     size: str = "",
     packages: str = "",
+    is_pod: bool = False,
 ) -> Iterator[TestMachine]:
     """Running; gone with its disk when the block ends. `key` is a public line that lets its user in.
 
@@ -171,7 +179,7 @@ def machine(
         if size:
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
         users = [{"name": user, "key": key, "password": password}]
-        made = TestMachine(network, folder, disk, users, {"gpus": gpus}, port, packages)
+        made = TestMachine(network, folder, disk, users, {"gpus": gpus}, port, packages, is_pod)
         try:
             made.start()
             yield made

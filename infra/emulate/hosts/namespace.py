@@ -27,6 +27,8 @@ class Namespace:
     name: str
     cable: str
     address: str
+    here: str
+    """This computer's address at the cable."""
     inner: str = ""
     """The cable's other end, within."""
 
@@ -50,19 +52,19 @@ def namespace() -> Iterator[Namespace]:
         raise NoMachinesError("a network namespace takes root and iproute2")
     unique = uuid.uuid4()
     short, net = unique.hex[:6], f"10.{64 + unique.bytes[0] % 64}.{unique.bytes[1]}"
-    made = Namespace(f"lp-{short}", f"lp-{short}o", f"{net}.2", f"lp-{short}i")
+    made = Namespace(f"lp-{short}", f"lp-{short}o", f"{net}.2", f"{net}.1", f"lp-{short}i")
     if _ip("netns", "add", made.name).returncode != 0:
         raise NoMachinesError("this kernel, or this container, makes no network namespaces")
     try:
         for words in (
             ("link", "add", made.cable, "type", "veth", "peer", "name", made.inner, "netns", made.name),
-            ("addr", "add", f"{net}.1/24", "dev", made.cable),
+            ("addr", "add", f"{made.here}/24", "dev", made.cable),
             ("link", "set", made.cable, "up"),
             ("-n", made.name, "addr", "add", f"{made.address}/24", "dev", made.inner),
             ("-n", made.name, "link", "set", made.inner, "up"),
             ("-n", made.name, "link", "set", "lo", "up"),
             # They reach each other by way of us, and nobody else.
-            ("-n", made.name, "route", "add", "default", "via", f"{net}.1"),
+            ("-n", made.name, "route", "add", "default", "via", made.here),
         ):
             done = _ip(*words)
             if done.returncode != 0:

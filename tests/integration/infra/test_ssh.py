@@ -129,6 +129,21 @@ async def test_a_file_is_whole_with_its_mode_and_comes_back_byte_for_byte(
     assert [path.name for path in Path(there).parent.iterdir()] == ["file"]
 
 
+async def test_what_a_file_holds_goes_into_no_log_and_what_a_command_says_does(
+    server: Sshd, target: Target, pins: Pins, tmp_path: Path
+) -> None:
+    there, connections = PurePosixPath(tmp_path) / "token", Connections(pins, tmp_path / "logs")
+    connection = await connections.to(target, unheard, AT_ONCE)
+    await connection.write(there, b"a-worker-token\n")
+    assert await connection.read(there) == b"a-worker-token\n"
+    await connection.run("echo said", "asking")
+    connections.close()
+    kept = (tmp_path / "logs" / f"{MACHINE}.ssh.log").read_text()
+    assert "a-worker-token" not in kept
+    assert f"# reading {there}" in kept
+    assert "said\n" in kept
+
+
 async def test_a_server_on_its_loopback_can_be_asked(target: Target, pins: Pins) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as asked:
         threading.Thread(target=asked.serve_forever, daemon=True).start()
