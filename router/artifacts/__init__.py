@@ -36,7 +36,7 @@ class AtUrl:
 
 
 class Draft(Protocol):
-    """A file that is being written; nobody finds it before it is kept. Either `keep` or `drop` ends it."""
+    """A file that is being written; nobody finds it before it is kept. The first of `keep` and `drop` ends it."""
 
     async def write(self, data: bytes) -> None: ...
 
@@ -44,7 +44,10 @@ class Draft(Protocol):
         """Whole, under its path, so that it survives a power cut."""
         ...
 
-    async def drop(self) -> None: ...
+    async def drop(self) -> None:
+        """Nothing of it is left. Once it is kept this changes nothing: the store may name it already, though its word
+        was lost on the way; what nobody names is collected."""
+        ...
 
 
 class Artifacts(Protocol):

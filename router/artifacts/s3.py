@@ -206,6 +206,7 @@ class S3Draft:
 
     def __init__(self, store: S3Store, path: str, failed: Callable[[str, Exception], ArtifactError]) -> None:
         self._store, self._path, self._describe = store, path, failed
+        self._kept = False
         self._file = obstore.open_writer_async(
             store, path, buffer_size=PART, attributes={"Content-Type": "application/jsonl"}
         )
@@ -221,9 +222,12 @@ class S3Draft:
             await self._file.close()
         except (BaseError, OSError) as error:
             raise self._failed(error) from error
+        self._kept = True
 
     async def drop(self) -> None:
         """There is no other way to have the parts removed than to end the file."""
+        if self._kept:
+            return
         try:
             await self._file.close()
             await obstore.delete_async(self._store, self._path)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from router import ids
 from router.artifacts import AtUrl, file_path
@@ -223,6 +224,18 @@ async def test_a_file_that_is_given_up_leaves_nothing_in_the_bucket(
     await draft.write(b"x" * 2**25)
     await draft.drop()
     assert (service.objects, service.parts) == ({}, {})
+
+
+async def test_a_file_that_was_kept_stays_whatever_goes_wrong_after_it(
+    artifacts: S3Artifacts, service: EmulatedS3
+) -> None:
+    draft = await artifacts.draft(FILE)
+    await draft.write(b"answers")
+    await draft.keep()
+    with capture_logs() as said:
+        await draft.drop()
+    assert service.objects[f"prod/eu/{FILE}"][0] == b"answers"
+    assert said == [], "nothing was left that should be gone"
 
 
 async def test_a_file_that_is_not_in_the_bucket_is_an_error(artifacts: S3Artifacts) -> None:
