@@ -124,6 +124,16 @@ def test_what_a_picture_shows_can_be_left_out_and_all_of_it_too(drawn: Image.Ima
     assert len(pixels) == 1
 
 
+@pytest.mark.parametrize("quality", [None, 100])
+def test_a_jpeg_of_nothing_but_noise_is_larger_than_its_optimizer_has_room_for_and_is_made(quality: int | None) -> None:
+    noise = Image.fromarray(np.random.default_rng(7).integers(0, 256, (256, 256, 3), dtype=np.uint8))
+    data = formats.encode(noise, ABOUT, ImageFormat.JPEG, quality)
+    assert len(data) > 256 * 256 * (1 if quality is None else 2)
+    assert opened(data).getexif()[formats.SOFTWARE] == TEXT["Software"]
+    assert error(opened(data), noise) < 20
+    assert data == formats.encode(noise, ABOUT, ImageFormat.JPEG, quality)
+
+
 def test_a_prompt_too_long_for_a_jpegs_metadata_is_left_out_of_it(drawn: Image.Image) -> None:
     long = "狐" * MAX_PROMPT_CHARS
     said = record(made(drawn, prompt=long, format="jpeg"))
