@@ -79,15 +79,12 @@ def _jpeg(image: Image, exif: Exif, quality: int) -> bytes:
     Tables of its own make a file some percent smaller. Pillow gives them room for a byte a pixel (two from quality 95
     on), and what is finer than that, as noise is, fails: it gets the usual tables, with which a file may have any size.
     """
-    for optimize in (True, False):
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, format="JPEG", quality=quality, subsampling=0, optimize=True, exif=exif)
+    except OSError:
         buffer = io.BytesIO()
-        try:
-            image.save(buffer, format="JPEG", quality=quality, subsampling=0, optimize=optimize, exif=exif)
-        except OSError:
-            if not optimize:
-                raise
-        else:
-            break
+        image.save(buffer, format="JPEG", quality=quality, subsampling=0, exif=exif)
     return buffer.getvalue()
 
 

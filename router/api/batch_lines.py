@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from math import ceil
 from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationError
+from pydantic_core import to_json
 
 from router.api.context import Context
 from router.api.errors import Dialect, OpenAIErrorBody, openai_error, status_of
@@ -22,9 +24,12 @@ from router.jobs import Job, NewJob, Place
 from worker.contract import Frozen, GenerationRequest, ImageFormat
 
 ANSWER_BYTES = 2048
-"""Of an answer, or an error, around its images."""
+"""Of an answer, or an error, around its images and its custom id."""
+IMAGE_BYTES = 512
+"""Around one image in an answer; its URL, where that is what it is, included."""
 BYTES_A_PIXEL = {ImageFormat.PNG: 3, ImageFormat.JPEG: 1, ImageFormat.WEBP: 1}
-"""At the most: a PNG of nothing but noise; the lossy ones take a fifth of this at their usual quality."""
+"""What is foreseen: a PNG of nothing but noise; of the lossy ones five times what a picture takes at their usual
+quality. Noise takes up to five bytes, as JPEG of quality 100: what is larger finds room when it is written, or none."""
 LINKS_S = 7 * 86_400
 """How long a URL in an output file is good: a batch is read some time after it was written."""
 
@@ -79,9 +84,9 @@ class ImageLines:
             body = BatchedImagesRequest.model_validate(asked.body)
             images = body.wanted(0)
             GenerationRequest.model_validate(images[0])  # what cannot be drawn takes no room
-            return Checked(asked.custom_id, _at_most(images, by_url=body.by_url))
+            return Checked(asked.custom_id, _foreseen(asked.custom_id, images, len(line), by_url=body.by_url))
         except ValidationError:
-            return Checked(asked.custom_id, ANSWER_BYTES)  # it will be one of the error file
+            return Checked(asked.custom_id, _around(asked.custom_id))  # it will be one of the error file
 
     def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
         try:
@@ -107,6 +112,10 @@ class ImageLines:
         except ValidationError as error:
             raise of_values(error, NAMES) from error
         return [NewJob(request, terms, place=place) for request in requests]
+
+    def size(self, line: DoneLine) -> int:
+        images = [0 if line.by_url or job.image is None else _as_base64(job.image.bytes) for job in line.jobs]
+        return _around(line.custom_id) + sum(IMAGE_BYTES + size for size in images)
 
     async def render(self, batch: Batch, line: DoneLine) -> AsyncIterator[bytes]:
         name = f"batch_req_{batch.id.partition('_')[2]}_{line.line}"
@@ -144,13 +153,22 @@ class ImageLines:
         return data_by_url(job, links.url(job.id, self._context.clock(), max(LINKS_S, links.lifetime_s)))
 
 
-def _at_most(images: Sequence[Mapping[str, object]], *, by_url: bool) -> int:
-    """Bytes of the line's answer."""
+def _around(custom_id: str) -> int:
+    return ANSWER_BYTES + len(to_json(custom_id))
+
+
+def _foreseen(custom_id: str, images: Sequence[Mapping[str, object]], said: int, *, by_url: bool) -> int:
+    """Bytes of the line's answer. Each image says what made it: the prompt, of at most the line's `said` bytes, twice
+    as long where it is escaped (docs/metadata.md)."""
     if by_url:
-        return ANSWER_BYTES * len(images)
+        return _around(custom_id) + IMAGE_BYTES * len(images)
     one = images[0]
     drawn = int(str(one["width"])) * int(str(one["height"])) * BYTES_A_PIXEL[ImageFormat(str(one["format"]))]
-    return (ANSWER_BYTES + drawn * 4 // 3) * len(images)  # as base64
+    return _around(custom_id) + (IMAGE_BYTES + _as_base64(drawn + 2 * said)) * len(images)
+
+
+def _as_base64(size: int) -> int:
+    return 4 * ceil(size / 3)
 
 
 def _why(line: DoneLine) -> LineRefusal | None:

@@ -138,7 +138,7 @@ class Moments:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """`read_to` is the byte of the file, and `lines_read` the line, up to which there are jobs; `loaded` says that
-    this is its end. `counts` are final once it has ended."""
+    this is its end. `counts` are final once it has ended. `promised` are the bytes that its answers may take."""
 
     id: str
     api_key_id: str
@@ -159,6 +159,7 @@ class Batch:
     lines_read: int
     output_file_id: str | None
     error_file_id: str | None
+    promised: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +274,11 @@ class Batches(Protocol):
     async def validated(self, lease: BatchLease, total: int, output: int, quota: Quota) -> Batch:
         """Its file has so many requests: in progress, unless it is cancelling meanwhile. Its answers take at most
         `output` bytes, which are promised to it. Raises OutputTooLargeError where there is no room for them."""
+        ...
+
+    async def promise(self, lease: BatchLease, output: int, quota: Quota) -> None:
+        """Its answers take `output` bytes, which is more than was foreseen: from now on these are promised to it.
+        Raises OutputTooLargeError where there is no room for them."""
         ...
 
     async def fail(self, lease: BatchLease, faults: Sequence[Fault]) -> None: ...

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from router.artifacts import Artifacts
-from router.batches import Batch, Batches, DoneLine, LineRefusal, NewLine, Quota
+from router.batches import Batch, Batches, BatchState, DoneLine, LineRefusal, NewLine, Quota
+from router.batches.lines import LineTooLongError
+from router.errors import ArtifactGoneError, RouterError
 from router.jobs import Job
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A line as far as it can be judged before anything is made of it; its answer takes at most `output` bytes."""
+    """A line as far as it can be judged before anything is made of it; its answer is likely to take no more than
+    `output` bytes."""
 
     custom_id: str
     output: int = 0
@@ -28,6 +31,10 @@ class Words(Protocol):
 
     def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
         """What a line that has passed `check` wants."""
+        ...
+
+    def size(self, line: DoneLine) -> int:
+        """Bytes of the answer, at the most, by its images as they are stored."""
         ...
 
     def render(self, batch: Batch, line: DoneLine) -> AsyncIterator[bytes]:
@@ -67,6 +74,25 @@ INPUT_LOST = LineRefusal("invalid_input_file", "the input file cannot be read an
 IMAGE_LOST = LineRefusal(
     "image_lost", "the image was made, and cannot be read any more; ask for it again", 500, "server_error"
 )
+
+NO_ROOM = LineRefusal(
+    "output_too_large",
+    "the images were made, and this API key has no room for them in its files: fetch each by its job "
+    "(GET /v1/jobs/{request_id}/image), or delete files and ask again, with response_format url",
+    403,
+)
+
+
+def over(batch: Batch, now_ms: int) -> LineRefusal | None:
+    """Why no line of the batch becomes a job any more."""
+    if batch.state is BatchState.CANCELLING:
+        return CANCELLED
+    return EXPIRED if batch.at.expires <= now_ms else None
+
+
+def final(batch: Batch, error: RouterError, now_ms: int) -> bool:
+    """Whether what could not be read is not asked for again: a batch always ends, and soon if it is cancelled."""
+    return isinstance(error, (ArtifactGoneError, LineTooLongError)) or over(batch, now_ms) is not None
 
 
 def line_made(line: DoneLine) -> bool:

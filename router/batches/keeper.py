@@ -19,7 +19,6 @@ from router.batches import (
     BatchLease,
     BatchState,
     Counts,
-    DoneLine,
     Fault,
     LineRefusal,
     NewLine,
@@ -28,17 +27,16 @@ from router.batches import (
     StoredFile,
 )
 from router.batches.desk import (
-    CANCELLED,
     EXPIRED,
-    IMAGE_LOST,
     INPUT_LOST,
     BadLineError,
     Desk,
+    final,
     line_expired,
-    line_made,
+    over,
 )
 from router.batches.lines import LineTooLongError, lines_of
-from router.batches.output import Output
+from router.batches.output import Answers
 from router.contract import MAX_BATCH_JOBS
 from router.errors import (
     ArtifactError,
@@ -47,7 +45,6 @@ from router.errors import (
     LeaseLostError,
     OutputTooLargeError,
     QueueFullError,
-    RouterError,
     StoreUnavailableError,
 )
 from router.limits import KeyLimits
@@ -159,7 +156,7 @@ class Keeper:
         except LineTooLongError as long:
             faults = [Fault("line_too_long", str(long), long.line)]
         except ArtifactError as error:
-            if not self._final(lease.batch, error):
+            if not final(lease.batch, error, self._desk.now_ms()):
                 raise
             log.error("batch_input_lost", batch=lease.batch.id, error=str(error))  # noqa: TRY400 - its trace says nothing
             faults = [Fault(INPUT_LOST.code, INPUT_LOST.message, param="input_file_id")]
@@ -220,7 +217,7 @@ class Keeper:
                         return pause_ms if lines else 0
                     await asyncio.sleep(0)
         except (ArtifactError, LineTooLongError) as error:  # the latter: it is not what was validated
-            if not self._final(batch, error):
+            if not final(batch, error, self._desk.now_ms()):
                 raise
             log.error("batch_input_lost", batch=batch.id, error=str(error))  # noqa: TRY400 - its trace says nothing
             going_on = await self._add(lease, lines, end, number, whole=False)
@@ -242,22 +239,12 @@ class Keeper:
             await self._desk.batches.fail(lease, faults)
 
     def _read(self, batch: Batch, number: int, line: bytes) -> NewLine:
-        asked, refusal = self._desk.words.read(batch, number, line), self._over(batch)
+        asked, refusal = self._desk.words.read(batch, number, line), over(batch, self._desk.now_ms())
         return asked if refusal is None else NewLine(number, asked.custom_id, refusal=refusal)
-
-    def _over(self, batch: Batch) -> LineRefusal | None:
-        """Why no line of the batch becomes a job any more."""
-        if batch.state is BatchState.CANCELLING:
-            return CANCELLED
-        return EXPIRED if batch.at.expires <= self._desk.now_ms() else None
-
-    def _final(self, batch: Batch, error: RouterError) -> bool:
-        """Whether what could not be read is not asked for again: a batch always ends, and soon if it is cancelled."""
-        return isinstance(error, (ArtifactGoneError, LineTooLongError)) or self._over(batch) is not None
 
     async def _refuse_rest(self, lease: BatchLease, end: int, number: int) -> bool:
         """The lines that cannot be read any more, whose custom ids nobody knows; as `_add`."""
-        batch, refusal = lease.batch, self._over(lease.batch) or INPUT_LOST
+        batch, refusal = lease.batch, over(lease.batch, self._desk.now_ms()) or INPUT_LOST
         left = batch.counts.total - await self._desk.batches.lines_added(lease)
         while left > 0:
             some = min(left, LOAD_AT_ONCE)
@@ -316,12 +303,12 @@ class Keeper:
 
     async def _finalize(self, lease: BatchLease) -> int:
         batch = await self._desk.batches.finalizing(lease)
-        output, errors = Output(self._desk, batch, "output"), Output(self._desk, batch, "error")
+        answers = Answers(self._desk, lease, batch)
         completed, failed, expired, after = 0, 0, False, 0
         try:
             while lines := await self._desk.batches.done_lines(lease, after, WRITE_AT_ONCE):
                 for line in lines:
-                    made = await self._write(batch, line, output, errors)
+                    made = await answers.write(line)
                     completed, failed = completed + made, failed + (not made)
                     expired = expired or line_expired(line)
                 after = lines[-1].line
@@ -329,32 +316,12 @@ class Keeper:
             if batch.state is BatchState.CANCELLING:
                 state = BatchState.CANCELLED
             counts = Counts(batch.counts.total, completed, failed)
-            await self._desk.batches.end(lease, Outcome(state, counts, await output.kept(), await errors.kept()))
+            await self._desk.batches.end(lease, Outcome(state, counts, *await answers.kept()))
         except BaseException:  # whatever it is: half a file is of no use, and it is raised again
-            await output.drop()
-            await errors.drop()
+            await answers.drop()
             raise
         log.info("batch_ended", batch=batch.id, state=state.value, completed=completed, failed=failed)
         return 0
-
-    async def _write(self, batch: Batch, line: DoneLine, output: Output, errors: Output) -> bool:
-        """The line's answer, into its file; whether its images are in it."""
-        pieces = self._desk.words.render(batch, line)
-        try:
-            first = await anext(pieces)
-        except ArtifactError as error:
-            if not self._final(batch, error):
-                raise
-            log.error("batch_image_lost", batch=batch.id, line=line.line, error=str(error))  # noqa: TRY400 - as above
-            line = replace(line, refusal=IMAGE_LOST)
-            pieces = self._desk.words.render(batch, line)
-            first = await anext(pieces)
-        made = line_made(line)
-        file = output if made else errors
-        await file.write(first)
-        async for piece in pieces:
-            await file.write(piece)
-        return made
 
     async def _input(self, batch: Batch) -> StoredFile:
         file = await self._desk.batches.input_of(batch)

@@ -167,6 +167,7 @@ def batch(row: Row[Any], counts: tuple[int, int] | None = None) -> Batch:
         lines_read=row.lines_read,
         output_file_id=row.output_file_id,
         error_file_id=row.error_file_id,
+        promised=row.promised or 0,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, case, false, func, insert, null, or_, select, update
@@ -113,14 +113,21 @@ def release(connection: Connection, now: Now, lease: BatchLease, pause_ms: int) 
 
 
 def validated(connection: Connection, now: Now, lease: BatchLease, total: int, output: int, quota: Quota) -> Batch:
-    file_rows.lock(connection, lease.batch.api_key_id)
-    room = file_rows.kept(connection, now, lease.batch.api_key_id).room(quota)
-    if output > room:
-        raise OutputTooLargeError(mebibytes(output), mebibytes(room))
-    found = _change(connection, now, lease, validated=True, total=total, promised=output)
+    promise(connection, now, lease, output, quota)
+    found = _change(connection, now, lease, validated=True, total=total)
     if found.state is not BatchState.VALIDATING:
         return found
     return _change(connection, now, lease, state=BatchState.IN_PROGRESS, in_progress_at=now)
+
+
+def promise(connection: Connection, now: Now, lease: BatchLease, output: int, quota: Quota) -> None:
+    file_rows.lock(connection, lease.batch.api_key_id)
+    own = connection.execute(select(batches.c.promised).where(batches.c.id == lease.batch.id)).scalar_one() or 0
+    held = file_rows.kept(connection, now, lease.batch.api_key_id)
+    room = replace(held, promised=held.promised - own).room(quota)
+    if output > room:
+        raise OutputTooLargeError(mebibytes(output), mebibytes(room))
+    _change(connection, now, lease, promised=output)
 
 
 def fail(connection: Connection, now: Now, lease: BatchLease, faults: Sequence[Fault]) -> None:

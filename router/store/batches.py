@@ -80,6 +80,9 @@ class SqlBatches:
     async def validated(self, lease: BatchLease, total: int, output: int, quota: Quota) -> Batch:
         return await self._database.write(batch_work_rows.validated, self._clock(), lease, total, output, quota)
 
+    async def promise(self, lease: BatchLease, output: int, quota: Quota) -> None:
+        await self._database.write(batch_work_rows.promise, self._clock(), lease, output, quota)
+
     async def fail(self, lease: BatchLease, faults: Sequence[Fault]) -> None:
         await self._database.write(batch_work_rows.fail, self._clock(), lease, faults)
 

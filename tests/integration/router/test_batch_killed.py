@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from router.contract import BATCH
+from tests.drawing import drawn
 from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.emulators.paced_worker import Pace
 from tests.integration.router.batching import Batch, door, prompts
@@ -32,8 +33,9 @@ async def killed_until_done(batch: Batch, lines: int, kills: int, draw: random.R
     died = 0
     while died < kills:
         left = lines - sum(entry["state"] == "succeeded" for entry in batch.entries())
-        # Two entries a line where a router is asked, one where a worker is.
-        died += await batch.run_killed(after=draw.randint(0, max(1, left // (kills - died + 1))))
+        assert left, f"it was done before it was killed for the {died + 1}th time"
+        # Two entries a line where a router is asked, one where a worker is. The half: some come before the kill does.
+        died += await batch.run_killed(after=draw.randint(0, max(1, left // (2 * (kills - died)))))
     code, said = await batch.run()
     assert code == 0, said
     batch.assert_whole(lines)
@@ -49,7 +51,7 @@ async def test_a_batch_at_a_router_that_is_killed_goes_on_and_makes_no_image_twi
         for number, worker in enumerate(fleet):
             await router.use(f"w-{number}", worker, BATCH)
         batch = Batch(prompts(tmp_path / "prompts.txt", lines), tmp_path / "out", ("--url", url, *SMALL))
-        await killed_until_done(batch, lines, kills, random.Random(lines))
+        await killed_until_done(batch, lines, kills, drawn())
         async with router.admin() as admin:
             (pool,) = await admin.pools()
         assert (pool.succeeded, pool.queued + pool.running + pool.failed + pool.cancelled) == (lines, 0)
@@ -66,5 +68,5 @@ async def test_a_batch_straight_at_a_worker_that_is_killed_goes_on_and_makes_no_
     token.write_text(fleet[0].token)
     words = ("--worker", fleet[0].url, "--token-file", str(token), *SMALL)
     batch = Batch(prompts(tmp_path / "prompts.txt", lines), tmp_path / "out", words)
-    await killed_until_done(batch, lines, kills, random.Random(lines))
+    await killed_until_done(batch, lines, kills, drawn())
     assert len(await made_by(fleet)) == lines
