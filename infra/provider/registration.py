@@ -78,6 +78,11 @@ class RegistrationResource:
 
     async def delete(self, state: RegistrationState, progress: Progress) -> None:
         """Drain, then remove. A router that is away has nobody to send to this worker."""
+        await self._forget(state, progress)
+        if state.url.startswith(TUNNELLED):
+            await tunnels.close_way(self._place(state, LEAVE), state.worker, progress)
+
+    async def _forget(self, state: RegistrationState, progress: Progress) -> None:
         try:
             async with self._admin(state, LEAVE) as admin:
                 progress("draining")

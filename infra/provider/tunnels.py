@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import PurePath
 
@@ -55,11 +56,29 @@ async def add(place: RouterPlace, machine: TunnelMachine, progress: Progress) ->
 
 async def remove(place: RouterPlace, machine_id: str, progress: Progress) -> None:
     """Have it keep that one no more; without any machine it ends. A router's host that does not answer keeps it."""
+    await _leave_out(place, lambda known: {name: each for name, each in known.items() if name != machine_id}, progress)
+
+
+async def close_way(place: RouterPlace, worker: str, progress: Progress) -> None:
+    """As `remove`, for the way to a worker that is no more: nobody takes leave of a machine that was lost."""
+    await _leave_out(place, lambda known: without_worker(known, worker), progress)
+
+
+def without_worker(known: Mapping[str, TunnelMachine], worker: str) -> dict[str, TunnelMachine]:
+    """The machines that have another worker than that one, each with those."""
+    left = {name: {one: port for one, port in each.workers.items() if one != worker} for name, each in known.items()}
+    return {name: each.model_copy(update={"workers": left[name]}) for name, each in known.items() if left[name]}
+
+
+async def _leave_out(
+    place: RouterPlace, change: Callable[[Mapping[str, TunnelMachine]], dict[str, TunnelMachine]], progress: Progress
+) -> None:
     place = replace(place, patience=LEAVE)
     async with place.site.tunnels_changing:
         try:
-            known = await _read(place)
-            if known.pop(machine_id, None) is not None:
+            before = await _read(place)
+            known = change(before)
+            if known != before:
                 await _write(place, known)
             if not known:
                 await place.host().remove(UNIT, progress)
