@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 from infra.emulate.hosts.manager import JOURNAL, SYSTEM, WANTS, Manager
 
 OVERLAID = ("/etc", "/var", "/root", "/home", "/usr/local", "/usr/sbin", "/srv")
+SHELL_FILES = (".bashrc", ".profile", ".bash_profile", ".bash_login", ".bash_logout")
 
 
 def main(specification: str) -> None:
@@ -84,6 +86,8 @@ def install(spec: dict[str, Any]) -> None:
             sudoers = Path("/etc/sudoers.d", name)
             sudoers.write_text(f"{name} ALL=(ALL) {rule}\n")
             sudoers.chmod(0o440)
+        else:
+            new_home(home)
         ssh = home / ".ssh"
         ssh.mkdir(mode=0o700, exist_ok=True)
         (ssh / "authorized_keys").write_text(user["key"] + "\n")
@@ -113,6 +117,14 @@ def may_be_entered(python: Path) -> None:
     for folder in python.parents:
         if f"/{folder.parts[1] if len(folder.parts) > 1 else ''}" in OVERLAID:
             folder.chmod(folder.stat().st_mode | 0o055)
+
+
+def new_home(home: Path) -> None:
+    """What a login shell reads is a new machine's: that of whoever runs the tests may take a second for each command."""
+    for name in SHELL_FILES:
+        (home / name).unlink(missing_ok=True)
+        if (given := Path("/etc/skel", name)).exists():
+            shutil.copy(given, home / name)
 
 
 def new_host_key() -> None:

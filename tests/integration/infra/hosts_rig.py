@@ -48,7 +48,7 @@ import os, pathlib, sys
 sys.path[:] = ["/srv/checkout", *(folder for folder in sys.path if "standin-docker" not in folder)]
 del sys.modules["worker"]
 token = pathlib.Path(os.environ["LETTERPRESS_WORKER_TOKEN_FILE"]).read_text()
-sys.argv[1:] = ["--port", os.environ["LETTERPRESS_WORKER_PORT"], "--token", token]
+sys.argv[1:] = ["--port", os.environ["LETTERPRESS_WORKER_PORT"], f"--token={token}"]
 from tests.emulators.paced_worker import main
 main()
 """
