@@ -17,7 +17,7 @@ from worker.contract import WorkerState, WorkerStatus
 
 ANSWER_S = 5.0
 """How long a loopback server may take for a health question while its machine is busy loading weights."""
-POLL_S = 0.3
+POLL_S, POLL_MOST_S = 0.3, 3.0
 SHOWN_LINES = 15
 
 
@@ -97,6 +97,8 @@ async def until_ready(host: Host, unit: str, ask: Ask, within_s: float, progress
     the unit is left as it is.
     """
     answer = Answer(Verdict.WAIT)
+    clock = asyncio.get_running_loop().time
+    begun = clock()
     try:
         async with asyncio.timeout(within_s):
             while answer.verdict is not Verdict.READY:
@@ -108,10 +110,16 @@ async def until_ready(host: Host, unit: str, ask: Ask, within_s: float, progress
                     raise await _failure(host, unit, "ended before it was ready")
                 if answer.verdict is Verdict.WAIT:
                     progress(answer.reason)
-                    await asyncio.sleep(POLL_S)
+                    await asyncio.sleep(pause_s(clock() - begun))
     except TimeoutError:
         said = f"; it says: {answer.reason}" if answer.reason else ""
         raise await _failure(host, unit, f"is not ready after {within_s:g} s{said}", slow=True) from None
+
+
+def pause_s(waited_s: float) -> float:
+    """Until the next look. One costs a machine several processes, and weights may load for an hour: a tenth of what was
+    waited already is added at most."""
+    return min(max(POLL_S, waited_s / 10), POLL_MOST_S)
 
 
 async def _failure(host: Host, unit: str, what: str, *, slow: bool = False) -> ProviderError:

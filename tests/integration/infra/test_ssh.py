@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import http.server
 import shlex
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -73,6 +74,13 @@ async def test_a_command_gives_what_it_printed_and_is_heard_line_by_line(target:
             "one\nthree"
         )
     assert sorted(heard) == ["one", "three", "two"]
+
+
+async def test_no_message_waits_until_the_one_before_was_acknowledged(target: Target, pins: Pins) -> None:
+    async with connected(target, pins) as connection:
+        wire = connection._transport.sock
+        assert isinstance(wire, socket.socket)
+        assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def test_a_failed_command_names_the_machine_what_it_was_for_and_its_last_lines(

@@ -18,7 +18,7 @@ from infra.edge.config import EdgeSettings
 from infra.hosts import Progress, Unit, UnitState, UnitStatus
 from infra.hosts.logs import Position
 from infra.paths import StackPaths
-from infra.provider.readiness import Answer, Verdict, until_ready
+from infra.provider.readiness import Answer, Verdict, pause_s, until_ready
 from infra.provider.registration import RegistrationResource, RegistrationState, registered
 from infra.provider.resource import Condition, ProviderError, UnitSeen, worst
 from infra.provider.router_here import Here
@@ -241,6 +241,10 @@ async def awaited(*answers: Answer, state: UnitState = UnitState.RUNNING, within
 
     await until_ready(ScriptedHost(state), "a-1", ask, within_s, told.append)
     return told
+
+
+def test_what_takes_longer_is_looked_at_more_rarely() -> None:
+    assert [pause_s(waited) for waited in (0, 3, 10, 30, 3600)] == [0.3, 0.3, 1.0, 3.0, 3.0]
 
 
 async def test_its_own_reasons_are_told_until_it_is_ready() -> None:
