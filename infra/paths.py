@@ -19,7 +19,7 @@ from infra.errors import InfraError
 SOCKET_PATH_MAX = 107
 """`sun_path` holds 108 bytes with its closing zero (unix(7))."""
 SOCKET_NAME_MAX = 16
-"""How long the name of a socket in the run directory may be."""
+"""How long the name of a socket in the run directory may be. Tunnels want more (`infra.hosts.layout`)."""
 
 HOME = "LETTERPRESS_HOME"
 RUN = "LETTERPRESS_RUN"
@@ -50,7 +50,9 @@ class StackPaths:
         home = home or Path(os.environ.get(HOME) or repository_root() / ".letterpress")
         root = home.resolve() / stack
         digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
-        return cls(root=root, run=_run_directory(f"{stack[:20]}-{digest}"))
+        paths = cls(root=root, run=_run_base() / f"{stack[:20]}-{digest}")
+        paths.require_room(SOCKET_NAME_MAX)
+        return paths
 
     @property
     def secrets(self) -> Path:
@@ -80,6 +82,15 @@ class StackPaths:
         """The default file backend of the Pulumi engine."""
         return self.root / "pulumi"
 
+    def require_room(self, below: int) -> None:
+        """Raise PathsError if a socket whose path below the run directory has `below` bytes would not fit."""
+        excess = len(os.fsencode(self.run)) + 1 + below - SOCKET_PATH_MAX
+        if excess > 0:
+            raise PathsError(
+                f"{RUN}: {self.run.parent} is {excess} bytes too long for the sockets that go there (a unix socket's "
+                f"path ends at {SOCKET_PATH_MAX}); set it to a shorter path of your own"
+            )
+
     def create(self) -> None:
         """Make the folders, readable by their owner alone."""
         for folder in (self.root, self.secrets, self.logs, self.machines, self.router, self.pulumi):
@@ -88,17 +99,6 @@ class StackPaths:
         _require_own(self.run.parent)
         # Whoever may enter can connect to the sockets in it. `infra.edge.nginx` lets the edge's own user in.
         _make(self.run, 0o700, RUN)
-
-
-def _run_directory(name: str) -> Path:
-    run = _run_base() / name
-    excess = len(os.fsencode(run)) + 1 + SOCKET_NAME_MAX - SOCKET_PATH_MAX
-    if excess > 0:
-        raise PathsError(
-            f"{RUN}: {run.parent} is {excess} bytes too long for the sockets that go there (a unix socket's path ends "
-            f"at {SOCKET_PATH_MAX}); set it to a shorter path of your own"
-        )
-    return run
 
 
 def _run_base() -> Path:

@@ -12,6 +12,11 @@ from pathlib import Path, PurePosixPath
 
 from infra.hosts.remote import stack_folder
 from infra.paths import StackPaths
+from router.contract import TUNNEL_SOCKET_MAX
+
+TUNNELS = "t"
+TUNNELS_ROOM = len(f"{TUNNELS}/") + TUNNEL_SOCKET_MAX
+"""Bytes that the sockets of tunnels take below the run directory of this computer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ def layout_here(paths: StackPaths) -> Layout:
         logs=paths.logs,
         run=paths.run,
         sockets=paths.run,
-        tunnel_run=paths.run / "t",
+        tunnel_run=paths.run / TUNNELS,
         stack=paths.root,
     )
 

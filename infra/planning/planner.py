@@ -20,6 +20,7 @@ from infra.costs.charges import Charge, charges
 from infra.costs.choice import Judge
 from infra.costs.figures import read_figures
 from infra.edge.certificate import CertificateError, covers, read_certificate
+from infra.hosts.layout import TUNNELS_ROOM
 from infra.identity import Identity, ensure_identity
 from infra.paths import StackPaths, repository_root
 from infra.planning.code import code_fingerprint
@@ -69,8 +70,10 @@ async def plan(
 ) -> Plan:
     """Every resource of the stack, placed: as watch decided (`wanting`), or as is decided now.
 
-    Raises PlacementError or CloudError if a machine goes without.
+    Raises PlacementError or CloudError if a machine goes without, PathsError if a tunnel's socket would find no room.
     """
+    if description.remote and not description.router.host:
+        paths.require_room(TUNNELS_ROOM)
     paths.create()
     before, identity = placed(paths)
     cloud = Site(paths, os.environ).cloud(description.cloud)

@@ -79,6 +79,7 @@ from router.contract.names import (
     fingerprint,
 )
 from router.contract.tunnels import (
+    TUNNEL_SOCKET_MAX,
     ForwardView,
     HostKey,
     MachineId,
@@ -120,6 +121,7 @@ __all__ = [
     "MAX_PORT",
     "MAX_URL",
     "SOCKET_PATH_MAX",
+    "TUNNEL_SOCKET_MAX",
     "BatchWebhook",
     "DeliveryState",
     "DeliveryView",

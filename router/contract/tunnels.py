@@ -15,6 +15,8 @@ from router.contract.names import MAX_PORT, WorkerName
 from worker.contract import Frozen
 
 MachineId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+TUNNEL_SOCKET_MAX = 26
+"""Bytes of the longest path of a socket below the tunnel service's run directory: a worker's, or for a moment ssh's."""
 HostKey = Annotated[str, StringConstraints(pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/]+=*$")]
 """A host's public key as in known_hosts: its type and itself, without a name before or a comment behind."""
 

@@ -32,8 +32,8 @@ class Places:
         return Path(tunnel_socket(self.run, worker))
 
     def control(self, machine: str) -> Path:
-        """Where ssh listens for being told of more forwards."""
-        return self.run / f"{hashlib.sha256(machine.encode()).hexdigest()[:12]}.c"
+        """Where ssh listens for being told of more forwards. Short: it is made under a name of 17 bytes more."""
+        return self.run / f"{hashlib.sha256(machine.encode()).hexdigest()[:7]}.c"
 
     def known_hosts(self, machine: str) -> Path:
         return self.run / f"{hashlib.sha256(machine.encode()).hexdigest()[:12]}.k"

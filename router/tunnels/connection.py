@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from time import monotonic
 
 import structlog
 
-from router.contract import SOCKET_PATH_MAX, ForwardView, TunnelMachine, TunnelState, TunnelView
+from router.contract import ForwardView, TunnelMachine, TunnelState, TunnelView
 from router.tunnels import command
 from router.tunnels.backoff import STEADY_S, Failure, explain, pause_s
 from router.tunnels.command import Places
@@ -152,8 +151,6 @@ class Connection:
     async def _begin(self, worker: str, port: int) -> str:
         """Open a worker's way; what is wrong, or nothing."""
         path = self._places.socket(worker)
-        if len(os.fsencode(path)) > SOCKET_PATH_MAX:
-            return f"{path} is longer than the {SOCKET_PATH_MAX} bytes of a socket's path"
         wrong = await self._tell(command.forward(self.machine, self._places, worker, port))
         if wrong is not None:
             return f"the socket {path} cannot be opened: {wrong}"

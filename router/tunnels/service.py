@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 from pydantic import ValidationError
 
-from router.contract import TunnelMachine, TunnelMachines, TunnelsView
+from router.contract import SOCKET_PATH_MAX, TUNNEL_SOCKET_MAX, TunnelMachine, TunnelMachines, TunnelsView
 from router.errors import RouterError
 from router.tunnels import command
 from router.tunnels.command import Places
@@ -47,7 +47,13 @@ class Service:
         self._seen: tuple[int, int, int] | None = None
 
     async def run(self) -> None:
-        """Raises TunnelsError if another service has this run directory."""
+        """Raises TunnelsError if another service has this run directory, or no socket's path fits into it."""
+        excess = len(os.fsencode(self._places.run)) + 1 + TUNNEL_SOCKET_MAX - SOCKET_PATH_MAX
+        if excess > 0:
+            raise TunnelsError(
+                f"{self._places.run} is {excess} bytes too long for the sockets that go there (a unix socket's path "
+                f"ends at {SOCKET_PATH_MAX}); take a shorter run directory"
+            )
         for folder in (self._places.run, self._places.run / command.SOCKETS):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _alone(self._places.lock):

@@ -20,6 +20,8 @@ import pytest
 
 from router.contract import (
     INTERACTIVE,
+    SOCKET_PATH_MAX,
+    TUNNEL_SOCKET_MAX,
     JobRequest,
     JobState,
     TunnelMachine,
@@ -78,6 +80,30 @@ async def test_two_workers_are_reached_through_one_connection(
         mode = Path(socket_of(tunnel, worker)).stat().st_mode
         assert mode & 0o077 == 0, "the way to a worker is the router's alone"
     assert machine.log.count("Accepted publickey") == 1
+
+
+async def test_the_longest_run_directory_holds_the_longest_names_and_a_longer_one_is_refused(
+    tunnels: Tunnels, machine: Sshd, a: PacedProcess
+) -> None:
+    await tunnels.stop()
+    left = SOCKET_PATH_MAX - 1 - TUNNEL_SOCKET_MAX - len(str(tunnels.run))
+    tunnels.run = tunnels.run.with_name("run" + left * "r")
+    longest, digested = "w" * 24, "w" * 40
+    ports = {longest: port_of(a), digested: port_of(a)}
+    tunnels.describe(described(machine, a=a).model_copy(update={"workers": ports}))
+    await tunnels.start()
+    tunnel = await tunnels.becomes("m-1", TunnelState.UP)
+    assert len(socket_of(tunnel, longest)) == SOCKET_PATH_MAX
+    for worker in ports:
+        assert await alive(socket_of(tunnel, worker))
+
+    await tunnels.stop()
+    tunnels.run = tunnels.run.with_name(tunnels.run.name + "r")
+    await tunnels.start()
+    assert tunnels.process
+    async with asyncio.timeout(30):
+        assert await tunnels.process.wait() != 0
+    assert "r is 1 bytes too long for the sockets" in tunnels.log
 
 
 async def test_the_key_may_do_nothing_but_forward_to_the_workers(

@@ -28,6 +28,10 @@ class Tunnels:
     key: Path
     machines: dict[str, TunnelMachine] = field(default_factory=dict)
     process: Process | None = None
+    run: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.run = self.folder / "run"
 
     def describe(self, *machines: TunnelMachine) -> None:
         self.machines = {machine.id: machine for machine in machines}
@@ -74,7 +78,7 @@ class Tunnels:
         named = {
             "MACHINES_FILE": self.folder / "machines.json",
             "STATUS_FILE": self.status,
-            "RUN_DIR": self.folder / "run",
+            "RUN_DIR": self.run,
             "KEY_FILE": self.key,
         }
         return {**os.environ, **{PREFIX + name: str(value) for name, value in named.items()}}

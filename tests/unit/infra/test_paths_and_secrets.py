@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from infra.hosts.layout import TUNNELS_ROOM
 from infra.paths import SOCKET_NAME_MAX, SOCKET_PATH_MAX, PathsError, StackPaths
+from infra.planning.planner import plan
 from infra.secrets import ADMIN_KEY, API_KEY, PASSPHRASE, SecretStore, worker_token
+from infra.stack import parse
 
 
 @pytest.fixture
@@ -80,6 +83,25 @@ def test_a_run_directory_that_is_too_long_for_sockets_is_refused_at_once(monkeyp
     monkeypatch.setenv("LETTERPRESS_RUN", f"/r{room * 'r'}rr")
     with pytest.raises(PathsError, match=r"LETTERPRESS_RUN: /r+ is 2 bytes too long"):
         StackPaths.of("local")
+
+
+POOLS = "model: tiny, pools: {interactive: {machines: 1, first_port: 9100}}"
+LOCAL = f"{{name: s, cloud: local, {POOLS}}}"
+HOSTS = f"{{name: s, cloud: hosts, {POOLS}, hosts: {{h: {{address: 192.0.2.1}}}}}}"
+
+
+@pytest.mark.parametrize(("text", "room"), [(HOSTS, TUNNELS_ROOM), (LOCAL, SOCKET_NAME_MAX)], ids=["hosts", "local"])
+async def test_nothing_is_planned_whose_sockets_would_find_no_room(
+    text: str, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described, base = parse(text, "s.yaml", tmp_path), tmp_path / "r"
+    monkeypatch.setenv("LETTERPRESS_RUN", str(base))
+    left = SOCKET_PATH_MAX - room - 1 - len(str(StackPaths.of("s", tmp_path).run))
+    monkeypatch.setenv("LETTERPRESS_RUN", f"{base}{left * 'r'}")
+    assert (await plan(described, StackPaths.of("s", tmp_path))).declared
+    monkeypatch.setenv("LETTERPRESS_RUN", f"{base}{left * 'r'}r")
+    with pytest.raises(PathsError, match=r"LETTERPRESS_RUN: .*r is 1 bytes too long for the sockets"):
+        await plan(described, StackPaths.of("s", tmp_path))
 
 
 def test_a_secret_is_drawn_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
