@@ -12,10 +12,11 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import Field
 
+from router.admission import POOL_RETRY_S
 from router.api.auth import Caller
 from router.api.context import Context, InContext
 from router.api.errors import Dialect, documented
-from router.api.refusals import Kind, refused
+from router.api.refusals import Kind, RefusedError, refused
 from router.contract.dialects.images import MODEL, particular
 from worker.contract import Frozen
 
@@ -46,23 +47,44 @@ async def models(context: InContext, _: Caller) -> ModelList:
 @router.get("/{model:path}", summary="One model", responses=OPENAI(Kind.MODEL_NOT_FOUND))
 async def model(model: str, context: InContext, _: Caller) -> Model:
     """By a name of ours, a worker's, or an alias."""
-    resolved(context, model)
+    if not _serves(context, wished(context, model)):
+        raise _not_served(context, model)
     return _described(model)
 
 
-def resolved(context: Context, name: str | None) -> str | None:
+def resolved(context: Context, pool: str, name: str | None) -> str | None:
     """What a worker must say of itself to make images of this model; None: any will do. Raises RefusedError where no
-    worker does."""
-    meant, served = wished(context, name), _served(context)
-    if name is not None and meant is not None and meant not in served:
-        raise refused(Kind.MODEL_NOT_FOUND, f"model '{name[:80]}' is not served here; there is: {', '.join(served)}")
+    worker does, with a time to ask again if there may be one soon."""
+    meant = awaited(context, pool, name)
+    if not _serves(context, meant):
+        said = f"pool {pool}: no worker serves model '{name}' yet, and not all of them have said what they serve"
+        raise refused(Kind.UNMAKEABLE, said, POOL_RETRY_S)
+    return meant
+
+
+def awaited(context: Context, pool: str, name: str | None) -> str | None:
+    """As `resolved`, for a job that waits where there may be such a worker soon: the pool has none, or one that has not
+    said what it serves."""
+    meant = wished(context, name)
+    said = [view.model for view in context.core.fleet.views() if view.pool == pool]
+    if not _serves(context, meant) and said and all(said):
+        raise _not_served(context, name or "")
     return meant
 
 
 def wished(context: Context, name: str | None) -> str | None:
-    """As `resolved`, for a job that may wait until there is such a worker."""
+    """As `resolved`, for a job that may wait for ever until there is such a worker."""
     meant = None if name is None else context.aliases.get(name, name)
     return meant if meant != MODEL and meant in _served(context) else particular(meant)
+
+
+def _serves(context: Context, meant: str | None) -> bool:
+    return meant is None or meant in _served(context)
+
+
+def _not_served(context: Context, name: str) -> RefusedError:
+    there = ", ".join(_served(context))
+    return refused(Kind.MODEL_NOT_FOUND, f"model '{name[:80]}' is not served here; there is: {there}")
 
 
 def _served(context: Context) -> tuple[str, ...]:

@@ -24,8 +24,12 @@ from router.contract import INTERACTIVE, PoolName
 from worker.contract import MAX_SEED, Frozen, ImageFormat, Preset, Prompt, Seed, Steps
 
 MODEL = "ideogram-4"
-KNOWN_ABROAD = re.compile(r"(gpt-image-|chatgpt-image-|dall-e-|ideogram-v)[a-z0-9.-]{1,60}")
-"""Names of hosted image models, with their snapshots; here they all mean the one model that there is."""
+KNOWN_ABROAD = re.compile(
+    r"(gpt-image-|chatgpt-image-|dall-e-)[a-z0-9.-]{1,60}"
+    r"|ideogram-v[0-9]{1,2}a?(\.[0-9]{1,2})?(-(flash|turbo|default|balanced|quality))?"
+)
+"""Names of hosted image models, OpenAI's with their snapshots; here they all mean the one model that there is. Of
+Ideogram's only those that are: `ideogram-v4-house` is somebody's own."""
 MAX_IMAGES = 10
 AUTO = "auto"
 DEFAULT_SIDE = 1024

@@ -12,11 +12,21 @@ import pytest
 import pytest_asyncio
 from openai.types.webhooks import BatchCompletedWebhookEvent
 
-from router.contract import KeyRequest
-from tests.emulators.paced_process import PacedProcess
+from router.contract import KeyRequest, WorkerRegistration
+from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.emulators.paced_worker import Pace
 from tests.emulators.receiver import receiver
-from tests.integration.router.openai_batches import ENDPOINT, QUICK, client_of, ended, line, lines_in, made, spelled
+from tests.integration.router.openai_batches import (
+    ENDPOINT,
+    QUICK,
+    client_of,
+    ended,
+    jobs_of,
+    line,
+    lines_in,
+    made,
+    spelled,
+)
 from tests.integration.router.served import ServedRouter, served_router, until
 
 SLOW = Pace(step_s=0.3)
@@ -187,6 +197,43 @@ async def test_batches_are_listed_page_by_page_and_only_to_their_owner(
             await stranger.batches.retrieve(newest[0])
         with pytest.raises(openai.NotFoundError):
             await stranger.batches.cancel(newest[0])
+
+
+async def test_a_line_whose_model_no_worker_has_named_yet_waits_for_the_worker_that_serves_it(
+    worker: PacedProcess,
+) -> None:
+    await worker.pace(QUICK)
+    house = "ideogram-v4-house"  # it begins as the hosted API's names do, which mean any worker here
+    async with served_router() as early, early.admin() as admin, paced_worker(Pace(model=house)) as second:
+        silent = WorkerRegistration(url="http://127.0.0.1:1", token=worker.token, pool="batch")
+        await admin.register("b-1", silent)
+        async with client_of(early) as client:
+            lines = [line("house", model=house), line("other", model="stable-diffusion"), line("any", model="dall-e-3")]
+            batch = await made(client, spelled(lines))
+            with pytest.raises(openai.InternalServerError, match="not all of them have said what they serve") as caught:
+                await client.images.generate(prompt="a", model=house, extra_body={"pool": "batch"})
+            assert (caught.value.code, int(caught.value.response.headers["retry-after"])) == ("unmakeable", 30)
+
+            async def waiting() -> bool:
+                return len(await jobs_of(early, batch)) == 3
+
+            await until(waiting, "each line is a job")
+            await admin.remove("b-1")
+            await early.use("b-2", worker, "batch")
+            await early.use("b-3", second, "batch")
+
+            async def done() -> bool:
+                counts = (await client.batches.retrieve(batch.id)).request_counts
+                return counts is not None and counts.completed == 2
+
+            await until(done, "what can be made is made")
+            late = await ended(client, await made(client, spelled([line("other", model="stable-diffusion")])))
+            await client.batches.cancel(batch.id)
+            output = await lines_in(client, (await ended(client, batch)).output_file_id)
+        drawn = {name.partition(".")[0] for name in (await second.ledger()).finished}
+    assert set(output) == {"house", "any"}
+    assert output["house"]["response"]["request_id"] in drawn
+    assert late.status == "failed", "all have spoken, and none serves it"
 
 
 async def test_the_same_key_makes_one_batch(router: ServedRouter, client: openai.AsyncOpenAI) -> None:

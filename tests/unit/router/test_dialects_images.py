@@ -102,6 +102,8 @@ def test_a_line_is_refused_by_both_and_for_the_same(fields: dict[str, object], a
         ("dall-e-3", None),
         ("chatgpt-image-latest", None),
         ("ideogram-v3", None),
+        ("ideogram-v2a-turbo", None),
+        ("ideogram-v4-house", "ideogram-v4-house"),
         # A worker's own name, though it begins as one of theirs.
         ("ideogram-ai/ideogram-4-nf4", "ideogram-ai/ideogram-4-nf4"),
         ("ideogram-4-fp8", "ideogram-4-fp8"),
