@@ -30,12 +30,12 @@ import torch
 from PIL import Image
 
 from tests.gpu import repository, rivals, served
-from tests.gpu.report import AGAIN, COMPILED
+from tests.gpu.report import AGAIN, COMPILED, COUNTED, PEAK
 from tests.gpu.rivals import seconds
 from tests.gpu.roofline import groups, step_flops
 from worker import tiny
 from worker.contract import GenerationRequest, Tier
-from worker.engine import LoadError, transformer
+from worker.engine import LoadError, memory, transformer
 from worker.engine.denoise import Branches, Given, velocity_at
 from worker.engine.fast import FastEngine
 from worker.engine.kernels import Heads, Rope
@@ -158,10 +158,13 @@ def _ours(bench: Bench, tier: Tier, theirs: Mapping[int, Image.Image], path: Wal
     if tier is not Tier.EXACT:
         row["error per step"] = _errors(branches, given, path)
     if tier in {Tier.EXACT, Tier.FP8, Tier.FP8_ATTENTION}:
+        row["a new size"] = seconds(lambda: _made(engine, steps=1, side=768))
+        row["the same size again"] = seconds(lambda: _made(engine, steps=1, side=768))
         for side, steps in ((512, 25), (2048, 4)):
             _made(engine, steps=1, side=side)
             short, long = (seconds(partial(_made, engine, steps=n, side=side)) for n in (1, steps))
             row[f"step at {side}"] = (long - short) / (steps - 1)
+        row |= _fullest(engine)
         row["step by kernel group, ms"] = groups(branches, given)
     flops = step_flops(tokens=given.conditional.rope.cos.shape[0], image_tokens=4096)
     row["TFLOP/s"] = flops / row["step"] / 1e12
@@ -194,6 +197,20 @@ def _request(*, steps: int, seed: int = 7, side: int = 1024, prompt: str = PROMP
 def _made(engine: FastEngine, *, steps: int, seed: int = 7, side: int = 1024, prompt: str = PROMPT) -> Image.Image:
     prepared = engine.prepare(_request(steps=steps, seed=seed, side=side, prompt=prompt))
     return engine.render(prepared, lambda _: None, lambda: False).image
+
+
+def _fullest(engine: FastEngine) -> Row:
+    """The peak of what the preflight counts, GiB: a 2048x2048 image while the tables of two requests of 100 steps are
+    held; beside it, the preflight's own sum without its reserve."""
+    assert engine._loaded is not None
+    side = 2048
+    held = [engine.prepare(_request(steps=memory.STEPS, side=side)) for _ in range(memory.REQUESTS)]
+    torch.cuda.reset_peak_memory_stats()
+    _made(engine, steps=2, side=side)
+    counted = sum(engine._loaded.plan.parts(side * side).values()) - memory.RESERVE
+    del held
+    peak = torch.cuda.max_memory_allocated()
+    return {PEAK: peak / memory.GIB, COUNTED: counted / memory.GIB}
 
 
 def _psnr(theirs: Mapping[int, Image.Image], ours: Mapping[int, Image.Image]) -> list[float]:
@@ -246,18 +263,39 @@ def _batching(bench: Bench) -> Row:
         single.latents.repeat(4, 1),
     )
 
-    def step(given: Given, times: int) -> float:
-        def run() -> None:
-            for _ in range(times):
-                velocity_at(branches, given, given.latents, 0)
-
-        run()
-        return min(seconds(run) for _ in range(5))
-
-    alone = step(single, 4)
+    alone, alone_replayed = _timed(branches, single, 4)
     with mock.patch.object(transformer, "attend", _apart):
-        batched = step(together, 1)
-    return {"four alone, s a step": alone, "a batch of four": batched, "gain": alone / batched - 1}
+        batched, batched_replayed = _timed(branches, together, 1)
+    return {
+        "four alone, s a step": alone,
+        "a batch of four": batched,
+        "gain": alone / batched - 1,
+        "four alone, replayed": alone_replayed,
+        "a batch of four, replayed": batched_replayed,
+        "gain, replayed": alone_replayed / batched_replayed - 1,
+    }
+
+
+def _timed(branches: Branches, given: Given, times: int) -> tuple[float, float]:
+    """Seconds of `times` steps, launched from Python as the engine does it, and replayed from a graph: the card's own
+    time, whatever the host's processor takes to launch."""
+
+    def launched() -> None:
+        for _ in range(times):
+            velocity_at(branches, given, given.latents, 0)
+
+    launched()
+    by_hand = min(seconds(launched) for _ in range(5))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        velocity_at(branches, given, given.latents, 0)
+
+    def replayed() -> None:
+        for _ in range(times):
+            graph.replay()
+
+    replayed()
+    return by_hand, min(seconds(replayed) for _ in range(5))
 
 
 def _four(given: Conditioning) -> Conditioning:

@@ -15,6 +15,7 @@ BEGIN, END = "<!-- bench-gpu: written by `make bench-gpu` -->", "<!-- /bench-gpu
 RIVAL, SCRIPT = "tuned stock pipeline", "published script"
 AGAIN, COMPILED = "published script, again", "published script, compiled as it advises"
 """Of a process of their own: the one is what the other is compared with."""
+PEAK, COUNTED = "peak GiB at 2048, two of 100 steps", "preflight's sum, GiB"
 STEPS = ("12", "20", "25", "48")
 Row = Mapping[str, Any]
 
@@ -32,6 +33,7 @@ def table(found: Row) -> str:
             *_exactness(rows),
             "",
             *_groups(rows),
+            *_firsts(rows),
             "",
             *_others(found),
         ]
@@ -85,11 +87,31 @@ def _groups(rows: Mapping[str, Row]) -> Iterator[str]:
         yield f"| a step at {side}x{side} | {sized} |"
 
 
+def _firsts(rows: Mapping[str, Row]) -> Iterator[str]:
+    """What something new costs, and what the fullest moment takes beside what was counted for it."""
+    timed = {name: row for name, row in rows.items() if "a new size" in row}
+    if not timed:
+        return
+    yield ""
+    yield f"| {' | '.join(('', *timed))} |"
+    yield f"|---|{'---|' * len(timed)}"
+    for what, first, again in (
+        ("prompt length", "a new prompt length", "again"),
+        ("size, 768x768", "a new size", "the same size again"),
+    ):
+        cells = (f"{1000 * row[first]:.0f}, {1000 * row[again]:.0f}" for row in timed.values())
+        yield f"| one step of a new {what}, then again, ms | {' | '.join(cells)} |"
+    peaks = (f"{row[PEAK]:.1f}, {row[COUNTED]:.1f}" for row in timed.values())
+    yield f"| peak at 2048x2048 with two requests of 100 steps held, the preflight's sum, GiB | {' | '.join(peaks)} |"
+
+
 def _others(found: Row) -> Iterator[str]:
     if batching := found.get("batching"):
+        one, four = batching["four alone, replayed"], batching["a batch of four, replayed"]
         yield (
-            f"Batching at 512x512: a step of four images alone {batching['four alone, s a step']:.3f} s, "
-            f"of a batch of four {batching['a batch of four']:.3f} s: {100 * batching['gain']:.0f} % gained."
+            f"Batching at 512x512, by the card alone (replayed from a graph): a step of four images one by one "
+            f"{one:.3f} s, of a batch of four {four:.3f} s: {100 * batching['gain, replayed']:.0f} % gained. Launched "
+            f"from Python: {batching['four alone, s a step']:.3f} s and {batching['a batch of four']:.3f} s."
         )
     for name, row in found.items():
         if name.startswith("served, "):

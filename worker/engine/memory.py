@@ -2,9 +2,9 @@
 
 Pure arithmetic: sizes in, bytes out. What the arithmetic cannot know (the driver's context, libraries'
 workspaces, an allocator's gaps) is `RESERVE`. Figures beside constants were measured on an H200 with random
-weights of the true sizes. One prompt of 25 steps at 1024x1024 peaked at 50.5 GiB (exact), 34.4 (fp8) and 18.2 (nf4);
-the sums, RESERVE apart, are 0.5 to 0.7 more, because they are for two prompts and 100 steps. Those, and larger
-images, were not measured.
+weights of the true sizes. One prompt of 25 steps at 1024x1024 peaked at 50.6 GiB (exact), 34.4 (fp8) and 18.2 (nf4).
+The fullest moment, 2048x2048 with the tables of two requests of 100 steps, peaked at 55.6 (exact), 39.4 (fp8) and
+39.5 (fp8-attention); the sums, RESERVE apart, are 0.2 to 0.3 more (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ DECODER = 0.1 * GIB
 RESERVE = 1.5 * GIB
 """The CUDA context (0.5 GiB), cuBLAS' and cuDNN's workspaces, and what an allocator cannot fill."""
 ATTENTION_WORKSPACE = 0.125 * GIB
-"""What 8-bit attention's plans share (`worker.engine.attention`), at the most that is expected: at 1024x1024 the tier's
-peak was the one of `fp8`, to a tenth of a GiB."""
+"""What 8-bit attention's plans share (`worker.engine.attention`), and more than they were seen to take: 256 bytes at
+1024x1024, and a peak 0.05 GiB over the one of `fp8` at 2048x2048 (one H200, cuDNN 9.19)."""
 TOKEN_PIXELS = 16 * 16
 STEPS = 100
 """As many as can be asked for: what is worked out beforehand for each step has to fit too."""
