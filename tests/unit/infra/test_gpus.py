@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -70,6 +71,19 @@ def test_every_other_speed_says_that_and_how_it_is_derived_and_none_beats_the_ca
                 assert "H200's profile" in listed.how
                 peak = max(CARDS[model].bf16, CARDS[model].fp8, CARDS[model].int8)
                 assert listed.images_per_hour() / 60 < peak * 1e12 / 4.1e15 * 60
+
+
+def test_int8_is_derived_from_what_its_kernel_is_at_home_on() -> None:
+    """On a Hopper card it runs as on the H200; an Ampere card has twice the rate in INT8, and gets that twice."""
+
+    def products(model: GpuModel, tier: Tier) -> float:
+        found = re.search(r"products x([\d.]+)", speed(model, tier).how)
+        assert found
+        return float(found[1]) * float(BENCH[f"ours, {tier}"]["step"])
+
+    assert products(GpuModel.H100_SXM, Tier.INT8) == pytest.approx(BENCH["ours, int8"]["step"])
+    twice = products(GpuModel.A100_SXM_80, Tier.EXACT) / products(GpuModel.A100_SXM_80, Tier.INT8)
+    assert twice == pytest.approx(2, rel=0.1)
 
 
 def test_the_fleets_own_figures_win_and_move_the_cards_beside_them_by_the_same_factor() -> None:
