@@ -1,11 +1,12 @@
 """What to do about a stack's machines, decided from plain values: (seen, offers, clock) → placement and reasons.
 
 The rules, in this order. A stack whose time is over ends. A machine that is gone is replaced: by spot if its pool
-wants spot, else by what the pool takes instead. A pool that scales follows its backlog up at once, and down when
-a machine has had nothing to do for long enough and its minimum run time is over. A machine that was rented on
-demand in spot's place goes back to spot once spot has been there for as long as a cold start takes (hysteresis:
-without it a fifth of the saving goes into changing over), and pays. Nothing exceeds the hourly budget. What is
-not known changes nothing.
+wants spot, else by what the pool takes instead; so is one that answers nobody any more though its cloud lists it as
+running, once that has lasted, and if another machine shows that the fault is not on our side. A pool that scales
+follows its backlog up at once, and down when a machine has had nothing to do for long enough and its minimum run time
+is over. A machine that was rented on demand in spot's place goes back to spot once spot has been there for as long as a
+cold start takes (hysteresis: without it a fifth of the saving goes into changing over), and pays. Nothing exceeds the
+hourly budget. What is not known changes nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from infra.clouds import Market, Offer, Presence
@@ -22,6 +24,8 @@ from infra.stack import Pool, StackDescription
 
 SPOT_STAYS_S = 900.0
 """A cold start: boot, image, weights, warm-up."""
+SILENT_S = 120.0
+"""A restart takes a minute or two; a replacement takes a cold start, and the old machine's minimum run time is paid."""
 PAYS = 0.9
 """Spot must cost less than this part of what runs, an image: a change-over costs something, too."""
 
@@ -46,13 +50,19 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A placed machine as it is now. `age_s` since it is paid for; `idle_s` since it last had something to do."""
+    """A placed machine as it is now. `age_s` since it is paid for; `idle_s` since it last had something to do.
+
+    `silent_since` (seconds since the epoch) if it served, and neither router nor watch reach it any more; `serves` if
+    the router reaches a worker of it.
+    """
 
     placed: Placed
     presence: Presence
     age_s: float = 0.0
     idle_s: float = 0.0
     reason: str = ""
+    silent_since: float | None = None
+    serves: bool = False
 
     @property
     def spared(self) -> bool:
@@ -113,6 +123,7 @@ def decide(description: StackDescription, world: World, memory: Memory = Memory(
         desk.shrink(pool)
     for pool in world.pools:
         desk.replace_lost(pool)
+        desk.replace_silent(pool)
     for pool in world.pools:
         desk.grow(pool)
     for pool in world.pools:
@@ -167,17 +178,33 @@ class _Desk:
 
     def replace_lost(self, seen: PoolSeen) -> None:
         for each in seen.machines:
-            machine = each.placed.machine
-            if each.presence is not Presence.GONE or machine not in self.places:
+            if each.presence is Presence.GONE and each.placed.machine in self.places:
+                self._replace(seen, each.placed, each.reason or "it is gone")
+
+    def replace_silent(self, seen: PoolSeen) -> None:
+        others = any(each.serves for pool in self.world.pools for each in pool.machines)
+        for each in seen.machines:
+            machine, since = each.placed.machine, each.silent_since
+            if each.presence is not Presence.THERE or since is None or machine not in self.places:
                 continue
-            because = each.reason or "it is gone"
-            spent = self._spent(without=machine)
-            offer = self._affordable(seen, spent)
-            if offer is None:
-                self.actions.append(Action(Deed.HOLD, machine, f"{because}; {self._why_none(seen, spent)}"))
-                continue
-            self.places[machine] = Placed(machine, offer, each.placed.generation + 1)
-            self.actions.append(Action(Deed.REPLACE, machine, f"{because}; takes {_said(offer)}"))
+            because = f"answers nobody since {datetime.fromtimestamp(since, UTC):%H:%M:%S}"
+            if not others:
+                why = f"{because}; neither does any other machine, so the fault may be on this side: it is kept"
+                self.actions.append(Action(Deed.HOLD, machine, why))
+            elif self.world.now - since < SILENT_S:
+                why = f"{because}, and its cloud lists it as running; it is replaced after {SILENT_S:.0f} s of that"
+                self.actions.append(Action(Deed.HOLD, machine, why))
+            else:
+                self._replace(seen, each.placed, because)
+
+    def _replace(self, seen: PoolSeen, lost: Placed, because: str) -> None:
+        spent = self._spent(without=lost.machine)
+        offer = self._affordable(seen, spent)
+        if offer is None:
+            self.actions.append(Action(Deed.HOLD, lost.machine, f"{because}; {self._why_none(seen, spent)}"))
+            return
+        self.places[lost.machine] = Placed(lost.machine, offer, lost.generation + 1)
+        self.actions.append(Action(Deed.REPLACE, lost.machine, f"{because}; takes {_said(offer)}"))
 
     def grow(self, seen: PoolSeen) -> None:
         pool = self._pool(seen)

@@ -16,9 +16,10 @@ from infra.planning.program import worker_names
 from infra.stack import StackDescription
 from infra.watch.decide import PoolSeen, Seen, World, idle_again
 from router.client import RouterClientError
-from router.contract import PoolView, WorkerView
+from router.contract import PoolView, WorkerHealth, WorkerView
 
 ROUTER_ANSWERS_WITHIN_S = 5.0
+GREETS_WITHIN_S = 3.0
 OFFERS_FRESH_S = 60.0
 """Prices move by the day; asked again at once when a machine is lost."""
 COMES_UP_WITHIN_S = 5400.0
@@ -43,6 +44,9 @@ class Observer:
     identity: Identity
     began: float
     idle_since: dict[str, float] = field(default_factory=dict)
+    silent_since: dict[str, float] = field(default_factory=dict)
+    served: set[str] = field(default_factory=set)
+    """Machines, as they are rented, that have served: one that boots still, too, answers nobody."""
     offers: tuple[Offer, ...] = ()
     offers_at: float = -1e12
 
@@ -52,7 +56,8 @@ class Observer:
         there, router = await asyncio.gather(self.cloud.list(self.identity.id), self._router(placement))
         by_name = {machine.name: machine for machine in there}
         self._note_idle(placement, router, by_name, now)
-        machines = [await self._seen(placed, by_name, now) for placed in placement.machines]
+        await self._note_silent(placement, router, by_name, now)
+        machines = [self._seen(placed, by_name, router, now) for placed in placement.machines]
         lost = any(each.presence is Presence.GONE for each in machines)
         if lost or now - self.offers_at >= OFFERS_FRESH_S:
             self.offers, self.offers_at = tuple(await self.cloud.offers()), now
@@ -61,14 +66,15 @@ class Observer:
         hours = description.lives_for_hours
         return World(now, placement, pools, None if hours is None else self.began + 3600 * hours)
 
-    async def _seen(self, placed: Placed, there: Mapping[str, Machine], now: float) -> Seen:
+    def _seen(self, placed: Placed, there: Mapping[str, Machine], router: RouterSees | None, now: float) -> Seen:
         machine = there.get(self.identity.machine(placed.machine, placed.generation))
         if machine is None:
             return Seen(placed, Presence.GONE, reason="it is not there")
         if machine.phase is Phase.STOPPED:
             return Seen(placed, Presence.GONE, reason="it has stopped")
         idle = now - self.idle_since[placed.machine] if placed.machine in self.idle_since else 0.0
-        return Seen(placed, Presence.THERE, _age(machine, now), idle)
+        silent, serves = self.silent_since.get(machine.name), any(map(_reached, _workers(placed, router)))
+        return Seen(placed, Presence.THERE, _age(machine, now), idle, silent_since=silent, serves=serves)
 
     def _pool(
         self, name: str, machines: list[Seen], router: RouterSees | None, judge: Judge, description: StackDescription
@@ -97,6 +103,25 @@ class Observer:
             busy[placed.machine] = waiting or any(young if each is None else each.running for each in views)
         self.idle_since = idle_again(self.idle_since, busy, now)
 
+    async def _note_silent(
+        self, placement: Placement, router: RouterSees | None, there: Mapping[str, Machine], now: float
+    ) -> None:
+        """Both ways have to fail: the router's, to the workers, and ours, to the machine's sshd."""
+        unheard = []
+        for placed in placement.machines:
+            machine = there.get(self.identity.machine(placed.machine, placed.generation))
+            views = _workers(placed, router)
+            if machine is None or not machine.address or not views:
+                continue
+            if machine.rented_at and any(_reached(view) and view.since >= machine.rented_at for view in views):
+                self.served.add(machine.name)
+            known = machine.name in self.served or _age(machine, now) > COMES_UP_WITHIN_S
+            if known and not any(map(_reached, views)):
+                unheard.append(machine)
+        answers = await asyncio.gather(*(_answers(machine) for machine in unheard))
+        before, silent = self.silent_since, [one.name for one, up in zip(unheard, answers, strict=True) if not up]
+        self.silent_since = {name: before.get(name, now) for name in silent}
+
     async def _router(self, placement: Placement) -> RouterSees | None:
         try:
             async with (
@@ -110,6 +135,30 @@ class Observer:
         if fleet:
             keep_figures(self.deployment.paths, {**read_figures(self.deployment.paths), **fleet})
         return RouterSees({pool.name: pool for pool in pools}, {worker.name: worker for worker in workers})
+
+
+def _workers(placed: Placed, router: RouterSees | None) -> list[WorkerView]:
+    """The machine's, as far as the router knows them."""
+    views = [router.workers.get(worker) for worker in worker_names(placed)] if router else []
+    return [view for view in views if view]
+
+
+def _reached(view: WorkerView) -> bool:
+    return view.health not in (WorkerHealth.UNREACHABLE, WorkerHealth.UNKNOWN)
+
+
+async def _answers(machine: Machine) -> bool:
+    """Whether an sshd greets there (RFC 4253, 4.2). That a connection is taken says little: proxies on the way do that,
+    and so does the kernel of a machine that does nothing else any more."""
+    try:
+        async with asyncio.timeout(GREETS_WITHIN_S):
+            reader, writer = await asyncio.open_connection(machine.address, machine.port)
+            try:
+                return await reader.read(4) == b"SSH-"
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
 
 
 def _age(machine: Machine, now: float) -> float:

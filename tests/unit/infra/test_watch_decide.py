@@ -14,7 +14,7 @@ from infra.costs.choice import Considered, Judge, Wish
 from infra.costs.gpus import GpuModel
 from infra.planning.placement import Placed, Placement, pool_of, wishes
 from infra.stack import StackDescription
-from infra.watch.decide import SPOT_STAYS_S, Decision, Deed, Memory, PoolSeen, Seen, World, decide
+from infra.watch.decide import SILENT_S, SPOT_STAYS_S, Decision, Deed, Memory, PoolSeen, Seen, World, decide
 from infra.watch.work import pause_after
 
 HOUR = 3600.0
@@ -102,6 +102,23 @@ def test_a_lost_spot_machine_is_replaced_by_spot_under_a_new_name() -> None:
     assert placed is not None
     assert (placed.offer, placed.generation) == (SPOT, 2)
     assert "taken back by Spheron; takes A100-SXM-80GB (spot, us, $0.82/h)" in decision.actions[0].why
+
+
+def test_a_machine_that_answers_nobody_is_told_at_once_and_replaced_once_that_has_lasted() -> None:
+    one, serving = stack(machines=1), replace(FRONT, serves=True)
+
+    def after(seconds: float, front: Seen) -> Decision:
+        return decide(one, world(one, [front, replace(there("batch-1", SPOT), silent_since=NOW - seconds)], ALL))
+
+    early = after(SILENT_S - 1, serving)
+    assert deeds(early) == [(Deed.HOLD, "batch-1")]
+    assert early.placement.of("batch-1") == Placed("batch-1", SPOT)
+    late = after(SILENT_S, serving)
+    assert deeds(late) == [(Deed.REPLACE, "batch-1")]
+    assert late.placement.of("batch-1") == Placed("batch-1", SPOT, 2)
+    alone = after(100 * SILENT_S, FRONT)
+    assert deeds(alone) == [(Deed.HOLD, "batch-1")], "where nothing answers, the way there may be what is broken"
+    assert "the fault may be on this side" in alone.actions[0].why
 
 
 def test_while_spot_is_sold_out_it_rents_on_demand_if_the_pool_says_so_and_else_waits() -> None:
