@@ -123,22 +123,29 @@ def _agree(charges: Sequence[Charge], agreed: float, *, yes: bool) -> float:
     show_charges(charges)
     if yes:
         return total
+    rented = [charge for charge in charges if not charge.fresh]
+    stay = f"{len(rented)} rented before stay, and are paid for; `make destroy` gives them back"
+    left = f"Nothing more was rented ({stay})" if rented else "Nothing was rented"
     if not sys.stdin.isatty():
         raise SpendingError(
             f"this rents machines for ${total:.2f} an hour in all, and nobody is here to be asked; say --yes (YES=1 "
-            "with make) if that is meant. Nothing was rented"
+            f"with make) if that is meant. {left}"
         )
     if not ask("Rent them?"):
-        raise SpendingError("nothing was rented")
+        raise SpendingError(left)
     return total
 
 
 def moves(before: Placement, after: Placement) -> Iterator[str]:
-    """What became of machines whose offers turned out to be sold out, a line each."""
+    """What became of machines whose offers turned out to be sold out, or dearer, a line each."""
     for placed in after.machines:
         old = before.of(placed.machine)
-        if old and old.offer.id != placed.offer.id:
-            new = placed.offer
+        if old is None or old.offer == placed.offer:
+            continue
+        new = placed.offer
+        if old.offer.id == new.id:
+            yield f"{placed.machine}: {new.gpu} ({new.market}) costs ${new.price:.2f}/h, and not ${old.offer.price:.2f}"
+        else:
             yield (
                 f"{placed.machine}: takes {new.gpu} ({new.market}) in {new.region} at ${new.price:.2f}/h instead of "
                 f"{old.offer.gpu} ({old.offer.market}) in {old.offer.region}"

@@ -101,9 +101,9 @@ def place(
 ) -> Placement:
     """Choose an offer for every machine. Raises PlacementError if one goes without.
 
-    First every machine keeps what it had, if that still suits and is still offered, or if the machine is `alive`:
-    what runs is not given up because nobody else can rent it any more. Then those without take the best that is
-    left, within the stack's budget.
+    First every machine keeps what it had, if that still suits and is still offered (for what it costs now), or if the
+    machine is `alive`: what runs is not given up because nobody else can rent it any more. Then those without take the
+    best that is left, within the stack's budget.
     """
     offered = {offer.id: offer for offer in offers}
     taken: set[str] = set()
@@ -113,15 +113,18 @@ def place(
         before = previous.of(machine)
         if before is None or not _suits(before.offer, description, pool):
             continue
-        if before.offer.id not in offered and machine not in alive:
+        lives, now = machine in alive, offered.get(before.offer.id)
+        if not lives and (now is None or (pool.max_price is not None and now.price > pool.max_price)):
             continue
+        # What is rented stays as it was rented; what is to be rented yet, or is one's own, is as it is offered now.
+        mine = before.offer if now is None or (lives and description.cloud != CloudName.HOSTS) else now
         if not taken.isdisjoint(_exclusive(before.offer)):
             continue
         taken.update(_exclusive(before.offer))
-        # What is rented stays as it was rented; what a machine of one's own has is what its description says now.
-        own = description.cloud == CloudName.HOSTS
-        kept[machine] = replace(before, offer=offered.get(before.offer.id, before.offer)) if own else before
+        kept[machine] = replace(before, offer=mine)
     spent = sum(placed.offer.price for placed in kept.values())
+    if to_rent := [machine for machine in kept if machine not in alive]:
+        require_budget(description, spent, to_rent[-1])
     placed = []
     for machine, pool in wanted:
         if machine in kept:

@@ -34,6 +34,7 @@ LOOK_PAUSE_S = 5.0
 DELETES = 12
 """A minute, with the pauses: no list was seen to lag so long."""
 TELL_EVERY_S = 30.0
+HALF_A_CENT = 0.005
 
 
 class MachineInputs(Inputs):
@@ -103,11 +104,13 @@ class MachineResource:
             progress(f"renting {offer.gpu or 'the CPU'} ({offer.market}) from {inputs.cloud}{where}")
         image = resolve(inputs.image, self.environ, "pod_image")
         spec = MachineSpec(inputs.name, offer, public_key=self.public_key(), image=image, access=inputs.access)
+        if offer.price:
+            await _require_price(cloud, inputs)
         if not inputs.access:
             self.fresh(inputs.name)  # whoever had this name before is gone, and its host key with it
         try:
             machine = await cloud.create(spec)
-            if offer.price and machine.price > offer.price + 0.005:
+            if offer.price and machine.price > offer.price + HALF_A_CENT:
                 progress(f"it costs ${machine.price:.2f} an hour, and was offered for ${offer.price:.2f}")
             return machine
         except OutcomeUnknownError as error:
@@ -176,6 +179,18 @@ class MachineResource:
             )
         kept = f"kept until {error.until:%H:%M:%S} UTC, which costs {costs}; giving it back"
         await _wait(left + 1.0, kept, progress)
+
+
+async def _require_price(cloud: Cloud, inputs: MachineInputs) -> None:
+    """Raise ProviderError for an offer that costs more by now than was agreed to: the question may have been open for
+    an hour. One that is not listed any more is left to the order itself."""
+    agreed = inputs.offer
+    now = next((each for each in await cloud.offers() if each.id == agreed.id), None)
+    if now and now.price > agreed.price + HALF_A_CENT:
+        raise ProviderError(
+            f"{inputs.name}: {now.gpu} ({now.market}) in {now.region} costs ${now.price:.2f} an hour by now, and was "
+            f"offered for ${agreed.price:.2f}. It was not rented; deploy again to be shown the new price"
+        )
 
 
 async def _wait(seconds: float, what: str, progress: Progress) -> None:

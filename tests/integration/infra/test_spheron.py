@@ -178,19 +178,41 @@ def test_whatever_two_things_go_wrong_in_a_machines_life_it_is_rented_once_and_g
     assert [fault for fault in emulator.faults if fault.times] == [], "all of it did go wrong"
 
 
-def test_a_price_that_moved_since_it_was_offered_is_said(emulator: Emulator, tmp_path: Path) -> None:
+def test_what_costs_more_by_now_than_was_agreed_to_is_not_rented(emulator: Emulator, tmp_path: Path) -> None:
     api = emulator.api
     assert isinstance(api, SpheronApi)
     cloud = spheron(emulator, tmp_path)
     wanted = inputs(cloud)
+    dearer(api)
+    with pytest.raises(ProviderError, match=r"costs \$1\.64 an hour by now, and was offered for \$0\.82"):
+        asyncio.run(resource(cloud).ensure(wanted, None, print))
+    assert emulator.account.rentals == {}
+    assert asyncio.run(resource(cloud).ensure(inputs(cloud), None, print)).offer.price == 1.64, "by its new price"
+
+
+def dearer(api: SpheronApi) -> None:
     for each in api.stock:
         each.spot_price = each.spot_price and 2 * each.spot_price
-    said: list[str] = []
-    asyncio.run(resource(cloud).ensure(wanted, None, said.append))
-    assert "it costs $1.64 an hour, and was offered for $0.82" in said
-    said.clear()
-    asyncio.run(resource(cloud).ensure(inputs(cloud), None, said.append))
-    assert not [line for line in said if "costs" in line], "once, when it is rented"
+
+
+class Hasty(SpheronApi):
+    """Its prices move just as an order comes in."""
+
+    def answer(self, request: Request, operation: str, /) -> Answer:
+        if operation == "createDeployment":
+            dearer(self)
+        return SpheronApi.answer(self, request, operation)
+
+
+def test_a_price_that_moved_with_the_order_itself_is_said(tmp_path: Path) -> None:
+    with serving(Hasty()) as emulator:
+        cloud = spheron(emulator, tmp_path)
+        said: list[str] = []
+        asyncio.run(resource(cloud).ensure(inputs(cloud), None, said.append))
+        assert "it costs $1.64 an hour, and was offered for $0.82" in said
+        said.clear()
+        asyncio.run(resource(cloud).ensure(inputs(cloud), None, said.append))
+        assert not [line for line in said if "costs" in line], "once, when it is rented"
 
 
 def test_a_provider_that_does_not_answer_leaves_what_is_known_of_a_machine(emulator: Emulator, tmp_path: Path) -> None:

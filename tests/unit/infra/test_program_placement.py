@@ -82,7 +82,27 @@ def test_a_machine_with_several_gpus_has_a_worker_for_each() -> None:
 def test_a_valid_place_is_kept_when_something_cheaper_comes_up() -> None:
     one = described("owner/name", a={"machines": 1})
     before = place(one, [gpu(3, price=2.0)], Placement())
-    assert place(one, [gpu(0, price=1.0), gpu(3, price=9.0)], before) == before
+    dearer = [gpu(0, price=1.0), gpu(3, price=9.0)]
+    assert place(one, dearer, before).machines == (Placed("a-1", gpu(3, price=9.0)),), "for what it costs now"
+    assert place(one, dearer, before, frozenset({"a-1"})) == before, "what runs was rented for its price"
+
+
+def test_what_is_to_be_rented_yet_keeps_within_the_budget_and_its_pools_price_as_it_is_now() -> None:
+    def hired(price: float) -> Offer:
+        return Offer("h100", "spheron", Market.ON_DEMAND, "H100-PCIe", 1, "eu", price, 80.0)
+
+    def stack(**pool: object) -> StackDescription:
+        pools = {"a": {"machines": 1, "first_port": 9000, "gpus": ["H100-PCIe"], **pool}}
+        said = {"name": "s", "cloud": "spheron", "model": "owner/name", "budget_per_hour": 3, "pools": pools}
+        return StackDescription.model_validate(said)
+
+    before = place(stack(), [hired(2.0)], Placement())
+    assert place(stack(), [hired(2.5)], before).machines == (Placed("a-1", hired(2.5)),)
+    with pytest.raises(PlacementError, match=r"would cost \$4.00 an hour, and `budget_per_hour` is \$3.00"):
+        place(stack(), [hired(4.0)], before)
+    with pytest.raises(PlacementError, match="is above `max_price`"):
+        place(stack(max_price=2.2), [hired(2.5)], before)
+    assert place(stack(max_price=2.2), [hired(4.0)], before, frozenset({"a-1"})) == before
 
 
 def test_a_place_that_is_offered_no_more_is_taken_elsewhere_as_a_new_generation() -> None:
