@@ -63,7 +63,7 @@ destroy: installed ## end everything the stack started, and only that
 watch: installed ## replace lost machines, follow the backlog, return to spot, keep to the budget (until Ctrl-C)
 	@$(LETTERPRESS) watch '$(STACK)'
 
-sweep: installed ## list what is rented in the stack's name and is in no state (DELETE=name|all deletes it)
+sweep: installed ## list what is rented in the stack's name and is in no state, and ask (DELETE=name|all deletes unasked)
 	@$(LETTERPRESS) sweep '$(STACK)' $(if $(filter all,$(DELETE)),--all,$(if $(DELETE),--delete '$(DELETE)'))
 
 test: setup-test ## set up what is missing, run every test that needs no GPU (PYTEST_ARGS=...)

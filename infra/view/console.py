@@ -91,8 +91,12 @@ def show_charges(charges: Sequence[Charge]) -> None:
 
 
 def ask(question: str) -> bool:
-    """Yes or no, from a person at a terminal; no is what an empty answer means."""
-    return OUT.input(f"{escape(question)} [dim](y/N)[/] ").strip().lower() in {"y", "yes"}
+    """Yes or no, from a person at a terminal; no is what an empty answer means, and none (Ctrl-D)."""
+    try:
+        return OUT.input(f"{escape(question)} [dim](y/N)[/] ").strip().lower() in {"y", "yes"}
+    except EOFError:
+        say("")
+        return False
 
 
 def account(counts: Mapping[Action, int]) -> str:

@@ -1,0 +1,216 @@
+"""What `deploy` and `sweep` ask a person at a terminal, and what comes of the answers: what is rented, by the bill."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from infra.emulate.server import Answer, Emulator, Request, serving
+from infra.emulate.spheron import KEY, SpheronApi
+from infra.paths import repository_root
+from tests.ports import free_ports
+
+pytestmark = pytest.mark.engine
+
+STACK = """\
+name: hired
+cloud: spheron
+model: tiny
+budget_per_hour: 5
+router: {{edge: {{port: {}}}, admin: {{port: {}}}}}
+pools:
+  interactive: {{machines: 0, gpus: [H100-PCIe], first_port: {}}}
+  batch: {{machines: 1, market: spot, gpus: [A100-SXM-80GB], first_port: {}}}
+"""
+ENDS_WITHIN_S = 120.0
+
+
+@dataclass
+class Terminal:
+    """A command at a terminal of its own; `said` is what it has written there so far."""
+
+    process: subprocess.Popen[bytes]
+    screen: int
+    said: str = ""
+    heard: int = 0
+
+    def until(self, words: str) -> None:
+        """Read until it has said so, after what was waited for before. AssertionError if it ends first."""
+        deadline = time.monotonic() + ENDS_WITHIN_S
+        while not (found := re.compile(words).search(self.said, self.heard)):
+            assert self._read(deadline), f"it never said {words!r}:\n{self.said}"
+        self.heard = found.end()
+
+    def types(self, keys: str) -> None:
+        os.write(self.screen, keys.encode())
+
+    def ends(self) -> int:
+        """Read to its end; the exit status."""
+        deadline = time.monotonic() + ENDS_WITHIN_S
+        while self._read(deadline):
+            pass
+        return self.process.wait(ENDS_WITHIN_S)
+
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self.screen], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, f"it says nothing any more:\n{self.said}"
+        try:
+            more = os.read(self.screen, 65536).decode(errors="replace")
+        except OSError:  # the other end is closed
+            return False
+        self.said += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", more)
+        return bool(more)
+
+
+@dataclass(slots=True)
+class Moving(SpheronApi):
+    """Where everything costs `times` as much from its n-th look on, n being `moves_at`."""
+
+    times: float = 1.0
+    moves_at: int = 1
+    looks: int = 0
+
+    def answer(self, request: Request, operation: str, /) -> Answer:
+        if operation == "listOffers" and request.query["page"] == "1":
+            self.looks += 1
+            if self.looks == self.moves_at:
+                self.stock = [
+                    replace(each, price=self.times * each.price, spot_price=self.times * (each.spot_price or 0.0))
+                    for each in self.stock
+                ]
+        return SpheronApi.answer(self, request, operation)
+
+
+@dataclass
+class Person:
+    """Who has the stack file and the account."""
+
+    folder: Path
+    emulator: Emulator
+
+    @property
+    def api(self) -> Moving:
+        assert isinstance(self.emulator.api, Moving)
+        return self.emulator.api
+
+    @property
+    def environment(self) -> dict[str, str]:
+        account = {"SPHERON_API_URL": self.emulator.url, "SPHERON_API_KEY": KEY}
+        return {
+            **os.environ,
+            **account,
+            "LETTERPRESS_HOME": str(self.folder / "home"),
+            "TERM": "xterm",
+            "COLUMNS": "200",
+        }
+
+    def words(self, *words: str) -> list[str]:
+        return [sys.executable, "-c", "from infra.cli import main; main()", *words]
+
+    @contextmanager
+    def at_a_terminal(self, verb: str) -> Iterator[Terminal]:
+        screen, keyboard = pty.openpty()
+        with subprocess.Popen(
+            self.words(verb, str(self.folder / "hired.yaml")),
+            env=self.environment,
+            cwd=repository_root(),
+            stdin=keyboard,
+            stdout=keyboard,
+            stderr=keyboard,
+            start_new_session=True,
+        ) as process:
+            os.close(keyboard)
+            try:
+                yield Terminal(process, screen)
+            finally:
+                process.kill()
+                os.close(screen)
+
+    def elsewhere(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command that nobody sits in front of."""
+        return subprocess.run(
+            self.words(*words),
+            env=self.environment,
+            cwd=repository_root(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+
+@pytest.fixture
+def person(tmp_path: Path) -> Iterator[Person]:
+    with serving(Moving()) as emulator:
+        (tmp_path / "hired.yaml").write_text(STACK.format(*free_ports(4)))
+        made = Person(tmp_path, emulator)
+        try:
+            yield made
+        finally:
+            made.elsewhere("destroy", str(tmp_path / "hired.yaml"))
+
+
+def test_a_no_rents_nothing_and_so_does_the_end_of_the_input(person: Person) -> None:
+    for keys in ("n\n", "\x04"):
+        with person.at_a_terminal("deploy") as terminal:
+            terminal.until(r"Together \$0\.82 an hour, of which \$0\.82 are new\.")
+            terminal.until(r"Rent them\? \(y/N\)")
+            terminal.types(keys)
+            assert terminal.ends() == 1
+            assert "Nothing was rented" in terminal.said
+    assert person.emulator.account.rentals == {}
+    assert "createDeployment" not in person.emulator.asked
+
+
+def test_a_price_that_rises_while_the_question_is_open_is_asked_about_again(person: Person) -> None:
+    with person.at_a_terminal("deploy") as terminal:
+        terminal.until(r"Together \$0\.82 an hour")
+        terminal.until(r"Rent them\?")
+        person.api.times, person.api.moves_at = 2.0, person.api.looks + 1
+        terminal.types("y\n")
+        terminal.until(r"batch-1: A100-SXM-80GB \(spot\) costs \$1\.64/h, and not \$0\.82")
+        terminal.until(r"Together \$1\.64 an hour")
+        terminal.until(r"Rent them\?")
+        terminal.types("n\n")
+        assert terminal.ends() == 1
+    assert person.emulator.account.rentals == {}
+
+
+def test_a_yes_beforehand_covers_no_price_that_has_risen_beyond_the_budget(person: Person) -> None:
+    shown = person.elsewhere("preview", str(person.folder / "hired.yaml"))
+    assert "Together $0.82 an hour" in shown.stdout, shown.stderr
+    person.api.times, person.api.moves_at = 8.0, person.api.looks + 2
+    refused = person.elsewhere("deploy", str(person.folder / "hired.yaml"), "--yes")
+    assert refused.returncode == 1
+    assert "Together $0.82 an hour" in refused.stdout
+    assert "would cost $6.56 an hour, and `budget_per_hour` is $5.00" in " ".join(refused.stderr.split())
+    assert person.emulator.account.rentals == {}
+
+
+def test_a_sweep_deletes_what_it_has_shown_after_a_yes_and_nothing_after_a_no(person: Person) -> None:
+    person.elsewhere("deploy", str(person.folder / "hired.yaml"))  # refused: it draws the stack's id, and no more
+    stack_id = (person.folder / "home/hired/stack-id").read_text().strip()
+    account, strays = person.emulator.account, [f"lp-{stack_id}-batch-{number}-g1" for number in (7, 8)]
+    for name in [*strays, "lp-zzzzzzzz-batch-1-g1"]:
+        account.rent(name, 0.82, ())
+    for keys, status, left in (("n\n", 0, 3), ("\x04", 0, 3), ("y\n", 0, 1)):
+        with person.at_a_terminal("sweep") as terminal:
+            terminal.until(rf"{strays[1]}  \(spheron, \$0\.82/h")
+            terminal.until(r"Delete them\? \(y/N\)")
+            assert len(account.alive()) == 3
+            terminal.types(keys)
+            assert terminal.ends() == status, terminal.said
+        assert len(account.alive()) == left
+    assert [rental.name for rental in account.alive()] == ["lp-zzzzzzzz-batch-1-g1"], "another stack's"
