@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -153,6 +153,10 @@ class _Handler(BaseHTTPRequestHandler):
         if answer is None:
             self.close_connection = True
             return
+        with suppress(ConnectionError):  # whoever asked has gone
+            self._send(answer)
+
+    def _send(self, answer: Answer) -> None:
         data = b"" if answer.data is None else json.dumps(answer.data).encode()
         self.send_response(answer.status)
         for name, value in {"Content-Type": answer.media_type, **answer.headers}.items():
