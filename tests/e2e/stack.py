@@ -19,6 +19,8 @@ from PIL import Image
 from tests.ports import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+TAKE_IT_BARE = {"deploy", "preview", "destroy", "watch", "sweep", "status"}
+"""Verbs whose argument the stack is; others have an option for it."""
 QUICK = {"prompt": "a small picture, at once", "width": 256, "height": 256, "steps": 1}
 
 DESCRIPTION = """\
@@ -79,9 +81,10 @@ class UserStack:
 
     def words(self, *words: str) -> list[str]:
         """A command line of the console script for this stack."""
-        return [str(REPOSITORY / ".venv/bin/letterpress"), *words, "--stack", str(self.file)]
+        where = [str(self.file)] if words[0] in TAKE_IT_BARE else ["--stack", str(self.file)]
+        return [str(REPOSITORY / ".venv/bin/letterpress"), *words, *where]
 
-    def letterpress(self, *words: str) -> str:
+    def letterpress(self, *words: str, within_s: float = 120) -> str:
         """Run the console script, which must succeed; what it printed."""
         done = subprocess.run(
             self.words(*words),
@@ -89,7 +92,8 @@ class UserStack:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            stdin=subprocess.DEVNULL,
+            timeout=within_s,
             check=False,
         )
         assert done.returncode == 0, (

@@ -29,6 +29,7 @@ from infra.ssh.keys import LOGIN, ensure_key, public_line
 from infra.stack import StackDescription, parse
 from router.client import AdminClient, RouterClient
 from tests.hosts import machine
+from tests.hosts.rented import PACED
 from tests.ports import free_ports
 
 NAME = "hostsrig"
@@ -43,16 +44,6 @@ pools:
   interactive: {{machines: {count}, first_port: {first}, warm_sizes: [256x256]}}
 hosts:
 """
-PACED = """\
-import os, pathlib, sys
-sys.path[:] = ["/srv/checkout", *(folder for folder in sys.path if "standin-docker" not in folder)]
-del sys.modules["worker"]
-token = pathlib.Path(os.environ["LETTERPRESS_WORKER_TOKEN_FILE"]).read_text()
-sys.argv[1:] = ["--port", os.environ["LETTERPRESS_WORKER_PORT"], f"--token={token}"]
-from tests.emulators.paced_worker import main
-main()
-"""
-"""What the images of these machines run: a worker without torch, whose start takes a minute on a busy computer."""
 BROKEN = "import sys\nprint('no such engine', flush=True)\nsys.exit(78)\n"
 PROGRAMS = {
     "registry.test/worker:1": PACED,
