@@ -80,13 +80,11 @@ SOCKETS = ("ssh.socket", "sshd.socket")
 
 LOOK = f"""\
 ss -Hltnp
-for socket in {" ".join(SOCKETS)}; do
-  systemctl is-active --quiet $socket 2>/dev/null && systemctl show -p Listen $socket
-done
+systemctl show -p Id,ActiveState,UnitFileState,Listen {" ".join(SOCKETS)} {UNIT.name}
+echo
 echo "rules $(sha256sum <{RULES} 2>/dev/null | cut -c1-16)"
 echo "drops $(nft list table {TABLE} 2>/dev/null | grep -c 'policy drop')"
 echo "trials $(ls {TRIED}.* 2>/dev/null | wc -l)"
-systemctl is-enabled --quiet {UNIT.name} && echo "boots 1"
 exit 0"""
 
 
@@ -104,15 +102,23 @@ def parse(said: str) -> Seen:
     """What LOOK printed."""
     ports: set[int] = set()
     found: dict[str, str] = {}
+    unit: dict[str, list[str]] = {}
     for line in said.splitlines():
         words = line.split()
-        if words[:1] == ["LISTEN"] and SSHD.search(line):
-            ports |= _open_port(words[3])
-        elif line.startswith("Listen="):
-            ports |= _open_port(words[0].removeprefix("Listen="))
-        elif len(words) == 2:
+        if words[:1] == ["LISTEN"]:
+            ports |= _open_port(words[3]) if SSHD.search(line) else set()
+        elif not words:  # a unit ends
+            if unit.get("ActiveState") == ["active"]:
+                ports |= {port for address in unit.get("Listen", ()) for port in _open_port(address.split()[0])}
+            if unit.get("Id") == [UNIT.name]:
+                found["boots"] = unit.get("UnitFileState", [""])[0]
+            unit = {}
+        elif len(words) == 2 and "=" not in words[0]:
             found[words[0]] = words[1]
-    sound = (found.get("drops"), found.get("trials"), found.get("boots")) == ("1", "0", "1")
+        else:
+            key, _, value = line.partition("=")
+            unit.setdefault(key, []).append(value)
+    sound = (found.get("drops"), found.get("trials"), found.get("boots")) == ("1", "0", "enabled")
     return Seen(frozenset(ports), found.get("rules", ""), sound)
 
 

@@ -100,11 +100,11 @@ def install(spec: dict[str, Any]) -> None:
 
 def install_standins(spec: dict[str, Any], names: tuple[str, ...]) -> None:
     """Those programs, and Python."""
-    standins = Path(__file__).with_name("standins.py")
     for name in names:
+        program = Path(__file__).with_name("systemctl.py" if name.startswith("system") else "standins.py")
         file = Path("/usr/local/bin", name)
         file.unlink(missing_ok=True)
-        file.write_text(f"#!{spec['python']} -IS\n" + standins.read_text())
+        file.write_text(f"#!{spec['python']} -IS\n" + program.read_text())
         file.chmod(0o755)
     python = Path("/usr/local/bin/python3")
     python.unlink(missing_ok=True)

@@ -208,8 +208,8 @@ class Manager:
 
     def answer(self, caller: socket.socket) -> None:
         with caller, caller.makefile("rw") as lines:
-            status, said = self.call(json.loads(lines.readline()))
-            lines.write(json.dumps([status, said]) + "\n")
+            status, said = self.call(lines.read().split("\0"))
+            lines.write(f"{status}\n{said}")
 
     def service(self, name: str) -> Service:
         with self.lock:
@@ -224,7 +224,8 @@ class Manager:
         if verb == "on-active":
             return self.run_later(argv[1:])
         if verb == "show":
-            return 0, self.show(self.service(names[-1]))
+            shown = [name for name, before in zip(argv[1:], argv, strict=False) if name[0] != "-" and before != "-p"]
+            return 0, "\n\n".join(self.show(self.service(name)) for name in shown)
         for name in names:
             service = self.service(name)
             if name == "docker.service":
@@ -281,10 +282,12 @@ class Manager:
         pid = service.process.pid if service.process and service.process.poll() is None else 0
         return "\n".join(
             (
+                f"Id={service.name}",
                 f"MainPID={pid}",
                 f"LoadState={'loaded' if there else 'not-found'}",
                 f"ActiveState={service.state}",
                 f"SubState={service.sub}",
+                f"UnitFileState={'enabled' if (WANTS / service.name).is_symlink() else 'disabled' if there else ''}",
                 f"ActiveEnterTimestampMonotonic={service.entered}",
             )
         )

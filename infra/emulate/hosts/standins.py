@@ -1,4 +1,4 @@
-# systemctl, systemd-run, journalctl, docker and nvidia-smi of a test machine: one file, which goes by the name that it is called by.
+# journalctl, docker and nvidia-smi of a test machine: one file, which goes by the name that it is called by.
 # Standard library alone. What goes wrong is told by /etc/standin.json. Real ones are quick to start, and so is this one:
 # what only some verbs want is imported by them.
 
@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import time
 from pathlib import Path
@@ -30,24 +29,6 @@ IMAGE_ENV = {
 def standin() -> dict[str, Any]:
     found: dict[str, Any] = json.loads(Path("/etc/standin.json").read_text())
     return found
-
-
-def systemctl(argv: list[str]) -> int:
-    with socket.socket(socket.AF_UNIX) as manager:
-        manager.connect("/run/standin-systemd")
-        with manager.makefile("rw") as lines:
-            lines.write(json.dumps(argv) + "\n")
-            lines.flush()
-            answer: tuple[int, str] = json.loads(lines.readline())
-    status, said = answer
-    if said:
-        print(said, file=sys.stderr if status else sys.stdout)
-    return status
-
-
-def systemd_run(argv: list[str]) -> int:
-    """A command that the service manager runs after a while."""
-    return systemctl(["on-active", *(word for word in argv if not word.startswith("--timer-property"))])
 
 
 def journalctl(argv: list[str]) -> int:
@@ -262,8 +243,6 @@ def stop(name: str, seconds: float) -> int:
 
 
 PROGRAMS = {
-    "systemctl": systemctl,
-    "systemd-run": systemd_run,
     "journalctl": journalctl,
     "docker": docker,
     "nvidia-smi": nvidia_smi,

@@ -177,12 +177,24 @@ def test_where_systemd_holds_sshds_port_it_is_found_there() -> None:
 LISTEN 0 4096 127.0.0.53%lo:53 0.0.0.0:* users:(("systemd-resolve",pid=4,fd=14))
 LISTEN 0 128 127.0.0.1:6010 0.0.0.0:* users:(("sshd",pid=9,fd=7))
 LISTEN 0 4096 *:8080 *:* users:(("python3",pid=12,fd=3))
+Id=ssh.socket
 Listen=0.0.0.0:2222 (Stream)
 Listen=[::]:2222 (Stream)
+ActiveState=active
+UnitFileState=enabled
+
+Id=sshd.socket
+Listen=[::]:2200 (Stream)
+ActiveState=inactive
+UnitFileState=disabled
+
+Id=letterpress-firewall.service
+ActiveState=active
+UnitFileState=enabled
+
 rules 0123456789abcdef
 drops 1
 trials 0
-boots 1
 """
     assert parse(said) == Seen(frozenset({2222}), "0123456789abcdef", sound=True)
 
