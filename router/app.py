@@ -8,9 +8,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, Query, Response
 
 from router.api import artifacts, batches, bulk, errors, files, generate, ideogram, jobs, models, openai, page, webhooks
-from router.api.artifacts import PROBLEM
 from router.api.context import Context, InContext
-from router.api.refusals import MAX_BODY_BYTES
+from router.api.refusals import MAX_BODY_BYTES, Kind
 from router.api.requests import BodyBound, Rim, Served
 from router.contract import Health, Readiness
 from router.core import Core
@@ -25,6 +24,7 @@ operator about one. 503 comes with `Retry-After`: nothing was promised, and aski
 """
 
 _health = APIRouter(tags=["health"])
+READYZ = {503: {"model": Readiness}, **errors.described(errors.Dialect.PROBLEM, Kind.INVALID_REQUEST)}
 
 
 @_health.get("/healthz", summary="Whether the router can answer", responses={503: {"model": Health}})
@@ -35,7 +35,7 @@ async def healthz(context: InContext, response: Response) -> Health:
     return found
 
 
-@_health.get("/readyz", summary="Whether to send traffic here", responses={503: {"model": Readiness}, "4XX": PROBLEM})
+@_health.get("/readyz", summary="Whether to send traffic here", responses=READYZ)
 async def readyz(
     context: InContext,
     response: Response,

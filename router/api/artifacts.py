@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from router.api.context import Context, InContext
+from router.api.errors import NAMED, Answers, Dialect, described
 from router.api.refusals import Kind, refused
 from router.artifacts import AtUrl, InFile
 from router.contract import EDGE_ARTIFACTS
@@ -19,8 +20,6 @@ from worker.contract import MEDIA_TYPES, PROBLEM_MEDIA_TYPE, Problem
 router = APIRouter(tags=["images"])
 
 IfNoneMatch = Annotated[str, Header(description="ETags that the caller already has.")]
-Answers = dict[int | str, dict[str, Any]]
-"""FastAPI's own shape for documented answers."""
 SEND = "X-Accel-Redirect"
 """nginx sends the file that this header names, and the client never sees the header."""
 REDIRECT_S = 600
@@ -42,7 +41,10 @@ PROBLEM: dict[str, Any] = {
     "/artifacts/{job_id}.png",
     summary="A finished image by its signed URL",
     response_class=FileResponse,
-    responses={**PNG, "4XX": PROBLEM, "5XX": PROBLEM},
+    responses={
+        **PNG,
+        **described(Dialect.PROBLEM, Kind.FORBIDDEN, *NAMED, Kind.INTERNAL, Kind.UNAVAILABLE),
+    },
 )
 async def artifact(
     job_id: Annotated[str, Path(max_length=64)],

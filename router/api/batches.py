@@ -32,6 +32,14 @@ KEPT_S = 30 * 86_400
 """How long output is kept unless told otherwise, as OpenAI keeps a batch's files."""
 MAX_METADATA = 16
 MAX_LISTED, LISTED = 100, 20
+LINKS = {
+    name: {
+        "description": said,
+        "operationRef": f"#/paths/~1v1~1batches~1{{batch_id}}{path}",
+        "parameters": {"batch_id": "$response.body#/id"},
+    }
+    for name, path, said in (("read", "/get", "How it is doing."), ("cancel", "~1cancel/post", "Cancel it."))
+}
 EXAMPLE = {"input_file_id": "file_01kb2s8d5w3j4k5m6n7p8q9rst", "endpoint": ENDPOINT, "completion_window": "24h"}
 
 BatchId = Annotated[str, Path(max_length=64)]
@@ -133,7 +141,10 @@ class BatchList(Page[BatchObject]):
 
 
 @router.post(
-    "", summary="Make a batch of a file", dependencies=[Depends(json_only)], responses=OPENAI(*BODY, *ADMISSION)
+    "",
+    summary="Make a batch of a file",
+    dependencies=[Depends(json_only)],
+    responses={200: {"links": LINKS}, **OPENAI(*BODY, *ADMISSION)},
 )
 async def create(
     body: Annotated[BatchRequest, Body(examples=[EXAMPLE])],

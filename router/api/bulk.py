@@ -15,9 +15,9 @@ import structlog
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
 
-from router.api.artifacts import PROBLEM
 from router.api.auth import Caller
 from router.api.context import Context, InContext
+from router.api.errors import ADMISSION, BODY, Dialect, documented
 from router.api.explain import Fault, faults
 from router.api.idempotency import IdempotencyKey, repeatable
 from router.api.jobs import new_job
@@ -33,7 +33,7 @@ AT_ONCE = 200
 """Lines that are checked before others have their turn: some milliseconds' worth."""
 FAULTS_SHOWN = 20
 
-router = APIRouter(tags=["jobs"], responses={"4XX": PROBLEM, "5XX": PROBLEM})
+router = APIRouter(tags=["jobs"])
 
 
 @dataclass
@@ -50,6 +50,7 @@ class _Batch:
     PATH,
     status_code=202,
     summary="Ask for many images",
+    responses=documented(Dialect.PROBLEM, *BODY, *ADMISSION),
     openapi_extra={
         "requestBody": {
             "required": True,

@@ -100,18 +100,25 @@ _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "i
 
 
 def documented(dialect: Dialect, *kinds: Kind) -> Answers:
-    """A route's refusals of these kinds and of those that every route has, as its dialect says them."""
-    models: Mapping[Dialect, type[Frozen]] = {
-        Dialect.SEED: SeedError,
-        Dialect.OPENAI: OpenAIError,
-        Dialect.IDEOGRAM: IdeogramError,
+    """A route's refusals of these kinds and of those that every route with a key has, as its dialect says them."""
+    return described(dialect, *ALWAYS, *kinds)
+
+
+def described(dialect: Dialect, *kinds: Kind) -> Answers:
+    """Refusals of these kinds and no others."""
+    models: Mapping[Dialect, dict[str, Any]] = {
+        Dialect.SEED: {"model": SeedError},
+        Dialect.OPENAI: {"model": OpenAIError},
+        Dialect.IDEOGRAM: {"model": IdeogramError},
+        # In place, because FastAPI would describe a `model` as plain JSON.
+        Dialect.PROBLEM: {"content": {PROBLEM_MEDIA_TYPE: {"schema": Problem.model_json_schema()}}},
     }
     found: Answers = {}
     headlines: dict[int, dict[str, None]] = {}
-    for kind in (*ALWAYS, *kinds):
+    for kind in kinds:
         headlines.setdefault(status_of(kind, dialect), {})[kind.headline] = None
     for status, said in sorted(headlines.items()):
-        found[status] = {"model": models[dialect], "description": "; or: ".join(said) + "."}
+        found[status] = {**models[dialect], "description": "; or: ".join(said) + "."}
         if status in (429, 503):
             found[status]["headers"] = _RETRY_AFTER
     return found

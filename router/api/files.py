@@ -34,6 +34,17 @@ KEPT_S = 30 * DAY_S
 MIN_KEPT_S, MAX_KEPT_S = 3600, 30 * DAY_S
 MAX_NAME = 255
 MAX_LISTED = 10_000
+LINKS: dict[str, Any] = {
+    "batch": {
+        "description": "Make a batch of it.",
+        "operationRef": "#/paths/~1v1~1batches/post",
+        "requestBody": {
+            "input_file_id": "$response.body#/id",
+            "endpoint": "/v1/images/generations",
+            "completion_window": "24h",
+        },
+    }
+}
 FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -89,7 +100,7 @@ class FileDeleted(Frozen):
     "",
     summary="Upload a batch's input",
     openapi_extra=FORM,
-    responses=OPENAI(*FORM_REFUSALS, Kind.FILES_FULL),
+    responses={200: {"links": LINKS}, **OPENAI(*FORM_REFUSALS, Kind.FILES_FULL)},
 )
 async def upload(request: Request, context: InContext, key: Caller) -> FileObject:
     """Its bytes go to the artifact store as they come. What is in it is looked at when a batch is made of it."""

@@ -67,6 +67,13 @@ MAKES = documented(Dialect.IDEOGRAM, *FORM, *ADMISSION, *WAITING)
 READS = documented(Dialect.IDEOGRAM, *NAMED)
 NEVER = documented(Dialect.IDEOGRAM, Kind.NOT_SERVED)
 """What the routes may refuse."""
+LINKS = {
+    "read": {
+        "description": "How it is doing.",
+        "operationRef": "#/paths/~1v1~1generations~1{generation_id}/get",
+        "parameters": {"generation_id": "$response.body#/generation_id"},
+    }
+}
 
 
 class Drawn(Frozen):
@@ -149,7 +156,7 @@ async def generate_v3(
     "/v1/ideogram-v4/async/generate",
     summary="Ask for an image",
     openapi_extra=body_of(GenerateV4),
-    responses=BEGINS,
+    responses={200: {"links": LINKS}, **BEGINS},
 )
 async def begin(
     request: Request,

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, TypeVar
 
 import structlog
@@ -14,9 +15,10 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import AwareDatetime, ValidationError
 
-from router.api.artifacts import PNG, PROBLEM, IfNoneMatch, image_answer
+from router.api.artifacts import PNG, IfNoneMatch, image_answer
 from router.api.auth import Caller
 from router.api.context import Context, InContext
+from router.api.errors import ADMISSION, BODY, NAMED, Dialect, documented
 from router.api.explain import Fault
 from router.api.idempotency import IdempotencyKey, repeatable
 from router.api.models import wished
@@ -46,10 +48,17 @@ Wanted = Annotated[JobRequest, Body(examples=[EXAMPLE])]
 
 LastEventId = Annotated[str | None, Header(max_length=64, description="The id of the last event that was seen.")]
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={"4XX": PROBLEM, "5XX": PROBLEM})
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+NATIVE = partial(documented, Dialect.PROBLEM)
 
 
-@router.post("", status_code=202, summary="Ask for an image", dependencies=[Depends(json_only)])
+@router.post(
+    "",
+    status_code=202,
+    summary="Ask for an image",
+    dependencies=[Depends(json_only)],
+    responses=NATIVE(*BODY, *ADMISSION),
+)
 async def submit(
     body: Wanted,
     request: Request,
@@ -70,7 +79,7 @@ async def submit(
     return view(context, job)
 
 
-@router.get("", summary="Your jobs")
+@router.get("", summary="Your jobs", responses=NATIVE(Kind.INVALID_REQUEST))
 async def jobs(  # noqa: PLR0917 - FastAPI hands them over by name
     context: InContext,
     key: Caller,
@@ -89,13 +98,13 @@ async def jobs(  # noqa: PLR0917 - FastAPI hands them over by name
     return JobsPage(data=[view(context, job, latest(job.id)) for job in found[:limit]], has_more=len(found) > limit)
 
 
-@router.get("/{job_id}", summary="How a job is doing")
+@router.get("/{job_id}", summary="How a job is doing", responses=NATIVE(*NAMED))
 async def read(job_id: str, context: InContext, key: Caller) -> JobView:
     job = await _own(context, key, job_id)
     return view(context, job, context.core.notices.latest_progress(job.id))
 
 
-@router.delete("/{job_id}", summary="Cancel a job")
+@router.delete("/{job_id}", summary="Cancel a job", responses=NATIVE(*NAMED))
 async def cancel(job_id: str, context: InContext, key: Caller) -> JobView:
     """At once while it waits, between two steps while it runs; a job that has ended stays as it is."""
     job = await context.core.service.cancel(key, job_id)
@@ -108,7 +117,7 @@ async def cancel(job_id: str, context: InContext, key: Caller) -> JobView:
     "/{job_id}/retry",
     status_code=202,
     summary="Try a job again",
-    responses={409: {**PROBLEM, "description": "It has not ended, or has its image."}},
+    responses=NATIVE(*NAMED, Kind.NOT_RETRYABLE, *ADMISSION),
 )
 async def retry(
     job_id: str,
@@ -141,7 +150,7 @@ async def retry(
     "/{job_id}/image",
     summary="A job's finished image",
     response_class=FileResponse,
-    responses={**PNG, 409: {**PROBLEM, "description": "There is no image: not yet, or not any more to come."}},
+    responses={**PNG, **NATIVE(*NAMED, Kind.NOT_FINISHED, Kind.NO_IMAGE, Kind.CANCELLED, Kind.EXPIRED)},
 )
 async def image(job_id: str, context: InContext, key: Caller, if_none_match: IfNoneMatch = "") -> Response:
     job = await _own(context, key, job_id)
@@ -161,6 +170,7 @@ async def image(job_id: str, context: InContext, key: Caller, if_none_match: IfN
     responses={
         200: {"content": {"text/event-stream": {}}, "description": "Events, each with a JobView."},
         204: {"description": "The job has ended, and the event of `Last-Event-ID` said so: no need to ask again."},
+        **NATIVE(*NAMED),
     },
 )
 async def events(job_id: str, context: InContext, key: Caller, last_event_id: LastEventId = None) -> Response:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from router.api import ideogram
-from router.api.artifacts import PROBLEM
 from router.api.auth import Caller
 from router.api.context import Context, InContext
+from router.api.errors import Dialect, documented
 from router.api.views import image_view, moment
 from router.contract import BatchWebhook, EndedBatch, ErrorView, JobOutcome, JobWebhook, WebhookSecrets
 from router.jobs import Job
@@ -18,7 +18,7 @@ OVERLAP_MS = 86_400_000
 MAX_DETAIL = 4000
 """A webhook's body stays under 20 kB."""
 
-router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], responses={"4XX": PROBLEM, "5XX": PROBLEM})
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], responses=documented(Dialect.PROBLEM))
 
 
 @router.get("/secrets", summary="What this key's webhooks are signed with")
