@@ -13,7 +13,11 @@ from infra.emulate.hosts import namespace as namespaces
 from infra.emulate.hosts.machine import TestMachine
 from infra.emulate.hosts.namespace import NoMachinesError
 
-__all__ = ["TestMachine", "machine", "namespace"]
+__all__ = ["FIRST_PORT", "TestMachine", "machine", "namespace"]
+
+FIRST_PORT = 9100
+"""Of workers there, where nobody else is. None of those that the kernel gives to whoever connects: a question to such a
+port before somebody listens on it may be given that port itself, and then nobody can listen on it for a minute."""
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from typing import Any
 
 from infra.ssh.keys import LOGIN, ensure_key, public_line
 from tests.e2e.stack import UserStack
-from tests.hosts import TestMachine, machine
+from tests.hosts import FIRST_PORT, TestMachine, machine
 
 HEAD = """\
 name: {name}
@@ -34,6 +34,10 @@ class HostsStack(UserStack):
     model: str = "tiny"
     more: str = ""
     described: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.ports[2:4] = [FIRST_PORT, FIRST_PORT + 1]
 
     def describe(self, more: str = "", **settings: str) -> None:
         """Write the stack file; `settings` are more settings of hosts, by their names."""

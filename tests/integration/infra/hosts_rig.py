@@ -28,7 +28,7 @@ from infra.provider.worker_host import WorkerHostResource
 from infra.ssh.keys import LOGIN, ensure_key, public_line
 from infra.stack import StackDescription, parse
 from router.client import AdminClient, RouterClient
-from tests.hosts import machine
+from tests.hosts import FIRST_PORT, machine
 from tests.hosts.rented import PACED
 from tests.ports import free_ports
 
@@ -70,8 +70,8 @@ class HostsRig:
         return StackPaths.of(NAME, self.folder / "home")
 
     def description(self) -> StackDescription:
-        edge, admin, first = self.ports
-        text = HEAD.format(image=self.image, edge=edge, admin=admin, first=first, count=len(self.machines))
+        edge, admin = self.ports
+        text = HEAD.format(image=self.image, edge=edge, admin=admin, first=FIRST_PORT, count=len(self.machines))
         for name, one in self.machines.items():
             text += f"  {name}: {{address: {one.address}, key: {self.folder / 'own' / LOGIN}, disk_gib: 0.1}}\n"
         return parse(text, "stack.yaml", self.folder)
@@ -152,7 +152,7 @@ async def hosts_rig(folder: Path, count: int) -> AsyncIterator[HostsRig]:
         machines = {f"h{number}": stack.enter_context(machine(public)) for number in range(1, count + 1)}
         for one in machines.values():
             one.told(programs=PROGRAMS)
-        rig = HostsRig(folder, machines, free_ports(3))
+        rig = HostsRig(folder, machines, free_ports(2))
         try:
             yield rig
         finally:
