@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from infra.costs.charges import Charge
 from infra.deployment import Deployment, forget, stack_name
 from infra.endpoint import Endpoint
-from infra.engine import OperationFailedError, operate
+from infra.engine import OnFailure, OperationFailedError, operate
 from infra.errors import InfraError
 from infra.paths import StackPaths
 from infra.planning.placement import Placement
@@ -108,11 +108,16 @@ def _bring_up(deployment: Deployment, plan: Plan, keeping: Safekeeping) -> str:
             keeping.begin()
             say("Bringing it up:")
             with following() as tell:
-                ended = f"Stack {name} is up: {account(engine.up(tell).counts)}"
+                ended = f"Stack {name} is up: {account(engine.up(tell, _on_failure(deployment)).counts)}"
         if not deployment.proved and (pool := deployment.pool_in_use):
             asyncio.run(_first_image(deployment.endpoint, pool))
             deployment.prove()
     return ended
+
+
+def _on_failure(deployment: Deployment) -> OnFailure:
+    """One machine's fault is nobody else's. Where machines are rented another offer is taken for it, and soon."""
+    return OnFailure.STOP if deployment.description.rented else OnFailure.GO_ON
 
 
 def _agree(charges: Sequence[Charge], agreed: float, *, yes: bool) -> float:

@@ -55,7 +55,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        return self.connection.target.id
+        return self.connection.target.shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -60,6 +61,13 @@ class OperationFailedError(EngineError):
     def __init__(self, outcome: Outcome) -> None:
         super().__init__("\n".join(str(failure) for failure in outcome.failures))
         self.outcome = outcome
+
+
+class OnFailure(StrEnum):
+    """What becomes of the other resources when one fails."""
+
+    STOP = "stop"  # what runs is finished, and nothing is begun
+    GO_ON = "go on"  # all is done that does not wait for the one that failed
 
 
 class OperationCancelledError(EngineError):
@@ -114,10 +122,12 @@ class Engine:
         stack = self._stack()
         return self._perform(lambda **options: stack.preview(refresh=True, **options), on_progress)
 
-    def up(self, on_progress: OnProgress) -> Outcome:
+    def up(self, on_progress: OnProgress, on_failure: OnFailure = OnFailure.STOP) -> Outcome:
         """Make the world as declared. OperationFailedError says what could not be done."""
-        stack = self._stack()
-        return self._perform(lambda **options: stack.up(refresh=True, **options), on_progress)
+        stack, goes_on = self._stack(), on_failure is OnFailure.GO_ON
+        return self._perform(
+            lambda **options: stack.up(refresh=True, continue_on_error=goes_on, **options), on_progress
+        )
 
     def destroy(self, on_progress: OnProgress) -> Outcome:
         """End everything that the state holds. What is then left of the stack in the backend is removed."""

@@ -110,7 +110,7 @@ def host_of(
         return await site.connections.to(target, progress, patience)
 
     kind = ContainerHost if access.kind is HostKind.CONTAINER else SshHost
-    return kind(machine, site.stack_id, connect)
+    return kind(target.shown, site.stack_id, connect)
 
 
 def token_file(worker: str) -> PurePosixPath:
@@ -237,6 +237,10 @@ def remote_unit(
 async def write_token(host: SshHost | ContainerHost, worker: str, token: str) -> None:
     """0600 and of the user whom the container runs as: the worker takes it no other way."""
     content = token.encode()
+    if isinstance(host, ContainerHost):  # the worker is no root, and enters the folder itself: nothing is mounted
+        folder = host.root / token_file(worker).parent
+        script = f"mkdir -p {folder} && chmod 711 {folder}"
+        await (await host.connect()).run(script, "making the folder of tokens")
     if await host.read(token_file(worker)) != content:
         await host.write(token_file(worker), content, 0o600, f"{USER}:{USER}")
 

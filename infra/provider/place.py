@@ -64,7 +64,7 @@ class RouterPlace:
         """Its machine, whose files are the router's own user's."""
         accounts = self.layout.accounts
         owner = f"{accounts.router}:{accounts.router}" if accounts else "root:root"
-        return SshHost(self.machine, self.site.stack_id, self.connect, owner)
+        return SshHost(self.target.shown, self.site.stack_id, self.connect, owner)
 
     def admin(self, url: str) -> AdminClient:
         """A client of the admin app that answers at `url` on the host's own loopback, with the stack's own key. The

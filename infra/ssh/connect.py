@@ -175,10 +175,12 @@ def _become_root(connection: Connection, target: Target) -> None:
         connection.root = ("sudo", "-n", "--")
         return
     if not connection.ask("command -v sudo || true").strip():
-        raise SudoRefusedError(f"{target.id}: {target.user} is not root there, and there is no sudo; name `user: root`")
+        raise SudoRefusedError(
+            f"{target.shown}: {target.user} is not root there, and there is no sudo; name `user: root`"
+        )
     if not target.password:
         raise SudoRefusedError(
-            f"{target.id}: sudo asks {target.user} for a password. Give it by reference in the stack file, "
+            f"{target.shown}: sudo asks {target.user} for a password. Give it by reference in the stack file, "
             "`sudo_password: ${NAME}`, or let that user run sudo without one"
         )
     # -k: asked each time, so that exactly one line of what we send is the password's.
@@ -186,8 +188,8 @@ def _become_root(connection: Connection, target: Target) -> None:
     preamble = f"{target.password}\n".encode()
     if connection.try_as_user(shlex.join((*asking, "true")), preamble).status != 0:
         raise SudoRefusedError(
-            f"{target.id}: sudo did not take the password of {target.user}: see `sudo_password` in the stack file, and "
-            f"whether {target.user} may use sudo there at all"
+            f"{target.shown}: sudo did not take the password of {target.user}: see `sudo_password` in the stack file, "
+            f"and whether {target.user} may use sudo there at all"
         )
     connection.root, connection.preamble = asking, preamble
 

@@ -108,7 +108,7 @@ class Connection:
         done = await self.attempt(script, doing, stdin=stdin, within_s=within_s, on_line=on_line)
         if done.status != 0:
             status = None if done.status == TIMED_OUT else done.status
-            raise CommandError(self.target.id, doing, status, done.said, advice)
+            raise CommandError(self.target.shown, doing, status, done.said, advice)
         return done.output
 
     async def attempt(
@@ -149,7 +149,7 @@ class Connection:
         if done.status == 44:
             return None
         if done.status != 0:
-            raise CommandError(self.target.id, f"reading {path}", done.status, done.said)
+            raise CommandError(self.target.shown, f"reading {path}", done.status, done.said)
         return done.output.encode(errors="surrogateescape")
 
     async def get(self, port: int, path: str, within_s: float = 5.0) -> tuple[int, bytes] | None:

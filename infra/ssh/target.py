@@ -20,6 +20,11 @@ class Target:
     key: Path
     password: str = field(default="", repr=False)
 
+    @property
+    def shown(self) -> str:
+        """What messages call it: its name, and where it is."""
+        return f"{self.id} ({self.address})"
+
     def __str__(self) -> str:
         return f"{self.user}@{self.address}:{self.port}"
 

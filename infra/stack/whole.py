@@ -133,6 +133,11 @@ class StackDescription(Described):
         """Whether its machines are reached through SSH."""
         return self.cloud is not CloudName.LOCAL
 
+    @property
+    def rented(self) -> bool:
+        """Whether its machines are somebody's who takes money for them."""
+        return self.cloud in (CloudName.SPHERON, CloudName.RUNPOD)
+
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         taken: dict[int, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,51 +21,54 @@ model: {model}
   edge: {{host: 127.0.0.1, port: {edge}}}
   admin: {{host: 127.0.0.1, port: {admin}}}
 pools:
-  interactive: {{machines: {count}, first_port: {first}, warm_sizes: [256x256]}}
+  interactive: {{machines: {count}, first_port: {first}, device: cpu, warm_sizes: [256x256]}}
 hosts:
 """
 
 
 @dataclass
 class HostsStack(UserStack):
-    """`machines` by the names that the stack file gives them."""
+    """`machines` by the names that the stack file gives them; `said` is what all its commands printed."""
 
     machines: dict[str, TestMachine] = field(default_factory=dict)
     key: Path = Path()
     model: str = "tiny"
-    more: str = ""
-    described: dict[str, str] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.ports[2:4] = [FIRST_PORT, FIRST_PORT + 1]
 
     def describe(self, more: str = "", **settings: str) -> None:
-        """Write the stack file; `settings` are more settings of hosts, by their names."""
+        """Write the stack file. `more` are lines of its head, `settings` more settings of hosts, by their names."""
         edge, admin, first = self.ports[:3]
         head = HEAD.format(
             name=self.name, model=self.model, more=more, edge=edge, admin=admin, first=first, count=len(self.machines)
         )
         hosts = "".join(
             f"  {name}: {{address: {one.address}, user: {one.users[0]['name']}, port: {one.port}, key: {self.key}, "
-            f"disk_gib: 0.1{settings.get(name, '')}}}\n"
+            f"disk_gib: 0.05{settings.get(name, '')}}}\n"
             for name, one in self.machines.items()
         )
         self.file.write_text(head + hosts)
 
+    def make(self, target: str, *settings: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        done = super().make(target, *settings, timeout=timeout)
+        self.said.append(done.stdout + done.stderr)
+        return done
+
 
 @contextmanager
-def hosts_stack(folder: Path, users: Sequence[dict[str, Any]]) -> Iterator[HostsStack]:
-    """Machines that run, and a stack file that describes them; nothing is deployed. Ends with all of it gone."""
+def hosts_stack(folder: Path, machines: Sequence[dict[str, Any]]) -> Iterator[HostsStack]:
+    """Machines that run, as `tests.hosts.machine` is told of each, and a stack file that describes them; nothing is
+    deployed. Ends with all of it gone."""
     with ExitStack() as stack:
         key = ensure_key(folder / "own", LOGIN)
         public = public_line(key, "operator")
-        machines = {
-            f"h{number}": stack.enter_context(machine(public, **user)) for number, user in enumerate(users, start=1)
-        }
-        made = HostsStack(folder, machines=machines, key=key)
-        made.describe()
+        made = {f"h{number}": stack.enter_context(machine(public, **one)) for number, one in enumerate(machines, 1)}
+        deployed = HostsStack(folder, machines=made, key=key)
+        deployed.describe()
         try:
-            yield made
+            yield deployed
         finally:
-            made.make("destroy")
+            deployed.make("destroy")

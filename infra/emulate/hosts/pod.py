@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from infra.emulate.hosts.init import adopt, install_standins, may_be_entered, mount_checkout, mount_disk
+from infra.emulate.hosts.init import adopt, install_standins, may_be_entered, mount_checkout, mount_disk, new_home
 
 CHECKOUT = "/srv/checkout"
 VOLUME = "/srv/volume"
@@ -61,8 +61,7 @@ def install(spec: dict[str, Any]) -> None:
     ENTRY_POINT.chmod(0o755)
     subprocess.run(["useradd", "-u", str(WORKERS_USER), "-m", "letterpress"], check=True)
     may_be_entered(Path(spec["python"]))
-    for file in Path("/root").glob(".bash*"):  # this computer's, which say where its own programs are
-        file.unlink()
+    new_home(Path("/root"))
     shutil.copy(container / "sshd_config", SSHD_CONFIG)
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra.engine import Engine, EngineSettings, operate
+from infra.engine import Engine, EngineSettings, OnFailure, operate
 from infra.engine.events import Action, Outcome, Progress
 from infra.engine.guard import orphans
 from infra.hosts.local import LocalHost
@@ -96,9 +96,9 @@ class Rig:
         with self.engine() as engine:
             return engine.preview(self.progress.append)
 
-    def up(self) -> Outcome:
+    def up(self, on_failure: OnFailure = OnFailure.STOP) -> Outcome:
         with self.engine() as engine:
-            return engine.up(self.progress.append)
+            return engine.up(self.progress.append, on_failure)
 
     def destroy(self) -> Outcome:
         with self.engine() as engine:

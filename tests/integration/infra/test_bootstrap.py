@@ -218,7 +218,7 @@ async def test_a_machine_that_will_not_do_is_refused_before_anything_is_fetched(
     vm.told(**told)
     with pytest.raises(StepError, match=said) as caught:
         await go_through((Gpus(),), on(described=described))
-    assert str(caught.value).startswith("lp-abcdefgh-h1-g1: GPUs: ")
+    assert str(caught.value).startswith(f"lp-abcdefgh-h1-g1 ({vm.address}): GPUs: ")
 
 
 async def test_too_little_disk_is_said_in_figures(on: Callable[..., Machine]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra.engine import EngineError, OperationFailedError
+from infra.engine import EngineError, OnFailure, OperationFailedError
 from infra.engine.events import Action, Stage
 from infra.engine.guard import orphans
 from infra.secrets import SecretStore
@@ -231,6 +231,23 @@ def test_a_port_that_a_stranger_holds_is_named_with_its_setting(rig: Rig) -> Non
         stranger.listen()
         with pytest.raises(OperationFailedError, match=r"is already in use by .*`pools\.batch\.first_port`"):
             rig.up()
+
+
+@pytest.mark.parametrize("on_failure", OnFailure)
+def test_what_waits_for_nothing_that_failed_is_brought_up_all_the_same_where_that_is_meant(
+    rig: Rig, on_failure: OnFailure
+) -> None:
+    rig.let_workers("2", "ready")
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", rig.ports()[3]))
+        stranger.listen()
+        with pytest.raises(OperationFailedError) as caught:
+            rig.up(on_failure)
+    assert [failure.resource for failure in caught.value.outcome.failures] == ["batch-1-workers"]
+    with rig.engine() as engine:
+        names = {resource.name for resource in engine.state().resources}
+    assert ("interactive-1-registration" in names) is (on_failure is OnFailure.GO_ON)
+    assert "batch-1-registration" not in names
 
 
 def test_the_stages_of_a_worker_are_told_in_its_own_words(rig: Rig) -> None:
