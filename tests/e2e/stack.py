@@ -30,6 +30,7 @@ model: tiny
 router:
   edge: {{host: 127.0.0.1, port: {edge}}}
   admin: {{host: 127.0.0.1, port: {admin}}}
+  webhook_allow: [127.0.0.1]
 pools:
   interactive: {{machines: 2, market: on_demand, first_port: {first}}}
   batch: {{machines: 1, market: spot, first_port: {batch}}}

@@ -11,8 +11,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from openai.types.webhooks import BatchCompletedWebhookEvent
 
 from tests.e2e.stack import QUICK, UserStack, ended, picture
+from tests.emulators.receiver import receiver_aside
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine]
@@ -117,7 +119,7 @@ def test_the_openai_client_streams_and_gets_every_format(stack: UserStack) -> No
             assert picture(base64.b64decode(made.data[0].b64_json or "")).format == form.upper()
 
 
-def test_the_openai_client_makes_a_batch_from_its_upload_to_its_output(stack: UserStack) -> None:
+def test_the_openai_client_makes_a_batch_from_its_upload_to_the_verified_webhook(stack: UserStack) -> None:
     endpoint = stack.endpoint()
     body = {"prompt": "a fox", "size": "256x256", "num_inference_steps": 2}
     lines = [
@@ -125,10 +127,18 @@ def test_the_openai_client_makes_a_batch_from_its_upload_to_its_output(stack: Us
         for n in range(4)
     ]
     lines.append({**lines[0], "custom_id": "wrong", "body": {**body, "size": "1x1"}})
-    with openai.OpenAI(base_url=f"{endpoint['url']}/v1", api_key=endpoint["api_key"], max_retries=0) as client:
+    with (
+        receiver_aside() as hook,
+        openai.OpenAI(base_url=f"{endpoint['url']}/v1", api_key=endpoint["api_key"], max_retries=0) as client,
+    ):
         content = "\n".join(json.dumps(line) for line in lines).encode()
         file = client.files.create(file=("in.jsonl", content), purpose="batch")
-        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h")
+        batch = client.batches.create(
+            input_file_id=file.id,
+            endpoint="/v1/images/generations",
+            completion_window="24h",
+            extra_body={"webhook": hook.receiver.url()},
+        )
 
         def over() -> str | None:
             state = client.batches.retrieve(batch.id).status
@@ -138,6 +148,14 @@ def test_the_openai_client_makes_a_batch_from_its_upload_to_its_output(stack: Us
         batch = client.batches.retrieve(batch.id)
         made = [json.loads(line) for line in client.files.content(batch.output_file_id or "").text.splitlines()]
         wrong = [json.loads(line) for line in client.files.content(batch.error_file_id or "").text.splitlines()]
+        (sent,) = hook.has(1)
+        with stack.client() as http:
+            (secret,) = http.get("/v1/webhooks/secrets").raise_for_status().json()["secrets"]
+        event = client.webhooks.unwrap(sent.body.decode(), sent.headers, secret=secret)
+        with pytest.raises(openai.InvalidWebhookSignatureError):
+            client.webhooks.unwrap(sent.body.decode().replace("completed", "cancelled"), sent.headers, secret=secret)
+    assert isinstance(event, BatchCompletedWebhookEvent)
+    assert event.data.id == batch.id
     assert [line["custom_id"] for line in made] == ["0", "1", "2", "3"]
     assert picture(base64.b64decode(made[0]["response"]["body"]["data"][0]["b64_json"])).size == (256, 256)
     assert [(line["custom_id"], line["response"]["status_code"]) for line in wrong] == [("wrong", 400)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import threading
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import uvicorn
@@ -79,3 +80,30 @@ async def receiver(certificate: tuple[str, str] | None = None) -> AsyncIterator[
             app.closing.set()
             server.should_exit = True
             await serving
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A receiver on a loop of its own, for tests that have none."""
+
+    receiver: Receiver
+    loop: asyncio.AbstractEventLoop
+
+    def has(self, count: int, within_s: float = 30) -> list[Sent]:
+        return asyncio.run_coroutine_threadsafe(self.receiver.has(count, within_s), self.loop).result(within_s + 5)
+
+
+@contextmanager
+def receiver_aside() -> Iterator[Aside]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    stack = AsyncExitStack()
+    try:
+        listening = asyncio.run_coroutine_threadsafe(stack.enter_async_context(receiver()), loop)
+        yield Aside(listening.result(30), loop)
+    finally:
+        asyncio.run_coroutine_threadsafe(stack.aclose(), loop).result(30)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
