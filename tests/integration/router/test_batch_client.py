@@ -12,70 +12,21 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from router.client.batch import BatchError, ByRouter, Defaults, Outcome, Patience, Settings, Tally, run
-from router.contract import JobState, KeyLimitsView, KeyRequest
+from router.client.batch import BatchError, ByRouter, Defaults, Patience, Settings
+from router.contract import KeyLimitsView, KeyRequest
 from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.emulators.paced_worker import Fault, Pace
+from tests.integration.router.batch_rig import count, last, ran, settings
 from tests.integration.router.batching import COMMAND, Batch, door
 from tests.integration.router.served import API_KEY, ROOT, ServedRouter, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-SMALL = Defaults(width=256, height=256, steps=2)
-
-
-class Heard:
-    """A watcher that remembers."""
-
-    def __init__(self) -> None:
-        self.lines: dict[int, str] = {}
-        self.put_aside: dict[int, str] = {}
-        self.checked = 0
-
-    def checking(self, done: int, total: int) -> None:
-        assert done <= total
-        self.checked = done
-
-    def begins(self, tally: Tally) -> None:
-        pass
-
-    def moved(self) -> None:
-        pass
-
-    def bad(self, line: int, why: str) -> None:
-        self.lines[line] = why
-
-    def aside(self, line: int, why: str) -> None:
-        self.put_aside[line] = why
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def maker(router: ServedRouter) -> AsyncIterator[ByRouter]:
     async with router.client() as client:
         yield ByRouter(client, Patience(60, lambda _: None))
-
-
-async def ran(settings: Settings, maker: ByRouter) -> tuple[Outcome, Heard]:
-    heard = Heard()
-    return await run(settings, lambda: maker, heard), heard
-
-
-def settings(tmp_path: Path, *lines: object, **more: object) -> Settings:
-    source = tmp_path / "prompts.jsonl"
-    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-    source.write_text("".join(f"{text}\n" for text in texts))
-    return Settings(source, tmp_path / "out", defaults=SMALL, **more)  # type: ignore[arg-type]
-
-
-def last(tmp_path: Path) -> dict[int, dict[str, object]]:
-    batch = Batch(tmp_path / "prompts.jsonl", tmp_path / "out", ())
-    return {entry["line"]: entry for entry in batch.entries()}
-
-
-async def count(router: ServedRouter) -> int:
-    async with router.admin() as admin:
-        (pool,) = await admin.pools()
-    return pool.succeeded
 
 
 async def test_bad_lines_are_named_and_the_others_are_made(maker: ByRouter, tmp_path: Path) -> None:
@@ -134,71 +85,6 @@ async def test_again_makes_nothing_and_a_file_that_was_damaged_or_lost_is_fetche
     assert last(tmp_path)[1]["job"] == before[1]["job"]
 
 
-async def test_lines_edited_after_their_image_stop_it_unless_they_are_meant(maker: ByRouter, tmp_path: Path) -> None:
-    await ran(settings(tmp_path, "one", "two"), maker)
-    edited = settings(tmp_path, "one", "TWO", "three")
-    with pytest.raises(BatchError, match=r"lines 2 are not those that images were made of \(1 in all\)"):
-        await ran(edited, maker)
-    outcome, _ = await ran(settings(tmp_path, "one", "TWO", "three", redo_changed=True), maker)
-    assert (outcome.whole, outcome.tally.done) == (True, 2)
-    assert json.loads((tmp_path / "out/000002.json").read_text())["request"]["prompt"] == "TWO"
-
-
-@pytest.mark.parametrize("now", ["TWO", '{"prompt": "two", broken', ""], ids=["another", "invalid", "gone"])
-async def test_what_was_begun_of_a_line_that_is_not_what_it_was_is_cancelled(
-    router: ServedRouter, worker: PacedProcess, maker: ByRouter, tmp_path: Path, now: str
-) -> None:
-    await worker.pace(Pace(step_s=60))  # nothing ends by itself
-    first = asyncio.create_task(ran(settings(tmp_path, "one", "two"), maker))
-
-    async def begun() -> bool:
-        return {entry["line"] for entry in Batch(tmp_path / "prompts.jsonl", tmp_path / "out", ()).entries()} == {1, 2}
-
-    await until(begun, "both lines have their jobs")
-    first.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await first
-    jobs = {number: str(entry["job"]) for number, entry in last(tmp_path).items()}
-    again = asyncio.create_task(ran(settings(tmp_path, "one", now), maker))
-    async with router.client() as client:
-
-        async def cancelled() -> bool:
-            return (await client.job(jobs[2])).state is JobState.CANCELLED
-
-        await until(cancelled, "the old line's job is cancelled")
-        assert (await client.job(jobs[1])).state is not JobState.CANCELLED
-        again.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await again
-        await client.cancel(jobs[1])
-    await worker.begin_again()  # its pace, and what it was still at
-    # As it was again: another try, which the cancelled job does not answer for.
-    outcome, heard = await ran(settings(tmp_path, "one", "two"), maker)
-    assert (outcome.tally.done, list(heard.lines)) == (1, [1])
-    assert (last(tmp_path)[2]["state"], last(tmp_path)[2]["job"] != jobs[2]) == ("succeeded", True)
-
-
-async def test_a_file_that_is_written_anew_meanwhile_stops_it_before_half_a_line_is_asked_for(
-    worker: PacedProcess, maker: ByRouter, tmp_path: Path
-) -> None:
-    await worker.pace(Pace(step_s=0.05))
-    lines = [f"{number} {'long ' * 1000}" for number in range(1, 31)]  # more than is read ahead
-    wanted = settings(tmp_path, *lines, concurrency=1)
-    running = asyncio.create_task(ran(wanted, maker))
-
-    async def begun() -> bool:
-        return bool(Batch(wanted.source, wanted.out, ()).entries())
-
-    await until(begun, "the first line has its job")
-    with wanted.source.open("r+") as file:  # in place, as some editors do
-        file.write("a word more, " + "\n".join(lines))
-    with pytest.raises(BatchError, match=r"line \d+ was edited while the batch ran"):
-        await running
-    assert {entry["state"] for entry in last(tmp_path).values()} == {"succeeded"}
-    asked = {json.loads(path.read_text())["request"]["prompt"] for path in wanted.out.glob("0*.json")}
-    assert asked <= set(lines)
-
-
 async def test_other_defaults_than_the_batchs_own_are_refused(maker: ByRouter, tmp_path: Path) -> None:
     wanted = settings(tmp_path, "one")
     await ran(wanted, maker)
@@ -206,23 +92,6 @@ async def test_other_defaults_than_the_batchs_own_are_refused(maker: ByRouter, t
         await ran(Settings(wanted.source, wanted.out, defaults=Defaults(width=512)), maker)
     outcome, _ = await ran(Settings(wanted.source, wanted.out), maker)
     assert outcome.whole
-
-
-async def test_an_image_that_is_there_keeps_its_name_from_a_line_that_was_mended_before_it(
-    maker: ByRouter, tmp_path: Path
-) -> None:
-    hen = {"id": "cat", "prompt": "a hen"}
-    await ran(settings(tmp_path, '{"id": "cat", broken', hen), maker)
-    before = (tmp_path / "out/cat.png").read_bytes()
-    outcome, heard = await ran(settings(tmp_path, {"id": "cat", "prompt": "a fox"}, hen), maker)
-    assert (outcome.tally.finished, outcome.tally.done, list(heard.lines)) == (1, 0, [1])
-    assert "called 'cat' already" in heard.lines[1]
-    assert (tmp_path / "out/cat.png").read_bytes() == before
-    assert [entry["state"] for entry in last(tmp_path).values()] == ["invalid", "succeeded"]
-    redone = settings(tmp_path, {"id": "cat", "prompt": "a fox"}, {**hen, "seed": 3}, redo_changed=True)
-    outcome, heard = await ran(redone, maker)
-    assert (outcome.tally.done, list(heard.lines)) == (1, [2])
-    assert last(tmp_path)[2]["state"] == "succeeded"  # of what it was
 
 
 async def test_a_batch_that_began_without_pools_goes_on_in_one(
