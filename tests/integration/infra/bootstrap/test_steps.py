@@ -1,0 +1,130 @@
+"""Each step on a machine with a real sshd and a real firewall: what it puts right, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from infra.bootstrap.access import TunnelKey
+from infra.bootstrap.facts import Disk, Gpus
+from infra.bootstrap.image import Image
+from infra.bootstrap.machine import Described, Machine, WantedImage, WantedWeights
+from infra.bootstrap.order import WORKER_STEPS
+from infra.bootstrap.step import StepError, go_through
+from infra.ssh.connect import connect
+from infra.ssh.connection import Connection
+from infra.ssh.errors import CommandError, SudoRefusedError
+from infra.ssh.pins import Pins
+from infra.ssh.target import Patience
+from tests.hosts import TestMachine
+from tests.integration.infra.bootstrap.on_a_machine import target_of, unheard
+
+
+async def test_a_bare_machine_goes_through_all_steps_and_then_there_is_nothing_to_do(
+    on: Callable[..., Machine], vm: TestMachine
+) -> None:
+    acted = await go_through(WORKER_STEPS, on())
+    assert {"firewall", "tunnel key", "weights folder", "image"} <= set(acted)
+    begun = time.monotonic()
+    assert await go_through(WORKER_STEPS, on()) == ()
+    assert (time.monotonic() - begun) / len(WORKER_STEPS) < 1
+    line = vm.file("/home/ubuntu/.ssh/authorized_keys").read_text().splitlines()[-1]
+    assert line.startswith('restrict,port-forwarding,permitopen="127.0.0.1:9101" ssh-ed25519 ')
+
+
+@pytest.mark.parametrize(
+    ("told", "described", "said"),
+    [
+        ({"gpus": None}, Described(1), "no NVIDIA driver answers"),
+        ({}, Described(2), r"2 GPU\(s\) are described and 1 answer"),
+        ({}, Described(1, gpu="A100"), "A100 is described and it has NVIDIA H100 80GB HBM3"),
+        (
+            {"gpus": [["NVIDIA L4", 23034]]},
+            Described(1, gpu_memory_gib=80),
+            "80 GiB are described and NVIDIA L4 has 22",
+        ),
+    ],
+)
+async def test_a_machine_that_will_not_do_is_refused_before_anything_is_fetched(
+    told: dict[str, object], described: Described, said: str, on: Callable[..., Machine], vm: TestMachine
+) -> None:
+    vm.told(**told)
+    with pytest.raises(StepError, match=said) as caught:
+        await go_through((Gpus(),), on(described=described))
+    assert str(caught.value).startswith(f"lp-abcdefgh-h1-g1 ({vm.address}): GPUs: ")
+
+
+async def test_too_little_disk_is_said_in_figures(on: Callable[..., Machine]) -> None:
+    other = PurePosixPath("/var/lib/letterpress/zzzzzzzz")
+    with pytest.raises(StepError, match="GiB are free on /var/lib/letterpress, and 1e"):
+        await go_through((Disk(),), on(root=other, described=Described(1, disk_gib=1e7)))
+
+
+async def test_a_registry_that_refuses_is_quoted_with_the_settings_to_look_at(
+    on: Callable[..., Machine], vm: TestMachine
+) -> None:
+    vm.told(registry="refuses")
+    image = WantedImage("ghcr.io/acme/worker:2", pull="ghcr.io/acme/worker:2")
+    with pytest.raises(CommandError) as caught:
+        await go_through((Image(),), on(image=image))
+    said = str(caught.value)
+    assert "pulling ghcr.io/acme/worker:2 failed" in said
+    assert "pull access denied" in said
+    assert "image.username" in said
+    vm.told(registry="")
+    assert await go_through((Image(),), on(image=image)) == ("image",)
+
+
+async def test_a_registrys_password_goes_by_standard_input_and_stays_nowhere(
+    on: Callable[..., Machine], vm: TestMachine
+) -> None:
+    vm.told(registry_password="pull-secret-1")
+    image = WantedImage("ghcr.io/a/w:3", pull="ghcr.io/a/w:3", username="acme", password="pull-secret-1")
+    await go_through((Image(),), on(image=image))
+    assert "pull-secret-1" not in vm.inside(
+        "sh", "-c", "grep -rs pull-secret-1 /run /var /home /root/.docker | grep -v standin || :"
+    )
+
+
+async def test_a_saved_image_is_copied_and_called_as_wanted(on: Callable[..., Machine], tmp_path: Path) -> None:
+    archive = tmp_path / "worker.tar"
+    archive.write_bytes(b"layers" * 100_000)
+    image = WantedImage("letterpress-worker:saved", archive=archive)
+    assert await go_through((Image(),), on(image=image)) == ("image",)
+
+
+async def test_without_a_yes_to_the_weights_licence_nothing_at_all_is_done(on: Callable[..., Machine]) -> None:
+    with pytest.raises(StepError, match="nobody has said yes to the licence of acme/weights"):
+        await go_through(WORKER_STEPS, on(weights=WantedWeights("acme/weights"), described=Described(9)))
+
+
+async def test_another_stacks_or_ones_own_keys_are_left_in_authorized_keys(
+    on: Callable[..., Machine], vm: TestMachine
+) -> None:
+    file = vm.file("/home/ubuntu/.ssh/authorized_keys")
+    before = file.read_text()
+    others = on(stack_id="zzzzzzzz", tunnel_line="restrict ssh-ed25519 AAAA letterpress-tunnel-zzzzzzzz")
+    await go_through((TunnelKey(),), others)
+    changed = replace(others, tunnel_line="restrict ssh-ed25519 BBBB letterpress-tunnel-zzzzzzzz")
+    await go_through((TunnelKey(),), changed)
+    assert file.read_text() == before + changed.tunnel_line + "\n"
+
+
+@pytest.mark.parametrize(
+    ("password", "said"), [("", "sudo asks ubuntu for a password"), ("wrong", "did not take the password")]
+)
+async def test_sudo_that_does_not_let_us_is_told_apart(password: str, said: str, vm: TestMachine, folder: Path) -> None:
+    with pytest.raises(SudoRefusedError, match=said):
+        await connect(target_of(vm, folder, password), Pins(folder / "known_hosts"), unheard, Patience(10))
+
+
+async def test_the_sudo_password_is_in_no_process_list_and_no_log(connection: Connection, vm: TestMachine) -> None:
+    listing = await connection.run("cat /proc/*/cmdline /proc/*/environ 2>/dev/null | tr '\\0' '\\n'", "looking")
+    assert "correct horse" not in listing
+    assert "correct horse" not in vm.inside(
+        "sh", "-c", "grep -rs 'correct horse' /var/log /home /root/.bash_history || :"
+    )
