@@ -24,6 +24,31 @@ def registry_login(stack_id: str) -> PurePosixPath:
 
 
 @dataclass(frozen=True, slots=True)
+class PodImage:
+    """A pod is the worker's image, and its units are kept by that image's Python."""
+
+    name: str = "image"
+    kinds: frozenset[HostKind] = frozenset({HostKind.CONTAINER})
+
+    async def look(self, machine: Machine) -> Wrong | None:
+        script = (
+            "command -v letterpress-container >/dev/null || echo letterpress-container; "
+            "python3 -c '' 2>/dev/null || echo python3"
+        )
+        missing = (await machine.connection.run(script, "looking for the worker's image")).split()
+        if not missing:
+            return None
+        return Wrong(
+            f"there is no {' and no '.join(missing)} in this container, so it is not the worker's image",
+            "Start it from that image (docs/container.md), or describe it with `kind: vm` if it is a machine",
+            final=True,
+        )
+
+    async def act(self, machine: Machine) -> None:
+        """Whoever rents or starts the container says what it is."""
+
+
+@dataclass(frozen=True, slots=True)
 class Image:
     name: str = "image"
     kinds: frozenset[HostKind] = VMS

@@ -23,6 +23,7 @@ FIND_PYTHON = (
     'test -z "$found" || { echo "$found"; break; }; done'
 )
 """Prints the first Python that is new enough and can make a virtual environment; nothing if there is none."""
+PYTHON = "Python 3.11 or newer with venv"
 BY_HAND = "Install them by hand, and deploy again: the step is then found right"
 
 
@@ -62,7 +63,7 @@ class Packages:
             f"{APT} install -y -qq --no-install-recommends python3 python3-venv\n"
             f'test -n "$({FIND_PYTHON})" || '
             f"{APT} install -y -qq --no-install-recommends python3.11 python3.11-venv\n"
-            if "python" in missing
+            if PYTHON in missing
             else ""
         )
         install = f"{APT} install -y -qq --no-install-recommends {names}\n" if names else ""
@@ -79,6 +80,6 @@ test -e $policy || {{ printf '#!/bin/sh\\nexit 101\\n' >$policy; chmod 755 $poli
         programs = " ".join(package.program for package in packages(machine))
         script = (
             f"export {PATH}; for p in {programs}; do command -v $p >/dev/null || echo $p; done; "
-            f'test -n "$({FIND_PYTHON})" || echo python'
+            f'test -n "$({FIND_PYTHON})" || echo {PYTHON}'
         )
-        return tuple((await machine.connection.run(script, "looking for its packages")).split())
+        return tuple((await machine.connection.run(script, "looking for its packages")).splitlines())

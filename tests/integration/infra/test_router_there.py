@@ -33,12 +33,14 @@ from infra.provider.router_inputs import RouterHostInputs, RouterHostState, TlsI
 from infra.provider.router_there import There
 from infra.provider.router_units import tunnel_unit
 from infra.provider.site import Site
+from infra.ssh.errors import CommandError
 from infra.ssh.keys import LOGIN, ensure_key, public_line
 from infra.ssh.pins import Pins
 from router.client import RouterAwayError
 from router.contract import WorkerRegistration
 from tests.authority import Authority
-from tests.hosts import TestMachine, machine
+from tests.hosts import TestMachine, machine, without_python
+from tests.hosts.apt import apt_get
 from tests.hosts.wheels import wheels
 from tests.postgres import Postgres
 from tests.waiting import eventually
@@ -282,19 +284,11 @@ async def test_another_version_replaces_the_router_and_cuts_no_tunnel(front: Fro
     await host.remove(unit.name, unheard)
 
 
-APT = """\
-#!/bin/sh
-# Installs certbot, and shows what a package would meet that begins a service.
-echo "$@ policy=$(/usr/sbin/policy-rc.d; echo $?)" >>/var/log/apt-stand-in
-case "$*" in *certbot*) printf '#!/bin/sh\\n' >/usr/local/bin/certbot; chmod 755 /usr/local/bin/certbot ;; esac
-"""
-
-
 async def test_a_package_that_is_missing_is_installed_and_starts_nothing(front: Front) -> None:
     await front.up()
     policy = ("sh", "-c", "cat /usr/sbin/policy-rc.d 2>/dev/null || :")
     had_policy = front.vm.inside(*policy)
-    front.vm.inside("sh", "-c", f"cat >/usr/local/bin/apt-get <<'END'\n{APT}END\nchmod 755 /usr/local/bin/apt-get")
+    apt_get(front.vm)
     there = There(front.place, front.inputs.model_copy(update={"tls": TlsInputs(domain=NAME, own=False)}), "")
     told: list[str] = []
     machine = there.machine(await front.place.connect(), told.append)
@@ -307,6 +301,22 @@ async def test_a_package_that_is_missing_is_installed_and_starts_nothing(front: 
         assert front.vm.inside(*policy) == had_policy, "as it was before"
     finally:
         front.vm.inside("rm", "-f", "/usr/local/bin/certbot", "/usr/local/bin/apt-get")
+
+
+async def test_a_python_that_is_missing_is_installed_or_said_to_be_missing(front: Front) -> None:
+    machine = There(front.place, front.inputs, "").machine(await front.place.connect(), unheard)
+    with without_python(front.vm):
+        apt_get(front.vm, "#!/bin/sh\nexit 100\n")
+        with pytest.raises(
+            CommandError, match=r"(?s)installing Python 3\.11 or newer with venv failed.*Install them by hand"
+        ):
+            await go_through((Packages(),), machine)
+        apt_get(front.vm)
+        try:
+            assert await go_through((Packages(),), machine) == ("packages",)
+            assert await go_through((Packages(),), machine) == ()
+        finally:
+            front.vm.inside("rm", "-f", "/usr/local/bin/apt-get")
 
 
 @pytest.mark.soak

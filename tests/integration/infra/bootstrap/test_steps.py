@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from subprocess import CalledProcessError
 
 import pytest
 
@@ -15,12 +16,13 @@ from infra.bootstrap.image import Image
 from infra.bootstrap.machine import Described, Machine, WantedImage, WantedWeights
 from infra.bootstrap.order import WORKER_STEPS
 from infra.bootstrap.step import StepError, go_through
+from infra.clouds import HostKind
 from infra.ssh.connect import connect
 from infra.ssh.connection import Connection
 from infra.ssh.errors import CommandError, SudoRefusedError
 from infra.ssh.pins import Pins
 from infra.ssh.target import Patience
-from tests.hosts import TestMachine
+from tests.hosts import TestMachine, without_python
 from tests.integration.infra.bootstrap.on_a_machine import target_of, unheard
 
 
@@ -56,6 +58,24 @@ async def test_a_machine_that_will_not_do_is_refused_before_anything_is_fetched(
     with pytest.raises(StepError, match=said) as caught:
         await go_through((Gpus(),), on(described=described))
     assert str(caught.value).startswith(f"lp-abcdefgh-h1-g1 ({vm.address}): GPUs: ")
+
+
+async def test_a_workers_machine_wants_no_python(on: Callable[..., Machine], vm: TestMachine) -> None:
+    await go_through(WORKER_STEPS, on())
+    with without_python(vm):
+        with pytest.raises(CalledProcessError):
+            vm.inside("/usr/local/bin/python3", "-c", "")
+        again = replace(on().image, tag="letterpress-worker:without-python")
+        assert await go_through(WORKER_STEPS, on(image=again)) == ("image",)
+
+
+async def test_a_container_that_is_not_the_workers_image_is_refused_with_what_it_lacks(
+    on: Callable[..., Machine], vm: TestMachine
+) -> None:
+    pod = on(kind=HostKind.CONTAINER, described=Described(gpus=0))
+    with without_python(vm), pytest.raises(StepError, match="no letterpress-container and no python3 in") as caught:
+        await go_through(WORKER_STEPS, pod)
+    assert "docs/container.md" in str(caught.value)
 
 
 async def test_too_little_disk_is_said_in_figures(on: Callable[..., Machine]) -> None:
