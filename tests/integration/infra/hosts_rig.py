@@ -1,4 +1,4 @@
-"""A stack on test machines without the Pulumi engine: every resource of its program brought about in its order.
+"""A stack on test machines without the Pulumi engine: every resource of its program brought about in its place.
 
 What an engine adds (previews, a state, one process for all) is other tests'; what is tried here is what the resources
 do on machines, in a third of the time.
@@ -23,6 +23,7 @@ from infra.provider.machine import MachineResource
 from infra.provider.registration import RegistrationResource
 from infra.provider.resource import Found, IncompleteError, Kind
 from infra.provider.router_host import RouterHostResource
+from infra.provider.router_inputs import RouterHostState
 from infra.provider.site import Site
 from infra.provider.worker_host import WorkerHostResource
 from infra.ssh.keys import LOGIN, ensure_key, public_line
@@ -39,7 +40,7 @@ cloud: hosts
 model: tiny
 image: {{pull: "{image}"}}
 engine: reference
-router: {{edge: {{port: {edge}}}, admin: {{port: {admin}}}}}
+router: {{edge: {{port: {edge}}}, admin: {{port: {admin}}}, webhook_allow: [{allow}]}}
 pools:
   interactive: {{machines: {count}, first_port: {first}, warm_sizes: [256x256]}}
 hosts:
@@ -61,6 +62,8 @@ class HostsRig:
     machines: dict[str, TestMachine]
     ports: Sequence[int]
     image: str = "registry.test/worker:1"
+    allow: str = "192.0.2.1/32"
+    """A setting of the router's: another one replaces it."""
     known: dict[str, Found] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -71,7 +74,9 @@ class HostsRig:
 
     def description(self) -> StackDescription:
         edge, admin = self.ports
-        text = HEAD.format(image=self.image, edge=edge, admin=admin, first=FIRST_PORT, count=len(self.machines))
+        text = HEAD.format(
+            image=self.image, allow=self.allow, edge=edge, admin=admin, first=FIRST_PORT, count=len(self.machines)
+        )
         for name, one in self.machines.items():
             text += f"  {name}: {{address: {one.address}, key: {self.folder / 'own' / LOGIN}, disk_gib: 0.1}}\n"
         return parse(text, "stack.yaml", self.folder)
@@ -82,20 +87,25 @@ class HostsRig:
         return decided
 
     async def up(self) -> None:
-        """As a deploy: kind after kind, and all of a kind at once."""
+        """As the engine does: each resource as soon as those that it depends on are there, and not without them."""
         decided, site = await self.plan(), self.site()
         self.failed.clear()
+        done: dict[str, asyncio.Task[bool]] = {}
+
+        async def ensure(one: Declared) -> bool:
+            if not all([await done[name] for name in one.depends_on]):
+                return False
+            try:
+                self.known[one.name] = await self._ensure(site, one)
+            except IncompleteError as error:
+                self.failed[one.name], self.known[one.name] = str(error), error.state
+                return False
+            return True
+
         try:
-            for kind in ORDER:
-                wanted = [one for one in decided.declared if one.kind is kind]
-                done = await asyncio.gather(*(self._ensure(site, one) for one in wanted), return_exceptions=True)
-                for one, outcome in zip(wanted, done, strict=True):
-                    if isinstance(outcome, IncompleteError):
-                        self.failed[one.name], self.known[one.name] = str(outcome), outcome.state
-                    elif isinstance(outcome, BaseException):
-                        raise outcome
-                    else:
-                        self.known[one.name] = outcome
+            async with asyncio.TaskGroup() as tasks:
+                for one in decided.declared:
+                    done[one.name] = tasks.create_task(ensure(one))
         finally:
             site.connections.close()
 
@@ -116,6 +126,11 @@ class HostsRig:
     def site(self) -> Site:
         """As each command has one of its own."""
         return Site(self.paths, os.environ)
+
+    def router_pid(self) -> int | None:
+        state = self.known["router"]
+        assert isinstance(state, RouterHostState)
+        return next(unit.pid for unit in state.units if unit.name == "router")
 
     def admin(self) -> AdminClient:
         return AdminClient(f"http://127.0.0.1:{self.ports[1]}")

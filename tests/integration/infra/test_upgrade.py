@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from router.contract import JobRequest
+from router.client import RouterAwayError, RouterUnavailableError
+from router.contract import JobRequest, WorkerHealth
 from tests.integration.infra.hosts_rig import HostsRig, hosts_rig
 
 ASKED = JobRequest(prompt="a press", width=256, height=256, steps=1)
@@ -17,9 +18,11 @@ ASKED = JobRequest(prompt="a press", width=256, height=256, steps=1)
 
 @dataclass
 class Asking:
-    """Two clients that ask all the time; how many images they got, and the most workers that drained at once."""
+    """Two clients that ask all the time; how many images they got, how often nobody was there to take a request, and
+    the most workers that drained at once."""
 
     images: int = 0
+    away: int = 0
     drained: set[str] = field(default_factory=set)
     at_once: int = 0
 
@@ -33,16 +36,24 @@ async def asking(rig: HostsRig) -> AsyncIterator[Asking]:
     async def ask() -> None:
         async with rig.client() as client:
             while not over.is_set():
-                await client.generate(ASKED)
-                seen.images += 1
+                try:
+                    await client.generate(ASKED)
+                except (RouterAwayError, RouterUnavailableError):
+                    seen.away += 1
+                    await asyncio.sleep(0.2)
+                else:
+                    seen.images += 1
 
     async def watch() -> None:
         async with rig.admin() as admin:
             while not over.is_set():
-                draining = {one.name for one in await admin.workers() if one.draining}
+                await asyncio.sleep(0.1)
+                try:
+                    draining = {one.name for one in await admin.workers() if one.draining}
+                except (RouterAwayError, RouterUnavailableError):
+                    continue  # what nobody was refused for is counted above
                 seen.drained |= draining
                 seen.at_once = max(seen.at_once, len(draining))
-                await asyncio.sleep(0.1)
 
     async with asyncio.TaskGroup() as tasks:
         for what in (ask, ask, watch):
@@ -74,6 +85,7 @@ async def test_a_new_image_rolls_over_the_workers_and_a_broken_one_is_taken_back
         assert seen.drained == {"interactive-1", "interactive-2"}
         assert seen.at_once == 1
         assert seen.images
+        assert seen.away == 0
         assert images_of(rig) == {"h1": "2", "h2": "2"}
 
         rig.image = "registry.test/worker:broken"
@@ -86,6 +98,7 @@ async def test_a_new_image_rolls_over_the_workers_and_a_broken_one_is_taken_back
         (others,) = rig.failed.values()
         assert "stays as it is, because" in others
         assert seen.images
+        assert seen.away == 0
         assert images_of(rig) == {"h1": "2", "h2": "2"}
         async with rig.admin() as admin:
             assert not any(one.draining for one in await admin.workers())
@@ -96,3 +109,26 @@ async def test_a_new_image_rolls_over_the_workers_and_a_broken_one_is_taken_back
         assert rig.failed == {}
         after = {name: one.inside("sh", "-c", "cat /run/standin-docker/*") for name, one in rig.machines.items()}
         assert after == before, "the version that was come from is what runs"
+
+
+async def test_workers_are_replaced_one_by_one_though_the_same_deploy_replaces_the_router(tmp_path: Path) -> None:
+    """A router on this computer is nobody's to wait for: it goes while its workers are to be drained."""
+    async with hosts_rig(tmp_path, 2) as rig:
+        await rig.up()
+        assert rig.failed == {}
+        before = rig.router_pid()
+        rig.image, rig.allow = "registry.test/worker:2", "192.0.2.2/32"
+        async with asking(rig) as seen:
+            await rig.up()
+            had = seen.images
+            async with asyncio.timeout(30):
+                while seen.images < had + 4:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+        assert rig.failed == {}
+        assert rig.router_pid() != before
+        assert "waiting for the router, which is away" in "\n".join(rig.said)
+        assert images_of(rig) == {"h1": "2", "h2": "2"}
+        assert seen.at_once <= 1
+        async with rig.admin() as admin:
+            workers = await admin.workers()
+        assert [(one.health, one.draining) for one in workers] == [(WorkerHealth.READY, False)] * 2
