@@ -257,11 +257,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without a check mark is no reason to fail
-    for command in sorted(entry_points(group=COMMANDS)):
-        with suppress(ModuleNotFoundError):  # its package's extra is not installed
-            app.add_typer(command.load(), name=command.name)
     try:
+        for command in sorted(entry_points(group=COMMANDS)):
+            with suppress(ModuleNotFoundError):  # its package's extra is not installed
+                app.add_typer(command.load(), name=command.name)
         app()
+    except KeyboardInterrupt:  # while it still loads; later each command says what it stopped
+        raise SystemExit(asking.INTERRUPTED) from None
     except InfraError as error:
         _fail(str(error))
     except PermissionError as error:

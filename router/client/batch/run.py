@@ -86,6 +86,8 @@ async def run(
     settings: Settings, make: Callable[[], Maker], watcher: Watcher, clock: Callable[[], float] = time.monotonic
 ) -> Outcome:
     """All lines that have no image yet, `settings.concurrency` at a time. Raises BatchError, OSError."""
+    if not settings.source.exists():
+        raise BatchError(f"there is no file {settings.source}")
     if not settings.source.is_file():
         raise BatchError(f"{settings.source} is no file: a batch is read more than once, so it cannot come by a pipe")
     with folder.held(settings.out):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -177,6 +178,16 @@ async def test_a_wrong_key_ends_it_at_once_with_what_to_do(router: ServedRouter,
     async with router.client("wrong") as client:
         with pytest.raises(BatchError, match=r"401.*give the key of this router"):
             await ran(settings(tmp_path, "one"), ByRouter(client, Patience(60, lambda _: None)))
+
+
+async def test_an_input_that_is_not_there_or_can_be_read_once_only_is_said_to_be_so(
+    maker: ByRouter, tmp_path: Path
+) -> None:
+    with pytest.raises(BatchError, match=r"there is no file .*prompts\.txt$"):
+        await ran(Settings(tmp_path / "prompts.txt", tmp_path / "out"), maker)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BatchError, match="cannot come by a pipe"):
+        await ran(Settings(tmp_path / "pipe", tmp_path / "out"), maker)
 
 
 async def test_patience_ends_when_nothing_goes_well(router: ServedRouter, tmp_path: Path) -> None:
