@@ -27,6 +27,22 @@ def hub_settings(stack_id: str) -> PurePosixPath:
     return STARTED / f"{stack_id}-hub.env"
 
 
+def reason(said: str) -> str:
+    """What a fetch that failed said of it, out of all that it said."""
+    lines = [line.strip() for line in said.strip().splitlines()]
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    return " ".join(lines[errors[-1] :] if errors else lines[-3:]).removeprefix("error: ")
+
+
+def advice(why: str) -> str:
+    """What to do about it, where the operator is."""
+    if "HF_TOKEN" in why:
+        return "HF_TOKEN of your environment is what the hub is shown; deploy again once that is mended"
+    if "disk" in why:
+        return "On a machine `cache` in the stack file names the folder; deploy again, and it goes on where it stopped"
+    return "Deploy again, and it goes on where it stopped"
+
+
 @dataclass(frozen=True, slots=True)
 class Licence:
     """Somebody's yes, before anything else is done to the machine."""
@@ -104,9 +120,8 @@ class Weights:
         finally:
             await connection.run(f"rm -f {token} {token}.new", "removing the hub's token")
         if done.status != 0:
-            said = " ".join(line.strip() for line in done.said.strip().splitlines()[-3:])
-            advice = "HF_TOKEN of your environment is what the hub is shown; deploy again once that is mended"
-            raise StepError(machine, self.name, said or f"ended with {done.status}", advice)
+            why = reason(done.said) or f"ended with {done.status}"
+            raise StepError(machine, self.name, why.removesuffix("."), advice(why))
         mark = machine.cache / HERE
         named = shlex.quote(weights.repository)
         note = f"grep -qxF {named} {mark} 2>/dev/null || echo {named} >>{mark}"
