@@ -90,7 +90,7 @@ async def test_a_failed_command_names_the_machine_what_it_was_for_and_its_last_l
         with pytest.raises(CommandError) as caught:
             await connection.run("seq 40; echo no such thing >&2; exit 3", "looking for it", advice="Look again.")
     said = str(caught.value)
-    assert said.startswith(f"{MACHINE}: looking for it failed (status 3)")
+    assert said.startswith(f"{MACHINE} ({target.address}): looking for it failed (status 3)")
     assert "no such thing" in said
     assert said.endswith("Look again.")
 
