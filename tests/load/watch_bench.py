@@ -5,7 +5,8 @@
 The watch is a process of its own and looks at its own interval; the machines are an emulated Spheron's, and their
 workers come up each time before the next loss, which falls anywhere between two looks. `noticed` is when watch says so,
 `ordered` when the order of the last replacement arrives at the provider. Orders beyond the provider's limit would wait
-for it: it is forgotten between two losses, as after a quarter of an hour.
+for it: it is forgotten between two losses, as after a quarter of an hour. A machine that hangs is told of at once, and
+replaced `SILENT_S` later (ADR 25).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tempfile import TemporaryDirectory
 import httpx
 
 from infra.emulate.account import Account, Rental
+from infra.watch.decide import SILENT_S
 from infra.watch.run import EVERY_S
 from tests.hosts.rented import PacedHosts, RentedStack, rented_stack
 from tests.load.rig import machine
@@ -168,10 +170,11 @@ def main(kinds: Sequence[str]) -> None:
                 what, lose = KINDS[kind]
                 seen = [once(stack, heard, lose) for _ in range(LOSSES)]
                 noticed, ordered = [first for first, _ in seen], [second for _, second in seen]
-                within = max(noticed) <= TO_NOTICE_S and max(ordered) <= TO_ORDER_S
+                to_order = TO_ORDER_S + (SILENT_S if kind == "silent" else 0.0)
+                within = max(noticed) <= TO_NOTICE_S and max(ordered) <= to_order
                 print(
-                    f"{what:40} noticed {told(noticed)}   ordered {told(ordered)}   {'within' if within else 'BEYOND'} "
-                    f"{TO_NOTICE_S:g} and {TO_ORDER_S:g}",
+                    f"{what:42} noticed {told(noticed)}   ordered {told(ordered)}   {'within' if within else 'BEYOND'} "
+                    f"{TO_NOTICE_S:g} and {to_order:g}",
                     flush=True,
                 )
 
