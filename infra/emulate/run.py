@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from dataclasses import replace
 
 from infra.emulate.account import Account
@@ -15,6 +16,14 @@ from infra.view.console import say
 
 def spheron(port: int, boot_s: float, minimum_minutes: int) -> None:
     """Until Ctrl-C; then the bill. Its machines can be reached where this computer lets us make some."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us deaf to Ctrl-C
+        signal.signal(number, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        _serve(port, boot_s, minimum_minutes)
+
+
+def _serve(port: int, boot_s: float, minimum_minutes: int) -> None:
+    """Its machines must not outlive it: whatever ends it, they are ended, and that is not interrupted."""
     stock = [replace(each, minimum_minutes=minimum_minutes) for each in published()]
     trouble = why_not()
     account = Account(Nowhere() if trouble else Hosts(), boot_s=boot_s)
@@ -31,19 +40,10 @@ def spheron(port: int, boot_s: float, minimum_minutes: int) -> None:
         say(f"  curl -s {emulator.url}/emulator                                  # what is rented, and the bill")
         say(f"  curl -s -X POST '{emulator.url}/emulator/take-back?name=batch'   # lose the spot machines")
         try:
-            _until_ended()
+            while True:
+                signal.pause()
         finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
             for name, (seconds, dollars) in sorted(account.bill().items()):
                 say(f"  {name}  {seconds:.0f} s  ${dollars:.4f}")
-
-
-def _until_ended() -> None:
-    """Ctrl-C or SIGTERM, for its machines must not outlive it; also where a shell started us deaf to Ctrl-C."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        while True:
-            signal.pause()
-    except KeyboardInterrupt:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # to end them is not interrupted

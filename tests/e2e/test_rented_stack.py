@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -20,10 +22,11 @@ from infra.emulate.account import Account
 from infra.emulate.hosts.rented import Hosts, why_not
 from infra.emulate.server import Emulator, serving
 from infra.emulate.spheron import KEY, SpheronApi, published
-from tests.e2e.stack import REPOSITORY, UserStack
+from tests.e2e.stack import QUICK, REPOSITORY, UserStack, picture
+from tests.hosts.rented import PacedHosts, rented_stack
 from tests.waiting import eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.soak]
+pytestmark = [pytest.mark.e2e, pytest.mark.engine]
 
 LINES = 60
 STACK = """\
@@ -63,6 +66,25 @@ def stack(emulator: Emulator, tmp_path: Path) -> Iterator[UserStack]:
     assert stack.processes() == []
 
 
+def test_one_rented_machine_serves_is_what_is_paid_for_and_is_given_back(tmp_path: Path) -> None:
+    """The long one below in short: one pool, one machine, a worker without torch, and no loss."""
+    if trouble := why_not():
+        pytest.skip(trouble)
+    with rented_stack(tmp_path, Account(PacedHosts(), boot_s=1.0)) as stack:
+        stack.describe(interactive=1, batch=0)
+        said = stack.ok("deploy", "YES=1")
+        assert "Together $2.01 an hour, of which $2.01 are new." in said
+        with stack.client() as client:
+            answer = client.post("/generate", json=QUICK).raise_for_status().json()
+            assert picture(base64.b64decode(answer["image"])).size == (256, 256)
+        (rental,) = stack.emulator.account.rentals.values()
+        assert re.fullmatch(r"lp-\w{8}-interactive-1-g1", rental.name)
+        assert "is gone" in stack.ok("destroy")
+        assert stack.emulator.account.alive() == []
+        assert stack.processes() == []
+
+
+@pytest.mark.soak
 def test_images_of_both_pools_and_a_batch_that_outlives_its_spot_machine(emulator: Emulator, stack: UserStack) -> None:
     stack.ok("deploy", "YES=1")
     assert len(emulator.account.alive()) == 2
