@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from router.api.explain import Fault, faults, parsed, renamed
 from router.contract import JobState
-from router.contract.names import UNMAKEABLE
+from router.contract.names import POOL_UNAVAILABLE, UNMAKEABLE
 from router.errors import (
     AdmissionError,
     ArtifactError,
@@ -71,7 +71,7 @@ class Kind(StrEnum):
     NOT_SERVED = "not_served"
     FAILED = "failed"
     UNAVAILABLE = "unavailable"
-    POOL_UNAVAILABLE = "pool_unavailable"
+    POOL_UNAVAILABLE = POOL_UNAVAILABLE
     UNMAKEABLE = UNMAKEABLE
     QUEUE_FULL = "queue_full"
     WAIT_TOO_LONG = "wait_too_long"

@@ -39,6 +39,10 @@ class RouterUnavailableError(RouterRefusedError):
     """429 or 503: not now. `retry_after_s` is the router's own guess in seconds, if it gave one."""
 
 
+class RouterPoolUnavailableError(RouterUnavailableError):
+    """503: nobody takes jobs of this request's pool."""
+
+
 class RouterUnmakeableError(RouterUnavailableError):
     """503 for this request alone: workers of its pool take jobs, and none of them can make this one."""
 

@@ -13,12 +13,13 @@ from router.client.errors import (
     RouterAnswerError,
     RouterAwayError,
     RouterNotFoundError,
+    RouterPoolUnavailableError,
     RouterRefusedError,
     RouterUnauthorizedError,
     RouterUnavailableError,
     RouterUnmakeableError,
 )
-from router.contract.names import UNMAKEABLE
+from router.contract.names import POOL_UNAVAILABLE, UNMAKEABLE
 from worker.contract import Problem
 
 T = TypeVar("T")
@@ -127,6 +128,8 @@ def _refusal(call: str, response: httpx.Response) -> RouterRefusedError:
             kind = RouterNotFoundError
         case 503 if type_ == UNMAKEABLE:
             kind = RouterUnmakeableError
+        case 503 if type_ == POOL_UNAVAILABLE:
+            kind = RouterPoolUnavailableError
         case 429 | 503:
             kind = RouterUnavailableError
         case _:

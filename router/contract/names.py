@@ -16,6 +16,8 @@ SOCKET_PATH_MAX = 107
 EDGE_ARTIFACTS = "/.artifacts/"
 """Below this the edge has the artifacts' folder, for the router to send files from and for nobody to ask."""
 
+POOL_UNAVAILABLE = "pool_unavailable"
+"""The type of a refusal (503) where nobody takes jobs of the pool."""
 UNMAKEABLE = "unmakeable"
 """The type of a refusal (503) of one request that no registered worker can make, while others of its pool can be."""
 

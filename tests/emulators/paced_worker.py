@@ -84,8 +84,7 @@ class Pace(Frozen):
     padding: int = Field(default=0, ge=0)
     """Bytes that no compression takes away, in each image: real ones have some hundred thousand."""
     model: str = "paced"
-    contract: str = CONTRACT_VERSION
-    """Another version: a worker of another release."""
+    contract: str = CONTRACT_VERSION  # another: a worker of another release
 
 
 class Ledger(Frozen):

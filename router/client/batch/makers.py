@@ -14,6 +14,7 @@ from router.client.batch.patience import Patience
 from router.client.errors import (
     RouterAnswerError,
     RouterNotFoundError,
+    RouterPoolUnavailableError,
     RouterRefusedError,
     RouterUnauthorizedError,
     RouterUnmakeableError,
@@ -36,11 +37,12 @@ UNMAKEABLE_RETRY_S = 30.0
 @dataclass(frozen=True, slots=True)
 class Work:
     """One line's image. `name` is its own in all the world and the same each time that the batch goes on; `job` is
-    what the router called it, if that is known."""
+    what the router called it, if that is known. `elsewhere` if its pool is another than the batch's."""
 
     name: str
     request: JobRequest
     job: str | None = None
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,6 @@ class ByRouter:
                 job = None  # it was forgotten there, or this is another router
             except RouterUnauthorizedError as error:
                 raise _wrong_key(error) from error
-            except RouterUnmakeableError as error:
-                raise NotNowError(error.detail, error.retry_after_s or UNMAKEABLE_RETRY_S) from error
             except RouterRefusedError as error:
                 raise _refused(error, job) from error
         raise NotMadeError("lost", f"the router has forgotten its job {MAX_LOST} times", job)
@@ -101,10 +101,15 @@ class ByRouter:
         return True
 
     async def _submit(self, work: Work) -> str:
-        view = await self._patience.insist(
-            lambda: self._client.submit(work.request, idempotency_key=work.name), shared=True
-        )
-        return view.id
+        async def ask() -> JobView:
+            try:
+                return await self._client.submit(work.request, idempotency_key=work.name)
+            except (RouterUnmakeableError, RouterPoolUnavailableError) as error:
+                if isinstance(error, RouterPoolUnavailableError) and not work.elsewhere:
+                    raise  # it would meet every line
+                raise NotNowError(error.detail, error.retry_after_s or UNMAKEABLE_RETRY_S) from error
+
+        return (await self._patience.insist(ask, shared=True)).id
 
     async def _ended(self, job: str) -> JobView:
         while True:

@@ -15,7 +15,6 @@ from router.client.errors import (
     RouterClientError,
     RouterRefusedError,
     RouterUnavailableError,
-    RouterUnmakeableError,
 )
 
 T = TypeVar("T")
@@ -29,10 +28,7 @@ CUT_S = 1.0
 
 
 def passing(error: RouterClientError) -> bool:
-    """Whether the same may go well later: what a broken connection, a restart or a full queue causes. What one request
-    alone is refused for is none of it: the others need not wait."""
-    if isinstance(error, RouterUnmakeableError):
-        return False
+    """Whether the same may go well later: what a broken connection, a restart or a full queue causes."""
     if isinstance(error, RouterRefusedError):
         return isinstance(error, RouterUnavailableError) or error.status >= 500
     return isinstance(error, RouterAwayError | RouterAnswerError)

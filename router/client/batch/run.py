@@ -21,7 +21,7 @@ from router.client.batch.index import Entry, Head, Index, Known, State
 from router.client.batch.lines import Asked, Defaults, Line, parse, read_lines
 from router.client.batch.makers import Made, Maker, Work
 from router.client.batch.tally import Tally
-from router.contract.names import UNMAKEABLE
+from router.contract.names import INTERACTIVE, UNMAKEABLE
 from worker.contract import MEDIA_TYPES
 
 CHANGED_SHOWN = 3
@@ -317,9 +317,10 @@ class _Run:
             self._watcher.bad(line.number, str(error))
             await note(State.FAILED, job=error.job, error=str(error))
 
+        elsewhere = asked.request.pool != (self._defaults.pool or INTERACTIVE)
         asked_at = self._clock()
         try:
-            made = await maker.make(Work(name, asked.request, job), begun)
+            made = await maker.make(Work(name, asked.request, job, elsewhere), begun)
         except NotNowError as error:
             if asked_at < give_up_at:
                 raise

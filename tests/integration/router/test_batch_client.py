@@ -193,7 +193,7 @@ async def test_an_input_that_is_not_there_or_can_be_read_once_only_is_said_to_be
 async def test_patience_ends_when_nothing_goes_well(router: ServedRouter, tmp_path: Path) -> None:
     async with router.client() as client:
         impatient = ByRouter(client, Patience(0, lambda _: None))
-        wanted = settings(tmp_path, {"prompt": "one", "pool": "nobodys"})
+        wanted = settings(tmp_path, "one", pool="nobodys")
         with pytest.raises(BatchError, match=r"nothing has gone well for .* no worker is registered"):
             await ran(wanted, impatient)
 
@@ -205,17 +205,20 @@ async def test_a_line_that_no_worker_can_make_fails_alone_by_its_number_and_hold
         tmp_path,
         *({"prompt": f"picture {number}", "model": "nobodys"} for number in (1, 2, 3)),
         {"prompt": "too fine", "tier": "fp8"},
-        *(f"picture {number}" for number in range(5, 9)),
+        {"prompt": "not here", "pool": "nobodys"},
+        *(f"picture {number}" for number in range(6, 10)),
         concurrency=2,
+        pool="interactive",
         unmakeable_s=0.0,
     )
     async with router.client() as client:
         outcome, heard = await ran(wanted, ByRouter(client, Patience(0, lambda _: None)))
-    assert (outcome.tally.done, outcome.tally.failed) == (4, 4)
-    assert heard.put_aside.keys() == heard.lines.keys() == {1, 2, 3, 4}
+    assert (outcome.tally.done, outcome.tally.failed) == (4, 5)
+    assert heard.put_aside.keys() == heard.lines.keys() == {1, 2, 3, 4, 5}
     assert "unmakeable: pool interactive: no worker there makes images of 256x256 with model nobodys" in heard.lines[1]
     assert "with tier fp8" in heard.lines[4]
-    assert [last(tmp_path)[number]["state"] for number in (1, 4, 5, 8)] == ["failed", "failed"] + ["succeeded"] * 2
+    assert "pool nobodys: no worker is registered" in heard.lines[5]
+    assert [last(tmp_path)[number]["state"] for number in (1, 5, 6, 9)] == ["failed", "failed"] + ["succeeded"] * 2
 
 
 async def test_a_line_whose_worker_comes_later_is_made_after_the_others(
