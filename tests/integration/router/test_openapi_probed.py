@@ -38,7 +38,7 @@ from tests.integration.router.served import API_KEY, ServedRouter, served_router
 Case = schemathesis.Case[Any]
 EXAMPLES = 6
 SOAK_EXAMPLES = 150
-RUNS = 12
+RUNS, SOAK_RUNS = 12, 60
 STEPS = 8
 MOST_RUNS = 120
 NAMING = {
@@ -92,6 +92,7 @@ BRIEF = settings(
     suppress_health_check=list(HealthCheck),
 )
 LONG = settings(BRIEF, max_examples=SOAK_EXAMPLES, derandomize=False)
+SEQUENCES = settings(BRIEF, derandomize=False)
 
 
 @schemathesis.serializer("application/x-ndjson")
@@ -243,9 +244,9 @@ def _follow(document: OpenApiSchema, how: settings, runs: int) -> None:
 
 
 def test_what_one_answer_names_can_be_asked_after(document: OpenApiSchema) -> None:
-    _follow(document, settings(BRIEF, stateful_step_count=STEPS, derandomize=False), RUNS)
+    _follow(document, settings(SEQUENCES, stateful_step_count=STEPS), RUNS)
 
 
 @pytest.mark.soak
 def test_what_one_answer_names_can_be_asked_after_for_long(document: OpenApiSchema) -> None:
-    _follow(document, settings(LONG, stateful_step_count=3 * STEPS), SOAK_EXAMPLES)
+    _follow(document, settings(SEQUENCES, stateful_step_count=3 * STEPS), SOAK_RUNS)
