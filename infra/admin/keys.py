@@ -7,12 +7,11 @@ from contextlib import asynccontextmanager
 from datetime import date
 
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 
 from infra.deployment import Deployment
 from infra.errors import InfraError
-from infra.view.console import ERR, OUT, say
+from infra.view.console import ERR, OUT, say, show_table
 from router.client import AdminClient, RouterClientError
 from router.contract import KeyLimitsView, KeyRequest, KeyView, UsageView
 
@@ -31,7 +30,7 @@ async def create(deployment: Deployment, name: str, limits: KeyLimitsView) -> No
 
 async def show(deployment: Deployment) -> None:
     async with _admin(deployment) as client:
-        _print(keys_table(await client.keys()))
+        show_table(keys_table(await client.keys()))
 
 
 async def limit(deployment: Deployment, name: str, limits: KeyLimitsView) -> None:
@@ -50,16 +49,9 @@ async def usage(deployment: Deployment, name: str, since: date | None) -> None:
     async with _admin(deployment) as client:
         days = await client.usage(name, since)
     if days:
-        _print(usage_table(days))
+        show_table(usage_table(days))
     else:
         say(f"Key {name} has used nothing in that time.")
-
-
-def _print(table: Table) -> None:
-    """As wide as it is, where nobody's terminal ends: `letterpress keys list | grep` finds whole lines."""
-    if not OUT.is_terminal:
-        OUT.width = Measurement.get(OUT, OUT.options.update(max_width=1000), table).maximum
-    OUT.print(table)
 
 
 def keys_table(found: Sequence[KeyView]) -> Table:

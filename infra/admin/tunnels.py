@@ -7,7 +7,7 @@ from rich.table import Table
 
 from infra.deployment import Deployment
 from infra.errors import InfraError
-from infra.view.console import OUT, say
+from infra.view.console import say, show_table
 from router.client import RouterClientError
 from router.contract import TunnelsView
 
@@ -26,7 +26,7 @@ async def show(deployment: Deployment) -> None:
     if view.trouble:
         say(f"! {view.trouble}")
     if view.tunnels:
-        OUT.print(table(view))
+        show_table(table(view))
     elif not view.trouble:
         say("No machine of this stack is reached through a tunnel.")
 

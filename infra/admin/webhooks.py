@@ -10,7 +10,7 @@ from rich.table import Table
 
 from infra.deployment import Deployment
 from infra.errors import InfraError
-from infra.view.console import OUT, say
+from infra.view.console import say, show_table
 from router.client import RouterClientError
 from router.contract import DeliveryState, DeliveryView
 
@@ -25,7 +25,7 @@ async def show(deployment: Deployment, state: DeliveryState | None, limit: int) 
         async with deployment.admin() as client:
             found = await client.webhooks(state, limit)
     if found:
-        OUT.print(table(found))
+        show_table(table(found))
     else:
         say(f"No webhooks{f' are {state.value}' if state else ''}.")
 

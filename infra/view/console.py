@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import Progress as Live
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -167,6 +168,13 @@ def _seconds(progress: Progress) -> str:
     return "" if progress.stage is Stage.BEGUN else f"  [dim]{progress.seconds:.1f} s[/]"
 
 
+def show_table(table: Table) -> None:
+    """As wide as it is where nobody's terminal ends: nothing is cut, and `grep` finds whole lines."""
+    if not OUT.is_terminal:
+        OUT.width = Measurement.get(OUT, OUT.options.update(max_width=1000), table).maximum
+    OUT.print(table)
+
+
 def show_status(table: Sequence[Row]) -> None:
     """The table of `make status`."""
     drawn = Table(box=None, pad_edge=False, header_style="bold")
@@ -177,8 +185,7 @@ def show_status(table: Sequence[Row]) -> None:
         since = _since(row.since) if row.since else "-"
         cells = (row.resource, f"[{colour}]{escape(row.state)}[/]", since, row.url, row.pool, row.jobs)
         drawn.add_row(*cells)
-    # Into a pipe a table has no width to fit: nothing is cut or wrapped.
-    (OUT if OUT.is_terminal else Console(width=200, highlight=False)).print(drawn)
+    show_table(drawn)
 
 
 def _since(moment: datetime) -> str:

@@ -11,7 +11,6 @@ from infra.deployment import Deployment
 from infra.paths import StackPaths
 from infra.secrets import ADMIN_KEY
 from infra.stack import StackDescription
-from infra.view.console import OUT
 from router.contract import DeliveryState, JobRequest
 from tests.emulators.paced_process import paced_worker
 from tests.emulators.receiver import receiver
@@ -34,7 +33,7 @@ def deployment(folder: Path, router: ServedRouter) -> Deployment:
 
 
 async def test_the_dead_are_listed_with_the_reason_and_replayed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with paced_worker() as worker, served_router(WEBHOOK_ALLOW="127.0.0.1") as router, receiver() as there:
         here = deployment(tmp_path, router)
@@ -49,13 +48,13 @@ async def test_the_dead_are_listed_with_the_reason_and_replayed(
                 return bool(await admin.webhooks(DeliveryState.DEAD))
 
             await until(dead, "the receiver's 410 is recorded")
-            monkeypatch.setattr(OUT, "width", 250)
             await show(here, DeliveryState.DEAD, 10)
             shown = capsys.readouterr().out.splitlines()
             assert len(shown) == 2
             name = shown[1].split()[0]
             assert name.startswith("msg_")
             assert "410 Gone: this URL gets nothing more" in shown[1]
+            assert shown[1].endswith(there.url()), "into a pipe nothing is cut"
             await replay(here, [name])
             assert capsys.readouterr().out == f"{name} is due again.\n"
             await there.has(2)
