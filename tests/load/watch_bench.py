@@ -143,9 +143,10 @@ def once(stack: RentedStack, heard: Watching, lose: Callable[[RentedStack], list
     eventually(lambda: all_serve(stack, 3), SETTLED_S, "all serve", every_s=0.5)
     stack.a_quarter_of_an_hour_later()
     time.sleep(random.uniform(0.0, EVERY_S))  # anywhere between two looks
+    begun = time.time()
     names = lose(stack)
-    at = time.time()
-    lost = [described(rental) for rental in account.rentals.values() if rental.name in names]
+    rentals = [rental for rental in account.rentals.values() if rental.name in names]
+    at, lost = min(rental.ended or begun for rental in rentals), [described(rental) for rental in rentals]
     noticed = eventually(lambda: heard.noticed(lost, at), NOTICED_S, "watch says that it is lost", every_s=0.02)
 
     def ordered() -> float | None:

@@ -24,16 +24,17 @@ def why_not() -> str:
 
 @dataclass
 class Hosts:
-    """Each order a machine of its own, which lets in whom the order names."""
+    """Each order a machine of its own, which lets in whom the order names; a pod where the provider rents those."""
 
     user: str = "root"
+    are_pods: bool = False
     machines: dict[str, TestMachine] = field(default_factory=dict)
     _stacks: dict[str, ExitStack] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, order: Order, /) -> Reach:
         stack = ExitStack()  # several boot at once: only what is written down is locked
-        made = stack.enter_context(machine(order.keys[0], user=self.user))
+        made = stack.enter_context(machine(order.keys[0], user=self.user, is_pod=self.are_pods))
         with self._lock:
             self.machines[order.id], self._stacks[order.id] = made, stack
         return Reach(made.address, made.port, self.user)
