@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from infra.clouds import CloudError, Machine
+from infra.clouds.wire import Wire
 
 
 def key_of(environ: Mapping[str, str], variable: str, where: str) -> Callable[[], str]:
@@ -66,3 +69,30 @@ def named(machines: Sequence[Machine], name: str) -> Machine | None:
 def of_stack(machines: Sequence[Machine], stack_id: str) -> list[Machine]:
     """Those whose name carries the stack's id (`infra.identity`)."""
     return [machine for machine in machines if machine.name.startswith(f"lp-{stack_id}-")]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedCloud(ABC):
+    """A cloud whose one list of machines answers what is there: the part of `Cloud` that such clouds share.
+
+    A list that is `fresh_s` seconds old, by `clock`, answers once more.
+    """
+
+    wire: Wire
+    fresh_s: float = 0.0
+    clock: Callable[[], float] = time.monotonic
+    seen: Roster = field(default_factory=Roster, compare=False)
+
+    async def find(self, name: str) -> Machine | None:
+        return named(await self.alive(), name)
+
+    async def list(self, stack_id: str) -> Sequence[Machine]:
+        return of_stack(await self.alive(), stack_id)
+
+    async def alive(self) -> tuple[Machine, ...]:
+        """Every machine of the account that is there, whosever it is."""
+        return await self.seen.machines(self.listed, self.fresh_s, self.clock)
+
+    @abstractmethod
+    async def listed(self) -> tuple[Machine, ...]:
+        """As the provider says now."""

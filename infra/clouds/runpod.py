@@ -7,9 +7,8 @@ our image looks for it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
@@ -29,7 +28,7 @@ from infra.clouds import (
     Phase,
     Presence,
 )
-from infra.clouds.account import Roster, key_of, named, of_stack, refused
+from infra.clouds.account import ListedCloud, key_of, refused
 from infra.clouds.quota import Limit, Quota
 from infra.clouds.wire import REQUESTS, Reply, Wire, read_as, shown
 from infra.costs.gpus import named as card_named
@@ -130,11 +129,8 @@ def wire_of(environ: Mapping[str, str], quota: Quota) -> Wire:
 
 
 @dataclass(frozen=True, slots=True)
-class RunpodCloud:
-    wire: Wire
+class RunpodCloud(ListedCloud):
     fresh_s: float = FRESH_S
-    clock: Callable[[], float] = time.monotonic
-    _seen: Roster = field(default_factory=Roster, compare=False)
 
     @classmethod
     def of(cls, environ: Mapping[str, str], quota: Quota) -> RunpodCloud:
@@ -177,9 +173,6 @@ class RunpodCloud:
         ]
         return [offer for offer in found if offer.id not in blocked]
 
-    async def find(self, name: str) -> Machine | None:
-        return named(await self._there(), name)
-
     async def create(self, spec: MachineSpec) -> Machine:
         if not spec.image:
             raise CloudError(f"{spec.name}: a pod is a container, and the stack file names no `pod_image` for it")
@@ -197,7 +190,7 @@ class RunpodCloud:
         try:
             reply = await self.wire.order("/v2/pods", body, spec.name, REQUESTS)
         finally:
-            self._seen.forget()
+            self.seen.forget()
         if reply.status in PASSES_ON:
             await self.wire.quota.block(spec.offer.id, BLOCKED_S)
             raise NoStockError(
@@ -227,17 +220,11 @@ class RunpodCloud:
         try:
             reply = await self.wire.ask("DELETE", f"/v2/pods/{machine_id}")
         finally:
-            self._seen.forget()
+            self.seen.forget()
         if reply.status != 404:
             require(reply, machine_id)
 
-    async def list(self, stack_id: str) -> Sequence[Machine]:
-        return of_stack(await self._there(), stack_id)
-
-    async def _there(self) -> tuple[Machine, ...]:
-        return await self._seen.machines(self._listed, self.fresh_s, self.clock)
-
-    async def _listed(self) -> tuple[Machine, ...]:
+    async def listed(self) -> tuple[Machine, ...]:
         reply = await self.wire.ask("GET", "/v2/pods")
         require(reply, "its pods")
         pods = read_as(_Pods, reply.data, "RunPod's list of pods").pods

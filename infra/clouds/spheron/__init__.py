@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -27,7 +26,7 @@ from infra.clouds import (
     Presence,
     TooEarlyError,
 )
-from infra.clouds.account import Roster, key_of, named, of_stack
+from infra.clouds.account import ListedCloud, key_of
 from infra.clouds.quota import Quota
 from infra.clouds.spheron.api import (
     ALIVE,
@@ -64,12 +63,9 @@ __all__ = ["API_KEY", "API_URL", "LIMITS", "NAME", "SpheronCloud"]
 
 
 @dataclass(frozen=True, slots=True)
-class SpheronCloud:
-    wire: Wire
-    team: str = ""
+class SpheronCloud(ListedCloud):
     fresh_s: float = FRESH_S
-    clock: Callable[[], float] = time.monotonic
-    _seen: Roster = field(default_factory=Roster, compare=False)
+    team: str = ""
     _keys: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
 
     @classmethod
@@ -77,7 +73,7 @@ class SpheronCloud:
         """The account that the environment names; the key is read when it is used."""
         key = key_of(environ, API_KEY, KEYS_ARE_MADE)
         base = environ.get(API_URL) or BASE
-        return cls(Wire("Spheron", base, key, quota, public=frozenset({OFFERS})), environ.get(TEAM_ID, ""))
+        return cls(Wire("Spheron", base, key, quota, public=frozenset({OFFERS})), team=environ.get(TEAM_ID, ""))
 
     @property
     def name(self) -> str:
@@ -110,9 +106,6 @@ class SpheronCloud:
         blocked = await self.wire.quota.blocked()
         return [offer for group in groups for offer in offers_of(group) if offer.id not in blocked]
 
-    async def find(self, name: str) -> Machine | None:
-        return named(await self._alive(), name)
-
     async def create(self, spec: MachineSpec) -> Machine:
         terms = dict(spec.offer.terms)
         body: dict[str, JsonValue] = {
@@ -130,7 +123,7 @@ class SpheronCloud:
         try:
             reply = await self.wire.order("/api/deployments", body, spec.name)
         finally:
-            self._seen.forget()
+            self.seen.forget()
         if not reply.ok:
             refusal = refusal_of(reply)
             if reply.status == 400 and any(word in refusal.error.lower() for word in NO_STOCK):
@@ -148,7 +141,7 @@ class SpheronCloud:
 
     async def look(self, machine_id: str) -> Observed:
         try:
-            known = next((machine for machine in await self._alive() if machine.id == machine_id), None)
+            known = next((machine for machine in await self.alive() if machine.id == machine_id), None)
             if known:
                 return Observed(Presence.THERE, known)
             reply = await self.wire.ask("GET", f"/api/deployments/{machine_id}")
@@ -167,7 +160,7 @@ class SpheronCloud:
         try:
             reply = await self.wire.ask("DELETE", f"/api/deployments/{machine_id}")
         finally:
-            self._seen.forget()
+            self.seen.forget()
         if reply.ok or reply.status == 404:
             return
         refusal = refusal_of(reply)
@@ -183,13 +176,7 @@ class SpheronCloud:
             )
         require(reply, machine_id)
 
-    async def list(self, stack_id: str) -> Sequence[Machine]:
-        return of_stack(await self._alive(), stack_id)
-
-    async def _alive(self) -> tuple[Machine, ...]:
-        return await self._seen.machines(self._listed, self.fresh_s, self.clock)
-
-    async def _listed(self) -> tuple[Machine, ...]:
+    async def listed(self) -> tuple[Machine, ...]:
         """Answered as a bare list or in pages, by an account's age it seems."""
         found: list[Deployment] = []
         page, pages = 1, 1
