@@ -44,16 +44,21 @@ async def create(body: KeyRequest, context: InContext) -> NewKey:
 
 @router.put("/{name}/limits", summary="Limit a key", dependencies=[*CHANGES, Depends(json_only)])
 async def limit(name: Name, body: KeyLimitsView, context: InContext) -> KeyView:
-    """From now on; what was promised is kept."""
-    return _view(_known(name, await context.core.store.limit_api_key(name, _limits(body))))
+    """From now on (at another router, within a second); what was promised is kept."""
+    record = await context.core.store.limit_api_key(name, _limits(body))
+    context.core.callers.changed()
+    return _view(_known(name, record))
 
 
 @router.delete("/{name}", summary="Revoke a key", dependencies=CHANGES)
 async def revoke(name: Name, context: InContext) -> KeyView:
-    """Nobody is let in with it from now on; jobs that were promised are finished. Again is the same."""
+    """Nobody is let in with it from now on (by another router of the same database, within a second); jobs that were
+    promised are finished. Again is the same."""
     if name == DEFAULT_KEY:
         raise refused(Kind.EXISTS, "the default key is what the router's key file holds; put another key there instead")
-    return _view(_known(name, await context.core.store.revoke_api_key(name)))
+    record = await context.core.store.revoke_api_key(name)
+    context.core.callers.changed()
+    return _view(_known(name, record))
 
 
 @router.get("/{name}/usage", summary="What a key has used")

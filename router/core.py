@@ -22,6 +22,7 @@ from router.artifacts import MARK, Artifacts
 from router.artifacts.belonging import belong
 from router.artifacts.local import LocalArtifacts
 from router.artifacts.s3 import Bucket, S3Artifacts
+from router.callers import Callers
 from router.dispatch import Dispatcher
 from router.fleet import Fleet
 from router.fleet.driven import DrivenFleet, keep_reporting
@@ -98,6 +99,7 @@ class Core:
     fleet: Fleet
     notices: Notices
     artifacts: Artifacts
+    callers: Callers
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ async def open_core(config: CoreConfig) -> AsyncIterator[Core]:
         }
         try:
             async with _kept(loops):
-                yield Core(store, service, fleet, notices, artifacts)
+                yield Core(store, service, fleet, notices, artifacts, Callers(store, monotonic))
         finally:
             await fleet.stop()
 
@@ -159,7 +161,7 @@ async def open_front(config: CoreConfig, shared: Shared) -> AsyncIterator[Core]:
         }
         try:
             async with _kept(loops):
-                yield Core(store, service, fleet, notices, artifacts)
+                yield Core(store, service, fleet, notices, artifacts, Callers(store, monotonic))
         finally:
             await asyncio.to_thread(queue.close)
 

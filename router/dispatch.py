@@ -154,8 +154,8 @@ class Dispatcher:
         seen = _Seen(observe)
         making = asyncio.create_task(self._make(lease, worker, seen))
         holding = asyncio.create_task(self._hold(lease, hurried))
+        self._notices.show(lease.job)
         try:
-            await self._tell(lease.job_id)
             await asyncio.wait({making, holding}, return_when=asyncio.FIRST_COMPLETED)
             made: Made | Unmade | None
             if making.done():

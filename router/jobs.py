@@ -91,14 +91,28 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right of one worker to finish one attempt at a job, until `expires_at`."""
+    """The right of one worker to finish one attempt at a job, until `expires_at`. `job` is as it was when the worker
+    got it: running, in this attempt."""
 
-    job_id: str
-    attempt: int
+    job: Job
     worker: str
-    pool: str
     expires_at: int
-    request: GenerationRequest
+
+    @property
+    def job_id(self) -> str:
+        return self.job.id
+
+    @property
+    def attempt(self) -> int:
+        return self.job.attempt
+
+    @property
+    def pool(self) -> str:
+        return self.job.pool
+
+    @property
+    def request(self) -> GenerationRequest:
+        return self.job.request
 
     @property
     def generation_id(self) -> str:

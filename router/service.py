@@ -112,12 +112,13 @@ class JobService:
         job = await self._store.job(job_id)
         return job if job is not None and job.api_key_id == key.id else None
 
-    async def wait(self, job_id: str) -> Job:
-        """The job, which was taken on, when it has ended."""
+    async def wait(self, job_id: str, *, fresh: bool = False) -> Job:
+        """The job, which was taken on, when it has ended. `fresh` if that was just now: then its first news is still to
+        come, and it is not looked up in the very moment when a worker is to have it."""
         async with self._notices.subscribe(job_id) as ticks:
-            (latest,) = await self._store.jobs([job_id])
-            while not latest.state.ended:
-                latest = (await self._next(latest, ticks))[0]
+            latest = None if fresh else (await self._store.jobs([job_id]))[0]
+            while latest is None or not latest.state.ended:
+                latest = (await anext(ticks)).job or latest
             return latest
 
     async def watch(self, job: Job) -> AsyncGenerator[tuple[JobEvent, Job, Progress | None]]:

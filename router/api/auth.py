@@ -44,7 +44,7 @@ async def _ideogram_caller(
 
 
 async def _known(context: Context, key: str) -> ApiKey:
-    found = await context.core.store.api_key(digest(key))
+    found = await context.core.callers.of(digest(key))
     if found is None:
         raise unauthorized("this API key is not known here; check it, or ask the operator for one")
     structlog.contextvars.bind_contextvars(api_key=found.name)

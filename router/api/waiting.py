@@ -30,6 +30,9 @@ from router.jobs import Job, NewJob
 from router.store import ApiKey, Repeatable
 from worker.contract import GenerationRequest
 
+SMALL = 2**16
+"""Bytes that are in base64 (40 us) before a thread has begun."""
+
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -42,6 +45,8 @@ class Taken:
     pool: str
     job_ids: tuple[str, ...]
     repeated: Repeatable | None
+    joined: bool
+    """Whether an earlier request had asked for them."""
 
     def abandon(self) -> None:
         """The request is over, its jobs are not: in a task of its own, for the request's may be cancelled already."""
@@ -80,7 +85,7 @@ async def take_on(
         admitted = await asyncio.shield(submitting)
         remember_rate(request, admitted.rate)
         structlog.contextvars.bind_contextvars(jobs=list(admitted.job_ids))
-        return Taken(context, key, pool, tuple(admitted.job_ids), repeated)
+        return Taken(context, key, pool, tuple(admitted.job_ids), repeated, admitted.joined)
     except BaseException:  # a cancelled task and a stopping router leave no job behind either; it is raised again
         await asyncio.wait([submitting])
         if submitting.exception() is None:
@@ -105,7 +110,7 @@ async def make(
     """
     taken = await take_on(context, request, key, pool, wanted, names, terms=terms, repeated=repeated)
     try:
-        return await _all_succeeded(context, request, pool, taken.job_ids, names)
+        return await _all_succeeded(request, taken, names)
     except BaseException:  # likewise
         await _abandon(context, key, taken.job_ids, repeated)
         raise
@@ -127,12 +132,11 @@ async def _abandon(context: Context, key: ApiKey, job_ids: Sequence[str], repeat
             _log.error("job_not_cancelled", job=job_id, error=str(failed))
 
 
-async def _all_succeeded(
-    context: Context, request: Request, pool: str, job_ids: Sequence[str], names: Mapping[str, str] | None
-) -> tuple[Job, ...]:
-    waits = [asyncio.create_task(context.core.service.wait(job_id)) for job_id in job_ids]
-    gone, closing = asyncio.create_task(_gone(request)), asyncio.create_task(context.closing.wait())
-    not_booted = asyncio.create_task(context.core.service.not_booted(pool))
+async def _all_succeeded(request: Request, taken: Taken, names: Mapping[str, str] | None) -> tuple[Job, ...]:
+    service, fresh = taken.context.core.service, not taken.joined
+    waits = [asyncio.create_task(service.wait(job_id, fresh=fresh)) for job_id in taken.job_ids]
+    gone, closing = asyncio.create_task(_gone(request)), asyncio.create_task(taken.context.closing.wait())
+    not_booted = asyncio.create_task(service.not_booted(taken.pool))
     try:
         while True:
             ended = [wait.result() for wait in waits if wait.done()]
@@ -146,7 +150,7 @@ async def _all_succeeded(
             if closing.done():
                 raise stopping()
             if not_booted.done():
-                raise refused(Kind.POOL_UNAVAILABLE, f"no worker of pool {pool} has become ready", POOL_RETRY_S)
+                raise refused(Kind.POOL_UNAVAILABLE, f"no worker of pool {taken.pool} has become ready", POOL_RETRY_S)
             waiting = {wait for wait in waits if not wait.done()}
             await asyncio.wait({*waiting, gone, closing, not_booted}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -162,6 +166,6 @@ async def _gone(request: Request) -> None:
 
 
 async def image_base64(context: Context, job: Job) -> bytes:
-    """The finished image in base64; read and encoded off the event loop (a 2048-pixel PNG has megabytes)."""
+    """The finished image in base64; a large one (a 2048-pixel PNG has megabytes) is encoded off the event loop."""
     data = await context.core.service.image_bytes(job)
-    return await asyncio.to_thread(base64.b64encode, data)
+    return base64.b64encode(data) if len(data) <= SMALL else await asyncio.to_thread(base64.b64encode, data)

@@ -52,6 +52,8 @@ POSTGRES_SETTINGS = {
 }
 MIGRATION_LOCK = 7_205_759_403
 """Of Postgres's advisory locks: routers that start together migrate one after the other."""
+SYNCHRONOUS, SYNCED = "letterpress_synchronous", "FULL"
+"""What the writer's connection was told last, or is to be told; and what it is told without further word."""
 HIDE_PARAMETERS = True
 """Errors are logged, and say their statement's parameters otherwise: prompts, a worker's token."""
 
@@ -66,9 +68,10 @@ class Database:
     a state to leave a database in, and SQLite has but one writer to block.
     """
 
-    def __init__(self, readers: _Side, writers: _Side) -> None:
+    def __init__(self, readers: _Side, writers: _Side, unsynced: _Side) -> None:
         self._readers = readers
         self._writers = writers
+        self._unsynced = unsynced
         self._running: set[asyncio.Task[object]] = set()
 
     @classmethod
@@ -86,7 +89,7 @@ class Database:
                 database = cls(*_sqlite(parsed))
             case "postgresql+asyncpg":
                 side = _OnLoop(_postgres(parsed))
-                database = cls(side, side)
+                database = cls(side, side, side)
             case other:
                 raise StoreUnavailableError(
                     f"the router does not keep its promises in {other}; "
@@ -106,6 +109,15 @@ class Database:
     async def write(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`work(connection, …)` in a transaction, committed when it returns and undone when it raises."""
         return await self._run(self._writers, lambda connection: work(connection, *args, **kwargs))
+
+    async def write_unsynced(
+        self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `write`, for what a power cut may take back as if it had never been, and the next `write` makes sure.
+
+        A killed process takes nothing back. On Postgres, which outlives its clients and may end alone, it is `write`.
+        """
+        return await self._run(self._unsynced, lambda connection: work(connection, *args, **kwargs))
 
     async def close(self) -> None:
         """Let what runs end, then close every connection."""
@@ -155,10 +167,10 @@ class _InThreads:
     """SQLite answers in microseconds, and in our own process: a whole transaction goes to a thread and comes back
     once. Statement by statement, as an async driver does it, the way there and back is most of what it takes."""
 
-    def __init__(self, engine: Engine, threads: int) -> None:
+    def __init__(self, engine: Engine, threads: ThreadPoolExecutor) -> None:
         self._engine = engine
         self.url = engine.url
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sqlite")
+        self._threads = threads
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._transact, work)
@@ -223,9 +235,9 @@ def _postgres(url: URL) -> AsyncEngine:
     )
 
 
-def _sqlite(url: URL) -> tuple[_Side, _Side]:
-    """Readers, and a pool of one writer: SQLite has one anyway, and a queue in our process is fair and quick
-    where its own waiting polls."""
+def _sqlite(url: URL) -> tuple[_Side, _Side, _Side]:
+    """Readers, and a pool of one writer, synced and not: SQLite has one anyway, and a queue in our process is fair and
+    quick where its own waiting polls."""
     if not url.database or url.database == ":memory:":
         raise StoreUnavailableError("the router keeps its promises in a file: use sqlite+aiosqlite:///path/to/file")
     try:
@@ -233,16 +245,20 @@ def _sqlite(url: URL) -> tuple[_Side, _Side]:
         Path(url.database).touch(mode=0o600, exist_ok=True)
     except OSError as error:
         raise StoreUnavailableError(f"the database {url.database} cannot be made: {error.strerror}") from error
-    sides = []
-    for threads, begin in ((READERS, "BEGIN"), (1, "BEGIN IMMEDIATE")):
-        ours = url.set(drivername="sqlite+pysqlite")
-        engine = create_engine(
-            ours, poolclass=QueuePool, pool_size=threads, max_overflow=0, hide_parameters=HIDE_PARAMETERS
-        )
+    ours = url.set(drivername="sqlite+pysqlite")
+    readers, writer = (
+        create_engine(ours, poolclass=QueuePool, pool_size=size, max_overflow=0, hide_parameters=HIDE_PARAMETERS)
+        for size in (READERS, 1)
+    )
+    for engine, begin in ((readers, _begin_reading), (writer, _begin_writing)):
         event.listen(engine, "connect", _configure)
-        event.listen(engine, "begin", _beginner(begin))
-        sides.append(_InThreads(engine, threads))
-    return sides[0], sides[1]
+        event.listen(engine, "begin", begin)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
+    return (
+        _InThreads(readers, ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-reader")),
+        _InThreads(writer, thread),
+        _InThreads(writer.execution_options(**{SYNCHRONOUS: "NORMAL"}), thread),
+    )
 
 
 def _configure(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
@@ -253,7 +269,7 @@ def _configure(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None
         f"busy_timeout = {BUSY_TIMEOUT_MS}",
         "journal_mode = WAL",
         # A committed job survives a power cut, not only a crash: with NORMAL, the last commits of a WAL may not.
-        "synchronous = FULL",
+        f"synchronous = {SYNCED}",
         "foreign_keys = ON",
         f"cache_size = -{CACHE_KIB}",
     ):
@@ -261,8 +277,13 @@ def _configure(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None
     cursor.close()
 
 
-def _beginner(statement: str) -> Callable[[Connection], None]:
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(statement)
+def _begin_reading(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
 
-    return begin
+
+def _begin_writing(connection: Connection) -> None:
+    wanted = connection.get_execution_options().get(SYNCHRONOUS, SYNCED)
+    if connection.info.get(SYNCHRONOUS, SYNCED) != wanted:
+        connection.exec_driver_sql(f"PRAGMA synchronous = {wanted}")
+        connection.info[SYNCHRONOUS] = wanted
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

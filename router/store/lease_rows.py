@@ -29,9 +29,9 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from router.contract import JobState
 from router.jobs import CRASHES, FAULTS, AttemptEnd, Cancel, Fail, Image, Job, JobError, Lease, Requeue, after
 from router.store import Renewal, key_rows, sum_rows, worker_rows
-from router.store.job_rows import Now, changed
+from router.store.job_rows import Now, changed, job
 from router.store.tables import attempts, jobs
-from worker.contract import GenerationRequest, Timings
+from worker.contract import Timings
 
 BUILT = 8
 """Statements of one kind that are kept: one for each clock, and there is one clock."""
@@ -246,11 +246,5 @@ def _close(
 
 
 def lease_of(row: Row[Any]) -> Lease:
-    return Lease(
-        job_id=row.id,
-        attempt=row.attempt,
-        worker=row.worker,
-        pool=row.pool,
-        expires_at=row.lease_expires_at,
-        request=GenerationRequest.model_validate_json(row.request),
-    )
+    """Of a row of the jobs that run."""
+    return Lease(job(row), row.worker, row.lease_expires_at)

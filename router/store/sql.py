@@ -142,14 +142,14 @@ class SqlStore:
         driver: str = ROUTER,
     ) -> Lease | None:
         while True:  # each time round, somebody else has leased a job
-            found = await self._database.write(
+            found = await self._database.write_unsynced(
                 choice_rows.lease_next, self._clock(), worker, ttl_ms, places, spills, driver
             )
             if not isinstance(found, choice_rows.Overtaken):
                 return found
 
     async def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
-        return await self._database.write(lease_rows.renew, self._clock(), lease, ttl_ms)
+        return await self._database.write_unsynced(lease_rows.renew, self._clock(), lease, ttl_ms)
 
     async def finish(self, lease: Lease, image: Image, timings: Timings) -> Job | None:
         return await self._database.write(lease_rows.finish, self._clock(), lease, image, timings)

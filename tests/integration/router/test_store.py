@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -50,6 +51,18 @@ async def test_migrations_and_tables_say_the_same(database_url: str) -> None:
 
     assert await database.read(differences) == []
     await database.close()
+
+
+async def test_on_sqlite_a_lease_alone_is_not_synced_to_the_disk(tmp_path: Path) -> None:
+    """2 is FULL: a commit is on the disk before it is answered; 1 is NORMAL: the next one of those takes it along."""
+    database = await Database.open(f"sqlite+aiosqlite:///{tmp_path}/db")
+
+    def how(connection: Connection) -> object:
+        return connection.exec_driver_sql("PRAGMA synchronous").scalar()
+
+    said = [await write(how) for write in (database.write, database.write_unsynced, database.write)]
+    await database.close()
+    assert said == [2, 1, 2]
 
 
 async def test_opening_again_keeps_what_was_there(database_url: str, clock: SteeredClock) -> None:

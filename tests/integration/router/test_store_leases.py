@@ -196,7 +196,9 @@ class Leases(RuleBasedStateMachine):
         """Neither another worker nor another attempt may use a lease."""
         if forged != lease.worker:
             assert not self.run(self.store.finish(replace(lease, worker=forged), IMAGE, NO_TIME))
-        assert not self.run(self.store.finish(replace(lease, attempt=lease.attempt + 1000), IMAGE, NO_TIME))
+        assert not self.run(
+            self.store.finish(replace(lease, job=replace(lease.job, attempt=lease.attempt + 1000)), IMAGE, NO_TIME)
+        )
 
     @rule(worker=st.sampled_from(WORKERS))
     def crash(self, worker: str) -> None:
