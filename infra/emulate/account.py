@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 from infra.emulate.machines import Nowhere, Order, Reach, Rented
 
+STARTS_WITHIN_S = 60.0
+
 
 @dataclass(slots=True)
 class Rental:
@@ -48,16 +50,23 @@ class Account:
     """An address is shown so long after the order, whether or not the machine has booted."""
     rentals: dict[str, Rental] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    _starting: int = 0
+    _started: threading.Condition = field(default_factory=threading.Condition)
 
     def rent(self, name: str, rate: float, keys: tuple[str, ...], minimum_s: float = 0.0, **details: object) -> Rental:
         with self.lock:
             rental = Rental(uuid.uuid4().hex[:16], name, rate, self.clock(), minimum_s, dict(details))
             self.rentals[rental.id] = rental
+        self._note_starting(1)
         try:
             rental.reach = self.machines.start(Order(rental.id, name, keys))
         except BaseException:  # whatever it is, nobody pays for what never came up; it is raised again
             self.end(rental)
             raise
+        finally:
+            self._note_starting(-1)
+        if rental.ended is not None:  # while it came up
+            self.machines.stop(rental.id)
         return rental
 
     def end(self, rental: Rental, *, taken_back: bool = False) -> None:
@@ -96,6 +105,13 @@ class Account:
         return lines
 
     def close(self) -> None:
-        """The emulator ends: nothing that it rented goes on."""
+        """The emulator ends: nothing that it rented goes on, not even what it was just bringing up."""
+        with self._started:
+            self._started.wait_for(lambda: self._starting == 0, STARTS_WITHIN_S)
         for rental in self.alive():
             self.end(rental)
+
+    def _note_starting(self, more: int) -> None:
+        with self._started:
+            self._starting += more
+            self._started.notify_all()
