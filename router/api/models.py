@@ -66,15 +66,19 @@ def awaited(context: Context, pool: str, name: str | None) -> str | None:
     """As `resolved`, for a job that waits where there may be such a worker soon: the pool has none, or one that has not
     said what it serves."""
     meant = wished(context, name)
+    if _serves(context, meant):
+        return meant
     said = [view.model for view in context.core.fleet.views() if view.pool == pool]
-    if not _serves(context, meant) and said and all(said):
+    if said and all(said):
         raise _not_served(context, name or "")
     return meant
 
 
 def wished(context: Context, name: str | None) -> str | None:
     """As `resolved`, for a job that may wait for ever until there is such a worker."""
-    meant = None if name is None else context.aliases.get(name, name)
+    if name is None:
+        return None
+    meant = context.aliases.get(name, name)
     return meant if meant != MODEL and meant in _served(context) else particular(meant)
 
 
