@@ -76,6 +76,11 @@ case ${1:-server} in
       install -d -o letterpress "$kept/huggingface"
       export HF_HOME="$kept/huggingface"
     fi
+    if [ -d /workspace ] && [ "${LETTERPRESS_WORKER_CACHE_DIR:-/cache/letterpress}" = /cache/letterpress ]; then
+      # So do the kernels that were built for them, and the yes to their licence.
+      install -d -o letterpress "$kept/letterpress"
+      export LETTERPRESS_WORKER_CACHE_DIR="$kept/letterpress"
+    fi
     unset PUBLIC_KEY
     as_worker python3 -m worker
     ;;

@@ -8,17 +8,23 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from worker.engine import LoadError
 
 VARIABLE = "TRITON_CACHE_DIR"
 
 
-def kernels(cache: Path, device: torch.device) -> Path:
-    """The folder for kernels of this GPU model, torch, Triton and engine version, below the worker's cache."""
-    gpu = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name(device)).strip("-")
-    return cache / "kernels" / f"{gpu}_torch-{version('torch')}_triton-{version('triton')}_{version('letterpress')}"
+def kernels(cache: Path, gpu: str) -> Path:
+    """The folder for kernels of this GPU model, torch, Triton and engine version, below the worker's cache.
+
+    `gpu` is its name as torch has it. A root of the operator's own, in VARIABLE, takes the cache's place.
+    """
+    model = re.sub(r"[^A-Za-z0-9]+", "-", gpu).strip("-")
+    key = f"{model}_torch-{version('torch')}_triton-{version('triton')}_{version('letterpress')}"
+    own = os.environ.get(VARIABLE)
+    if own is None:
+        return cache / "kernels" / key
+    # Set by `use` for an engine that this process loaded before, it is such a folder already.
+    return Path(own) if Path(own).name == key else Path(own) / key
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +41,8 @@ class KernelCache:
 
 
 def use(folder: Path) -> KernelCache:
-    """Have Triton keep its kernels in `folder`; to be called before any is built. A choice of the user's own wins."""
-    folder = Path(os.environ.setdefault(VARIABLE, str(folder)))
+    """Have Triton keep its kernels in `folder`; to be called before any is built. LoadError if they cannot lie there."""
+    os.environ[VARIABLE] = str(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

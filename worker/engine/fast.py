@@ -107,7 +107,7 @@ class FastEngine:
         if device.type == "cuda":
             # Triton launches, and events are recorded, on the thread's current device, whatever their tensors are on.
             torch.cuda.set_device(device)
-        kernels = caches.use(caches.kernels(self._cache, device)) if gpu is not None and find_spec("triton") else None
+        kernels = caches.use(caches.kernels(self._cache, gpu.name)) if gpu is not None and find_spec("triton") else None
         if gpu is not None:
             self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
         with torch_errors():

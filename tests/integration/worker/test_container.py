@@ -156,6 +156,8 @@ def test_the_image_says_who_it_runs_as_how_it_is_asked_after_and_how_it_is_stopp
     assert list(config["Volumes"]) == ["/cache"]
     assert (config["Entrypoint"], config["Cmd"]) == (["tini", "--", "letterpress-container"], ["server"])
     assert CANARY not in json.dumps(config)
+    # Or kernels would lie apart from the weights, and those of every card in one folder.
+    assert not [one for one in config["Env"] if one.startswith("TRITON_CACHE_DIR=")]
     pod = images.described(build(images, tree, "pod"))
     assert (pod["User"], pod["Cmd"], list(pod["ExposedPorts"])) == ("0", ["pod"], ["22/tcp"])
 
@@ -318,6 +320,27 @@ def test_as_a_pod_it_is_reached_by_ssh_alone_and_only_sshd_is_root(
             running.signal(signal.SIGTERM)
             assert running.end() == 0
     assert seen[0] == seen[1], (tmp_path / "log").read_text()
+
+
+def test_what_a_pod_keeps_for_the_next_start_lies_on_the_volume_that_outlives_it(
+    images: Images, tree: Path, start: Callable[..., tuple[Running, httpx.Client]]
+) -> None:
+    with images.container(build(images, tree, "pod")) as container:
+        (ssh_port,) = free_ports(1)
+        running, http = start(
+            container,
+            *("sh", "-c", "mkdir -p /workspace && exec letterpress-container pod"),
+            PUBLIC_KEY="ssh-ed25519 AAAA",
+            LETTERPRESS_SSH_PORT=str(ssh_port),
+            LETTERPRESS_WORKER_TOKEN_FILE="",
+        )
+        eventually(lambda: ready(running, http, "/livez"), START_S, "the worker answers")
+        worker = running.find("-m worker")
+        assert worker is not None
+        told = worker.environ()
+        assert told["HF_HOME"] == "/workspace/letterpress/huggingface"
+        assert told["LETTERPRESS_WORKER_CACHE_DIR"] == "/workspace/letterpress/letterpress"
+        assert "TRITON_CACHE_DIR" not in told
 
 
 def test_a_pod_without_a_key_or_without_root_says_what_is_missing(
