@@ -41,7 +41,7 @@ class KernelCache:
 
 
 def use(folder: Path) -> KernelCache:
-    """Have Triton keep its kernels in `folder`; to be called before any is built. LoadError if they cannot lie there."""
+    """Have Triton keep its kernels in `folder`; to be called before any is built. Raises LoadError."""
     os.environ[VARIABLE] = str(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

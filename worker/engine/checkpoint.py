@@ -59,6 +59,7 @@ class Packed:
 
 Stored = Tensor | Packed | Rows
 """A matrix as its file holds it."""
+_KINDS = (".weight", ".bias")
 
 
 class Checkpoint:
@@ -69,6 +70,7 @@ class Checkpoint:
         self._device = device
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
+        self._asked: set[str] = set()
 
     def __enter__(self) -> Self:
         paths = sorted(self._folder.glob("*.safetensors"))
@@ -99,15 +101,40 @@ class Checkpoint:
         """Whether any of it is nf4."""
         return any(PACKED_STATE in name for name in self._files)
 
-    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
-        """One tensor, expanded if it is packed, in `dtype` on the device."""
-        return expanded(self.stored(name), dtype)
+    def tensor(self, name: str, dtype: torch.dtype, sizes: tuple[int, ...] | None = None) -> Tensor:
+        """One tensor, expanded if it is packed, in `dtype` on the device; LoadError if it has not these `sizes`."""
+        stored = self.stored(name)
+        self._measure(name, stored, sizes)
+        return expanded(stored, dtype)
 
-    def matrix(self, *names: str) -> Stored:
-        """The weights of the linear layers `names`, stacked by rows, as stored.
+    def matrix(self, *names: str, sizes: tuple[int, int] | None = None) -> Stored:
+        """The weights of the linear layers `names`, stacked by rows, as stored; LoadError if all of it together has
+        not these `sizes`.
 
         Names are diffusers', without `.weight`; what another layout keeps together is found there.
         """
+        found = self._matrix(names)
+        self._measure(" with ".join(names), found, sizes)
+        return found
+
+    def refuse_left_over(self, prefix: str) -> None:
+        """LoadError if a weight below `prefix` was never read: its config describes another model."""
+        weights = {f"{name.rpartition(kind)[0]}{kind}" for name in self for kind in _KINDS if kind in name}
+        left = sorted(name for name in weights if name.startswith(prefix) and name not in self._asked)
+        if left:
+            raise LoadError(
+                f"{self._folder} holds {len(left)} weights that its config.json has no place for ({left[0]}, …); "
+                "the two are not of one model: fetch the repository again"
+            )
+
+    def _measure(self, name: str, stored: Stored, sizes: tuple[int, ...] | None) -> None:
+        if sizes is not None and (held := size(stored)) != sizes:
+            raise LoadError(
+                f"{self._folder}: {name} is {_by(held)} and its config.json makes it {_by(sizes)}; "
+                "the two are not of one model: fetch the repository again"
+            )
+
+    def _matrix(self, names: Sequence[str]) -> Stored:
         prefix, last = _parted(names)
         for own, other in [*TOGETHER.items(), *(((one,), other) for one, other in OTHERWISE.items())]:
             if last == own and f"{prefix}{other}.weight" in self:
@@ -115,6 +142,7 @@ class Checkpoint:
         return _stacked([self.stored(f"{name}.weight") for name in names])
 
     def stored(self, name: str) -> Stored:
+        self._asked.add(name)
         value = self._read(name)
         scale = f"{name}{FP8_SCALE}"
         if value.dtype is torch.float8_e4m3fn:
@@ -166,6 +194,21 @@ def expanded(stored: Stored, dtype: torch.dtype) -> Tensor:
             return (values.float() * scale).to(dtype)
         case _:
             return stored.to(dtype)
+
+
+def size(stored: Stored) -> tuple[int, ...]:
+    """Out x in, whatever holds it."""
+    match stored:
+        case Packed(shape=shape):
+            return shape
+        case Rows(values, _):
+            return tuple(values.shape)
+        case _:
+            return tuple(stored.shape)
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def _stacked(parts: Sequence[Stored]) -> Stored:

@@ -21,8 +21,10 @@ class Decoder:
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, *, fused: bool) -> None:
         try:
             vae = diffusers.AutoencoderKLFlux2.from_pretrained(folder, torch_dtype=dtype)
-        except (OSError, ValueError) as error:
-            raise LoadError(f"{folder} cannot be loaded as the image decoder: {error}") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise LoadError(
+                f"{folder} cannot be loaded as the image decoder ({error}); fetch the repository again"
+            ) from error
         vae.encoder = None  # never used: 34 M parameters and their memory
         vae = vae.to(device).eval()
         # The statistics that undo the latents' normalisation, one of each of a token's channels.

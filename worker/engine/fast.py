@@ -263,7 +263,12 @@ def _load(folder: Path, device: torch.device, tier: Tier, plan: memory.Plan, spe
     branches = Branches(transformer("transformer"), transformer("unconditional_transformer"))
     with spent.stage("decoder", "loading the image decoder"):
         decoder = Decoder(folder / "vae", device, dtype, fused=kernels.name == "triton")
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    try:
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    except (OSError, ValueError, TypeError) as error:
+        raise LoadError(
+            f"{folder}/scheduler cannot be loaded as the scheduler ({error}); fetch the repository again"
+        ) from error
     if scheduler.config.stochastic_sampling:
         raise LoadError(f"{folder}/scheduler samples stochastically; the fast engine does not: take engine reference")
     if device.type == "cuda":

@@ -9,7 +9,6 @@ The fullest moment, 2048x2048 with the tables of two requests of 100 steps, peak
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Self
 
 from worker.contract import MAX_ASPECT, MAX_PIXELS, MAX_PROMPT_TOKENS, MAX_SIDE, MIN_SIDE, SIDE_STEP, Tier
 from worker.engine import LoadError
+from worker.engine.described import described, part, sizes
 from worker.engine.transformer import Shape
 
 GIB = 2**30
@@ -57,11 +57,7 @@ class TextShape:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """From `folder`/config.json; LoadError if that cannot be read."""
-        try:
-            described = json.loads((folder / "config.json").read_text(encoding="utf-8"))["text_config"]
-            return cls(**{name: described[name] for name in cls.__dataclass_fields__ if name in described})
-        except (OSError, ValueError, KeyError) as error:
-            raise LoadError(f"{folder}/config.json cannot be read ({error!r}); fetch the repository again") from error
+        return sizes(cls, part(described(folder), "text_config", folder), folder)
 
     @property
     def products(self) -> int:

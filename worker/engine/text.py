@@ -6,15 +6,16 @@ computed here. One prompt at a time, causal, as many tokens as it has.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from worker.contract import MAX_PROMPT_TOKENS
 from worker.engine import InvalidRequestError, LoadError
-from worker.engine.checkpoint import Checkpoint, Packed
+from worker.engine.checkpoint import Checkpoint, Packed, expanded, size
+from worker.engine.described import described
 from worker.engine.linear import Nf4
 from worker.untyped import Untyped, transformers
 
@@ -115,10 +116,9 @@ class _PackedLinear(nn.Module):
 def _empty(folder: Path) -> Untyped:
     """The language model without weights, and without what lies above the last tapped layer."""
     try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = transformers.Qwen3VLConfig(**described).text_config
-    except (OSError, ValueError, TypeError) as error:
-        raise LoadError(f"{folder}/config.json cannot be read ({error}); fetch the repository again") from error
+        config = transformers.Qwen3VLConfig(**described(folder)).text_config
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise LoadError(f"{folder}/config.json cannot be used ({error}); fetch the repository again") from error
     if config.num_hidden_layers <= TAPPED[-1]:
         raise LoadError(
             f"{folder}: the text encoder has {config.num_hidden_layers} layers, {TAPPED[-1] + 1} are tapped"
@@ -142,13 +142,13 @@ def _fill(model: Untyped, checkpoint: Checkpoint, dtype: torch.dtype, *, packed:
         owner, _, last = name.rpartition(".")
         module = model.get_submodule(owner)
         stored = checkpoint.stored(f"{prefix}{name}")
+        if size(stored) != tuple(parameter.shape):
+            raise LoadError(
+                f"the text encoder's {name} is {size(stored)}, its config says {tuple(parameter.shape)}; "
+                "fetch the repository again"
+            )
         if packed and isinstance(stored, Packed) and isinstance(module, nn.Linear):
             above, _, own = owner.rpartition(".")
             setattr(model.get_submodule(above), own, _PackedLinear(stored, dtype))
             continue
-        value = checkpoint.tensor(f"{prefix}{name}", dtype)
-        if value.shape != parameter.shape:
-            raise LoadError(
-                f"the text encoder's {name} is {tuple(value.shape)}, its config says {tuple(parameter.shape)}"
-            )
-        setattr(module, last, nn.Parameter(value, requires_grad=False))
+        setattr(module, last, nn.Parameter(expanded(stored, dtype), requires_grad=False))

@@ -8,7 +8,6 @@ names below are the model's: a step's time runs from 0 (noise) to 1 (data), one 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,11 +22,14 @@ from worker.contract import Tier
 from worker.engine import LoadError
 from worker.engine.attention import Gains, SmallAttention, attend, bound_of_values, gains
 from worker.engine.checkpoint import Checkpoint, expanded
+from worker.engine.described import described, sizes
 from worker.engine.kernels import Format, Kernels, Operand, Product, Rope, Sums
 from worker.engine.linear import TAKES, Linear, linear
 
 IMAGE_POSITION = 65_536
 """Where the positions of image tokens start, far from those of text."""
+AXES = 3
+"""Of a position: time, height and width."""
 TIME_SCALE = 1e4
 TEXT_NORM_EPS = 1e-6
 FINAL_NORM_EPS = 1e-6
@@ -57,14 +59,13 @@ class Shape:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """From `folder`/config.json; LoadError if that cannot be read."""
-        try:
-            described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            known = {name: described[name] for name in cls.__dataclass_fields__ if name in described}
-        except (OSError, ValueError) as error:
-            raise LoadError(f"{folder}/config.json cannot be read ({error}); fetch the repository again") from error
-        if "mrope_section" in known:
-            known["mrope_section"] = tuple(known["mrope_section"])
-        return cls(**known)
+        shape = sizes(cls, described(folder), folder)
+        if len(shape.mrope_section) != AXES:
+            raise LoadError(
+                f"{folder}/config.json: mrope_section is {list(shape.mrope_section)}, and a position has {AXES} axes; "
+                "fetch the repository again"
+            )
+        return shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +114,19 @@ class Transformer:
         self._takes: Format = TAKES[tier]
         self.small = small
 
-        def whole(name: str) -> Tensor:
-            return checkpoint.tensor(name, dtype)
+        width, inner, latent, time = shape.width, shape.intermediate_size, shape.in_channels, shape.adaln_dim
 
-        def exact(name: str) -> Tensor:
-            return checkpoint.tensor(name, torch.float32)
+        def whole(name: str, *sizes: int) -> Tensor:
+            return checkpoint.tensor(name, dtype, sizes)
 
-        def affine(name: str) -> tuple[Tensor, Tensor]:
-            return whole(f"{name}.weight"), whole(f"{name}.bias")
+        def exact(name: str, size: int) -> Tensor:
+            return checkpoint.tensor(name, torch.float32, (size,))
 
-        def product(*names: str) -> Linear:
-            return linear(checkpoint.matrix(*names), tier, dtype)
+        def affine(name: str, into: int, out_of: int) -> tuple[Tensor, Tensor]:
+            return whole(f"{name}.weight", into, out_of), whole(f"{name}.bias", into)
+
+        def product(*names: str, into: int, out_of: int) -> Linear:
+            return linear(checkpoint.matrix(*names, sizes=(into, out_of)), tier, dtype)
 
         def heads(name: str) -> tuple[str, ...]:
             return tuple(f"{name}.attention.{part}" for part in ("to_q", "to_k", "to_v"))
@@ -132,33 +135,35 @@ class Transformer:
             if self.small is None:
                 return 0.0
             weights = expanded(checkpoint.matrix(*heads(name)), torch.bfloat16)
-            return bound_of_values(weights[2 * shape.width :])
+            return bound_of_values(weights[2 * width :])
 
-        self._input = affine("input_proj")
-        self._text_norm = exact("llm_cond_norm.weight")
-        self._text = affine("llm_cond_proj")
-        self._time_in, self._time_out = affine("t_embedding.mlp_in"), affine("t_embedding.mlp_out")
-        self._adaln = affine("adaln_proj")
-        self._indicator = whole("embed_image_indicator.weight")
-        self._final_adaln = affine("final_layer.adaln_modulation")
-        self._final = affine("final_layer.linear")
+        self._input = affine("input_proj", width, latent)
+        self._text_norm = exact("llm_cond_norm.weight", shape.llm_features_dim)
+        self._text = affine("llm_cond_proj", width, shape.llm_features_dim)
+        self._time_in = affine("t_embedding.mlp_in", width, width)
+        self._time_out = affine("t_embedding.mlp_out", width, width)
+        self._adaln = affine("adaln_proj", time, width)
+        self._indicator = whole("embed_image_indicator.weight", 2, width)
+        self._final_adaln = affine("final_layer.adaln_modulation", width, time)
+        self._final = affine("final_layer.linear", latent, width)
         names = [f"layers.{number}" for number in range(shape.num_layers)]
         self._layers = [
             Layer(
-                qkv=product(*heads(name)),
-                out=product(f"{name}.attention.to_out.0"),
-                up=product(f"{name}.feed_forward.w1", f"{name}.feed_forward.w3"),
-                down=product(f"{name}.feed_forward.w2"),
-                query_norm=exact(f"{name}.attention.norm_q.weight"),
-                key_norm=exact(f"{name}.attention.norm_k.weight"),
+                qkv=product(*heads(name), into=3 * width, out_of=width),
+                out=product(f"{name}.attention.to_out.0", into=width, out_of=width),
+                up=product(f"{name}.feed_forward.w1", f"{name}.feed_forward.w3", into=2 * inner, out_of=width),
+                down=product(f"{name}.feed_forward.w2", into=width, out_of=inner),
+                query_norm=exact(f"{name}.attention.norm_q.weight", shape.attention_head_dim),
+                key_norm=exact(f"{name}.attention.norm_k.weight", shape.attention_head_dim),
                 value_bound=value_bound(name),
             )
             for name in names
         ]
-        self._modulations = [affine(f"{name}.adaln_modulation") for name in names]
+        self._modulations = [affine(f"{name}.adaln_modulation", 4 * width, time) for name in names]
         # Layers x 2 (attention, feed-forward) x width.
-        self._before = _table(exact, names, "attention_norm1", "ffn_norm1")
-        self._after = _table(exact, names, "attention_norm2", "ffn_norm2")
+        self._before = _table(exact, names, ("attention_norm1", "ffn_norm1"), width)
+        self._after = _table(exact, names, ("attention_norm2", "ffn_norm2"), width)
+        checkpoint.refuse_left_over("layers.")
 
     @property
     def block_bytes(self) -> int:
@@ -248,8 +253,8 @@ def _from(product: Product, row: int) -> Product:
     return product[row:]
 
 
-def _table(read: Callable[[str], Tensor], layers: Sequence[str], *norms: str) -> Tensor:
-    return torch.stack([torch.stack([read(f"{layer}.{norm}.weight") for norm in norms]) for layer in layers])
+def _table(read: Callable[[str, int], Tensor], layers: Sequence[str], norms: Sequence[str], width: int) -> Tensor:
+    return torch.stack([torch.stack([read(f"{layer}.{norm}.weight", width) for norm in norms]) for layer in layers])
 
 
 def rope(shape: Shape, text_tokens: int, grid: tuple[int, int], device: torch.device) -> Rope:

@@ -60,6 +60,8 @@ def _checked(folder: Path, model: str) -> Path:
     kind = described.get("_class_name") if isinstance(described, dict) else None
     if kind != PIPELINE:
         raise LoadError(f"model {model}: {index} describes a {kind}, and this worker serves {PIPELINE} only")
+    if lacking := sorted(cache.missing(folder)):
+        raise LoadError(f"model {model}: {folder} lacks {', '.join(lacking)}; fetch the repository again")
     return folder
 
 

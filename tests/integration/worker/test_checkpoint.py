@@ -212,6 +212,66 @@ def test_damage_is_told_with_the_file_and_what_to_do(
         pixels(folder, tmp_path)
 
 
+Config = dict[str, object]
+
+
+def reconfigured(folder: Path, **changes: object) -> None:
+    """Change what a component's config.json says."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "says"),
+    [
+        # The same width, and another number of heads: every product fits, and the picture is another one.
+        ("transformer", {"num_attention_heads": 4, "attention_head_dim": 8}, "attention.norm_q.weight is 16 and .* 8;"),
+        ("transformer", {"num_layers": 2}, r"has no tensor layers\.1\.attention\.to_q\.weight"),
+        ("transformer", {"intermediate_size": 128}, r"feed_forward\.w1 with layers\.0\.feed_forward\.w3 is 128x32"),
+        ("transformer", {"adaln_dim": 32}, r"adaln_proj\.weight is 16x32 and its config\.json makes it 32x32"),
+        ("transformer", {"llm_features_dim": 16}, r"llm_cond_norm\.weight is 208 "),
+        ("transformer", {"num_layers": "one"}, "num_layers is 'one', which is no size"),
+        ("transformer", {"mrope_section": [2, 2]}, "mrope_section"),
+        ("text_encoder", {"text_config": 3}, "text_config is 3, where names and values belong"),
+        ("text_encoder", {"text_config": {"num_hidden_layers": 36.5}}, "num_hidden_layers is 36.5, which is no size"),
+    ],
+)
+def test_a_config_that_is_not_its_tensors_own_is_refused_before_any_picture(
+    tiny_repository: Path, tmp_path: Path, part: str, changes: Config, says: str
+) -> None:
+    folder = shutil.copytree(tiny_repository, tmp_path / "other")
+    reconfigured(folder / part, **changes)
+    with pytest.raises(LoadError, match=says):
+        pixels(folder, tmp_path)
+
+
+def test_a_layer_that_the_config_does_not_count_is_not_dropped_in_silence(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    def deeper(tensors: Tensors) -> Tensors:
+        again = {name.replace("layers.0.", "layers.1."): tensor.clone() for name, tensor in tensors.items()}
+        return again | tensors
+
+    folder = rewritten(tiny_repository, tmp_path / "deep", deeper)
+    with pytest.raises(LoadError, match=r"holds \d+ weights that its config.json has no place for \(layers\.1\."):
+        pixels(folder, tmp_path)
+
+
+@pytest.mark.parametrize("part", ["scheduler", "tokenizer", "vae", "text_encoder", "unconditional_transformer"])
+def test_a_part_that_is_missing_is_named(tiny_repository: Path, tmp_path: Path, part: str) -> None:
+    folder = shutil.copytree(tiny_repository, tmp_path / "incomplete")
+    shutil.rmtree(folder / part)
+    with pytest.raises(LoadError, match=f"{folder} lacks {part}/; fetch the repository again"):
+        pixels(folder, tmp_path)
+
+
+def test_a_scheduler_that_is_none_is_told(tiny_repository: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_repository, tmp_path / "damaged")
+    (folder / "scheduler" / "scheduler_config.json").rename(folder / "scheduler" / "other.json")
+    with pytest.raises(LoadError, match=f"{folder}/scheduler cannot be loaded as the scheduler"):
+        pixels(folder, tmp_path)
+
+
 def test_a_config_that_is_not_one_is_told(tiny_repository: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_repository, tmp_path / "damaged")
     (folder / "transformer" / "config.json").write_text(json.dumps({"num_layers": 1})[:-1])
