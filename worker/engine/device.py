@@ -62,7 +62,14 @@ def torch_errors() -> Iterator[None]:
                 raise
 
 
-NO_MEMORY = ("DefaultCPUAllocator: ", "Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+NO_MEMORY = (
+    "DefaultCPUAllocator: ",
+    "Triton Error [CUDA]: out of memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "_STATUS_ALLOC_FAILED",
+)
+"""The last one is cuBLAS' and cuDNN's."""
 
 
 class _Meaning(Enum):

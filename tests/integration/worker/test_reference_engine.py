@@ -210,6 +210,11 @@ def test_torchs_errors_are_told_apart_by_what_they_mean() -> None:
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), EngineBrokenError),
         (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling cublasGemmEx"), EngineBrokenError),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), EngineBrokenError),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), OutOfMemoryError),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), OutOfMemoryError),
+        (RuntimeError("CUDA driver error: out of memory"), OutOfMemoryError),
+        (torch.AcceleratorError("CUDA error: out of memory"), OutOfMemoryError),
+        (RuntimeError("CUDA driver error: an illegal memory access was encountered"), EngineBrokenError),
         (RuntimeError("shape mismatch"), RuntimeError),
     ]
     for raised, meant in meanings:
