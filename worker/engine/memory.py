@@ -5,6 +5,9 @@ workspaces, an allocator's gaps) is `RESERVE`. Figures beside constants were mea
 weights of the true sizes. One prompt of 25 steps at 1024x1024 peaked at 50.6 GiB (exact), 34.4 (fp8) and 18.2 (nf4).
 The fullest moment, 2048x2048 with the tables of two requests of 100 steps, peaked at 55.6 (exact), 39.4 (fp8) and
 39.5 (fp8-attention); the sums, RESERVE apart, are 0.2 to 0.3 more (docs/benchmarks.md).
+
+All of it is the path with Triton's kernels. Their plain twins hold float32 copies of what they read, and the decoder
+keeps its norms and activations apart; how much more that takes on a GPU was not measured and is not counted.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Self
 from worker.contract import MAX_ASPECT, MAX_PIXELS, MAX_PROMPT_TOKENS, MAX_SIDE, MIN_SIDE, SIDE_STEP, Tier
 from worker.engine import LoadError
 from worker.engine.described import described, part, sizes
+from worker.engine.tier import Gpu, why_not
 from worker.engine.transformer import Shape
 
 GIB = 2**30
@@ -116,14 +120,14 @@ class Plan:
         return f"{said}; in tier {self.tier} on this GPU. {fits} any size of up to {self.max_pixels} pixels"
 
 
-def plan(model: Model, tier: Tier, free: float, wanted_pixels: int) -> Plan:
+def plan(model: Model, tier: Tier, free: float, wanted_pixels: int, gpu: Gpu | None = None) -> Plan:
     """How to load `model` in `tier` on a device with `free` bytes, so that images of `wanted_pixels` can be made.
 
     The text encoder is kept as fast as fits. LoadError if nothing fits: with the sizes of the parts, the
-    images that would fit, and the tiers that would.
+    images that would fit, and the tiers that would, of those that `gpu` (None: any) can run.
     """
     if tier is Tier.NF4 and not model.nf4:
-        others = ", ".join(other for other in Tier if other is not tier)
+        others = ", ".join(_others(model, tier, gpu))
         raise LoadError(
             f"tier {tier} keeps nf4 weights as they are stored, and these are not nf4; take one of {others}"
         )
@@ -132,7 +136,7 @@ def plan(model: Model, tier: Tier, free: float, wanted_pixels: int) -> Plan:
         if (most := largest(model, tier, text, free)) >= wanted_pixels:
             return Plan(model, tier, text, most, free)
     smallest = min(ways, key=lambda text: sum(parts(model, tier, text, wanted_pixels).values()))
-    raise LoadError(_refusal(model, tier, smallest, free, wanted_pixels))
+    raise LoadError(_refusal(model, tier, smallest, free, wanted_pixels, gpu))
 
 
 def least(tier: Tier, pixels: int) -> float:
@@ -224,15 +228,20 @@ def _prepared(shape: Shape, tier: Tier, pixels: int) -> float:
     return modulation + text + rows * shape.attention_head_dim * FLOAT32 + gains + image * shape.in_channels * FLOAT32
 
 
-def _refusal(model: Model, tier: Tier, text: Text, free: float, wanted: int) -> str:
+def _others(model: Model, tier: Tier, gpu: Gpu | None) -> list[Tier]:
+    """The tiers that could be taken instead, memory apart."""
+    ours = [other for other in Tier if other is not tier and (other is not Tier.NF4 or model.nf4)]
+    return [other for other in ours if why_not(other, gpu) is None]
+
+
+def _refusal(model: Model, tier: Tier, text: Text, free: float, wanted: int, gpu: Gpu | None) -> str:
     needed = _needs(parts(model, tier, text, wanted), free)
     lines = [f"tier {tier} does not fit: an image of {_square(wanted)} {needed}, with the {text}"]
     if (most := max((largest(model, tier, way, free) for way in _ways(model, tier)), default=0)) > 0:
         lines.append(f"with {tier} it can make images of up to {_square(most)} in area: ask for smaller warm sizes")
     fitting = [
         f"{other} (needs {sum(parts(model, other, way, wanted).values()) / GIB:.1f} GiB)"
-        for other in Tier
-        if other is not tier and (other is not Tier.NF4 or model.nf4)
+        for other in _others(model, tier, gpu)
         if (way := next((way for way in _ways(model, other) if largest(model, other, way, free) >= wanted), None))
     ]
     lines.append(f"what fits: tier {', '.join(fitting)}" if fitting else "no tier fits: take a GPU with more memory")

@@ -24,7 +24,6 @@ class Gpu:
 FP8_FROM = (8, 9)
 """Ada. Before it there are no FP8 tensor cores, and an A100 asked for FP8 would be slower than in bf16."""
 HOPPER = (9, 0)
-INT8_FROM = (8, 0)
 BF16_FROM = (8, 0)
 """fp16 gives NaN in these weights, so a GPU without bf16 cannot serve them at all."""
 
@@ -40,6 +39,4 @@ def why_not(tier: Tier, gpu: Gpu | None) -> str | None:
         return f"{gpu.name} has no FP8 tensor cores; take tier {Tier.INT8} or {Tier.EXACT}, or an Ada or Hopper GPU"
     if tier is Tier.FP8_ATTENTION and gpu.capability != HOPPER:
         return f"{gpu.name} is no Hopper GPU, and 8-bit attention was written for those; take tier {Tier.FP8}"
-    if tier is Tier.INT8 and gpu.capability < INT8_FROM:
-        return f"{gpu.name} has no INT8 path here; take tier {Tier.EXACT}"
     return None

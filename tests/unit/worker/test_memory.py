@@ -62,6 +62,15 @@ def test_a_refusal_has_the_numbers_the_sizes_that_fit_and_the_tiers_that_would()
     assert "what fits: tier nf4 (needs " in said
 
 
+def test_a_refusal_names_no_tier_that_the_card_cannot_run() -> None:
+    a100 = Gpu("NVIDIA A100-PCIE-40GB", (8, 0))
+    with pytest.raises(LoadError, match=r"what fits: tier int8 \(.*, nf4 \(") as refused:
+        plan(NF4, Tier.EXACT, 39 * GIB, SQUARE, a100)
+    assert "fp8" not in str(refused.value)
+    with pytest.raises(LoadError, match=r"take one of exact, int8$"):
+        plan(BF16, Tier.NF4, 39 * GIB, SQUARE, a100)
+
+
 def test_a_refusal_names_the_images_that_the_tier_could_make() -> None:
     free = sum(parts(NF4, Tier.NF4, Text(packed=True, parked=True), SQUARE).values())
     with pytest.raises(LoadError, match=r"with nf4 it can make images of up to \d+x\d+ in area"):
