@@ -54,6 +54,11 @@ async def tools(around: Surroundings) -> Sequence[Finding]:
     if around.targets or around.description.cloud is not CloudName.LOCAL:
         ssh = shutil.which("ssh")
         wanted.append(("ssh", Path(ssh) if ssh else None, Verdict.FAIL, "install OpenSSH's client"))
+    if _gpus_here(around.description):
+        names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+        compiler = next((found for name in names if (found := shutil.which(name))), None)
+        todo = "apt-get install gcc libc6-dev python3-dev: without it the engine's kernels are plain and slower"
+        wanted.append(("a C compiler", Path(compiler) if compiler else None, Verdict.WARN, todo))
     if tls and not tls.certificate and router.host is None:
         wanted.append(("certbot", find_certbot(), Verdict.FAIL, "install certbot, or name a certificate of your own"))
     return [
@@ -242,9 +247,8 @@ async def certificate(around: Surroundings) -> Sequence[Finding]:
 
 async def driver(around: Surroundings) -> Sequence[Finding]:
     """Of this computer's GPUs, if workers are to compute on them."""
-    description = around.description
-    wanted = sum(pool.machines for pool in description.pools.values() if _wants_gpu(description, pool))
-    if description.cloud is not CloudName.LOCAL or not wanted:
+    wanted = _gpus_here(around.description)
+    if not wanted:
         return [Finding("driver", Verdict.OK, "no worker computes on a GPU of this computer")]
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -256,6 +260,13 @@ async def driver(around: Surroundings) -> Sequence[Finding]:
     )
     said, _ = await asked.communicate()
     return [judged_driver(asked.returncode or 0, said.decode(errors="replace"), wanted)]
+
+
+def _gpus_here(description: StackDescription) -> int:
+    """How many of this computer's GPUs workers are to compute on."""
+    if description.cloud is not CloudName.LOCAL:
+        return 0
+    return sum(pool.machines for pool in description.pools.values() if _wants_gpu(description, pool))
 
 
 def _wants_gpu(description: StackDescription, pool: Pool) -> bool:

@@ -29,6 +29,14 @@ class LoadError(EngineError):
     """The engine cannot be made ready; the message says what a person has to do."""
 
 
+class NoRoomError(LoadError):
+    """What the engine builds cannot be kept on disk. At work it fails one request; the next ones go on without."""
+
+
+class InUseError(EngineError):
+    """Others hold the memory that loading needs. They may end, so another start may go well."""
+
+
 class InvalidRequestError(EngineError):
     """This request can never work, here or elsewhere; the message is for whoever sent it."""
 

@@ -11,8 +11,9 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from worker.engine import (
     TooLargeError,
     caches,
     memory,
+    room,
 )
 from worker.engine.attention import SmallAttention
 from worker.engine.checkpoint import Checkpoint
@@ -87,6 +89,7 @@ class FastEngine:
         self._threads = cpu_threads
         self._loaded: _Loaded | None = None
         self._side: torch.cuda.Stream | None = None
+        self._kernels: caches.KernelCache | None = None
         self._alone = threading.Lock()
 
     @torch.no_grad()
@@ -103,15 +106,17 @@ class FastEngine:
             raise LoadError(f"tier {self._tier} wants nvidia-cudnn-frontend: install it, or take {Tier.FP8}")
         with spent.stage("weights", f"finding {self._model}"):
             folder = weights.locate(self._model, self._cache, on_stage)
-        plan = self._plan(folder, device)
+        plan = self._plan(folder, device, gpu, on_stage)
         if device.type == "cuda":
             # Triton launches, and events are recorded, on the thread's current device, whatever their tensors are on.
             torch.cuda.set_device(device)
-        kernels = caches.use(caches.kernels(self._cache, gpu.name)) if gpu is not None and find_spec("triton") else None
+        plain = _why_plain(gpu)
+        if gpu is not None and plain is None:
+            self._kernels = caches.use(caches.kernels(self._cache, gpu.name))
         if gpu is not None:
             self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
         with torch_errors():
-            self._loaded = _load(folder, device, self._tier, plan, spent)
+            self._loaded = _load(folder, device, self._tier, plan, spent, triton=self._kernels is not None)
             if gpu is not None:
                 for width, height in self._warm:
                     with spent.stage(f"warm {width}x{height}", f"making a first image of {width}x{height}"):
@@ -120,8 +125,8 @@ class FastEngine:
             "cold start",
             tier=self._tier,
             seconds=spent.seconds,
-            kernels_kept=kernels.before if kernels else 0,
-            kernels_built=kernels.built if kernels else 0,
+            kernels_kept=self._kernels.before if self._kernels else 0,
+            kernels_built=self._kernels.built if self._kernels else 0,
         )
         return Description(
             model=self._model,
@@ -141,6 +146,7 @@ class FastEngine:
         ids = loaded.tokenizer(request.text)
         with ExitStack() as stack:
             stack.enter_context(torch_errors())
+            stack.enter_context(self._building())
             if loaded.plan.text.parked:
                 # There is room for the text encoder or for a picture, not for both.
                 stack.enter_context(self._alone)
@@ -157,7 +163,7 @@ class FastEngine:
         assert isinstance(given, Given)  # noqa: S101 - it is ours; tells the type checker
         begun = time.monotonic()
         grid = _grid(prepared.request)
-        with torch_errors(), self._alone:
+        with torch_errors(), self._building(), self._alone:
             try:
                 latents = denoise(loaded.branches, given, on_step, stop)
                 ended = _Mark(loaded.device)
@@ -171,12 +177,15 @@ class FastEngine:
                 settle(loaded.device)
         return Rendered(image=image, denoise=denoised - begun, decode=time.monotonic() - denoised)
 
+    def _building(self) -> AbstractContextManager[None]:
+        return self._kernels.writing() if self._kernels else nullcontext()
+
     def _ready(self) -> _Loaded:
         if self._loaded is None:
             raise EngineBrokenError("the engine was asked for an image before it was loaded")
         return self._loaded
 
-    def _plan(self, folder: Path, device: torch.device) -> memory.Plan:
+    def _plan(self, folder: Path, device: torch.device, gpu: Gpu | None, on_stage: OnStage) -> memory.Plan:
         """What fits, before anything is loaded. A CPU's memory is the system's business."""
         wanted = max((width * height for width, height in self._warm), default=MIN_SIDE * MIN_SIDE)
         nf4, text_nf4 = (_packed(folder / part) for part in ("transformer", "text_encoder"))
@@ -185,13 +194,12 @@ class FastEngine:
         if device.type != "cuda":
             packed = memory.Text(packed=self._tier is Tier.NF4 and text_nf4, parked=False)
             return memory.Plan(model, self._tier, packed, MAX_PIXELS, math.inf)
-        free, _ = torch.cuda.mem_get_info(device)
-        plan = memory.plan(model, self._tier, free, wanted)
+        plan = room.planned(partial(memory.plan, model, self._tier, wanted_pixels=wanted, gpu=gpu), device, on_stage)
         log.info(
             "memory",
             tier=self._tier,
             text=str(plan.text),
-            free_gib=round(free / memory.GIB, 1),
+            free_gib=round(plan.free / memory.GIB, 1),
             max_pixels=plan.max_pixels,
             parts_gib={name: round(size / memory.GIB, 2) for name, size in plan.parts(wanted).items()},
         )
@@ -240,10 +248,12 @@ class _Mark:
         return time.monotonic()
 
 
-def _load(folder: Path, device: torch.device, tier: Tier, plan: memory.Plan, spent: _Stages) -> _Loaded:
+def _load(
+    folder: Path, device: torch.device, tier: Tier, plan: memory.Plan, spent: _Stages, *, triton: bool
+) -> _Loaded:
     # fp16 gives NaN in these weights; a CPU is slow in bf16.
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    kernels = _kernels(device, dtype)
+    kernels = _kernels(dtype, triton=triton)
     shape = Shape.read(folder / "transformer")
     small = SmallAttention() if tier is Tier.FP8_ATTENTION else None
     with spent.stage("tokenizer", "loading the tokenizer"):
@@ -262,7 +272,7 @@ def _load(folder: Path, device: torch.device, tier: Tier, plan: memory.Plan, spe
 
     branches = Branches(transformer("transformer"), transformer("unconditional_transformer"))
     with spent.stage("decoder", "loading the image decoder"):
-        decoder = Decoder(folder / "vae", device, dtype, fused=kernels.name == "triton")
+        decoder = Decoder(folder / "vae", device, dtype, fused=triton)
     try:
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
     except (OSError, ValueError, TypeError) as error:
@@ -277,14 +287,21 @@ def _load(folder: Path, device: torch.device, tier: Tier, plan: memory.Plan, spe
     return _Loaded(device, tokenizer, encoder, branches, decoder, scheduler, plan)
 
 
-def _kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
-    if device.type == "cuda" and find_spec("triton") is not None:
-        from worker.engine.kernels.triton import TritonKernels  # noqa: PLC0415 - wants Triton and a GPU
+def _why_plain(gpu: Gpu | None) -> str | None:
+    """Why the kernels' plain twins are used, and said so if it is a GPU that has to do with them."""
+    if gpu is None:
+        return "a CPU runs no others"
+    if why := caches.why_not():
+        log.warning("plain kernels", why=why, cost="slower, and more memory than the sums before loading count")
+    return why
 
-        return TritonKernels(dtype)
-    if device.type == "cuda":
-        log.warning("Triton is not installed; the kernels' plain twins are used, which are slower")
-    return PlainKernels(dtype)
+
+def _kernels(dtype: torch.dtype, *, triton: bool) -> Kernels:
+    if not triton:
+        return PlainKernels(dtype)
+    from worker.engine.kernels.triton import TritonKernels  # noqa: PLC0415 - wants Triton and a GPU
+
+    return TritonKernels(dtype)
 
 
 def _gpu(device: torch.device) -> Gpu | None:

@@ -158,6 +158,22 @@ def test_a_clock_is_wrong_in_either_direction_alike(ahead_s: float) -> None:
     assert judged_clock("it", ahead_s).verdict is judged_clock("it", -ahead_s).verdict
 
 
+async def test_a_computer_whose_gpus_work_is_asked_for_a_compiler(
+    around: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    gpus = described(around, "model: owner/name\n")
+
+    async def asked(whose: Surroundings) -> list[str]:
+        return [found.todo for found in await troubles(whose, "tools") if found.what == "a C compiler is not here"]
+
+    assert "apt-get install gcc" in (await asked(gpus))[0]
+    assert await asked(around) == [], "a CPU builds no kernels"
+    (tmp_path / "clang").touch(mode=0o755)
+    assert await asked(gpus) == []
+
+
 def test_what_the_driver_says_decides() -> None:
     assert judged_driver(0, "580.1, NVIDIA H100\n580.1, NVIDIA H100\n", 2).verdict is Verdict.OK
     assert "1 GPU(s) are here, the stack wants 2" in judged_driver(0, "580.1, NVIDIA H100\n", 2).what

@@ -24,6 +24,8 @@ from worker.contract import GenerationRequest
 from worker.engine import (
     Description,
     EngineBrokenError,
+    InUseError,
+    NoRoomError,
     OnStage,
     OnStep,
     OutOfMemoryError,
@@ -43,6 +45,8 @@ class Fault(StrEnum):
     OUT_OF_MEMORY = "out of memory"
     CUDA_ERROR = "CUDA error"
     HANG = "hang"
+    NO_ROOM = "no room"  # for a kernel that is built
+    IN_USE = "in use"  # the GPU's memory
     SEIZE = "seize"  # hangs with the interpreter's lock in its hand
 
 
@@ -54,6 +58,10 @@ def _misbehave(said: str, where: str) -> None:
             raise OutOfMemoryError("the memory did not suffice: CUDA out of memory")
         case Fault.CUDA_ERROR:
             raise EngineBrokenError("CUDA error: an illegal memory access was encountered")
+        case Fault.NO_ROOM:
+            raise NoRoomError("/cache/kernels/card: kernels cannot be kept there (No space left on device)")
+        case Fault.IN_USE:
+            raise InUseError("20 GiB are free; the rest was in use for 60 s, held by process 7")
         case Fault.HANG:
             threading.Event().wait(FOR_EVER_S)
         case Fault.SEIZE:

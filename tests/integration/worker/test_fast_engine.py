@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from worker.contract import MAX_PROMPT_TOKENS, GenerationRequest, Preset, Tier
-from worker.engine import InvalidRequestError, LoadError, StoppedError, TooLargeError
+from worker.engine import InvalidRequestError, LoadError, NoRoomError, StoppedError, TooLargeError, caches
 from worker.engine.denoise import Branches, Given, denoise
 from worker.engine.fast import FastEngine
+from worker.engine.kernels import Format, Operand
+from worker.engine.kernels.plain import PlainKernels
 from worker.presets import sampling
 from worker.untyped import Untyped, diffusers
 
@@ -205,6 +207,35 @@ def test_an_image_that_does_not_fit_is_refused_for_this_device_and_not_for_good(
         engine.prepare(request(width=512, height=512))
     finally:
         engine._loaded = whole
+
+
+@dataclass
+class Building(PlainKernels):
+    """Builds a kernel when it is first used, as Triton does: a file in its cache's folder."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        super().__init__(torch.float32)
+
+    def norm(self, x: torch.Tensor, before: torch.Tensor, eps: float, to: Format) -> Operand:
+        (self.folder / "norm.cubin").touch()
+        return super().norm(x, before, eps, to)
+
+
+def test_a_kernel_that_cannot_be_kept_fails_its_image_by_the_folders_name(
+    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(caches.VARIABLE, "")  # so that what is set is undone
+    monkeypatch.setattr(caches, "MEMORY", tmp_path)
+    engine, folder = loaded(tiny_cache), tmp_path / "gone"
+    engine._kernels = caches.KernelCache(folder, 0)
+    for transformer in (branches(engine).conditional, branches(engine).unconditional):
+        transformer._kernels = Building(folder)
+    with pytest.raises(NoRoomError, match=f"{folder}: kernels cannot be kept there"):
+        engine.render(engine.prepare(request()), lambda _: None, lambda: False)
+    folder.mkdir()
+    engine.render(engine.prepare(request()), lambda _: None, lambda: False)
 
 
 def test_nf4_is_refused_for_weights_that_are_not(tiny_cache: Path) -> None:

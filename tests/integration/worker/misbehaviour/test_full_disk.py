@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.worker.misbehaviour.rig import asking_for, ready
+from tests.integration.worker.misbehaviour.rig import MODULE, asking_for, ready
 from tests.integration.worker.process import START_S, Start, made
-from worker.contract import Failed, Finished
+from worker.contract import Failed, FailureType, Finished, WorkerState
 
 
 def test_a_log_that_takes_nothing_costs_no_image_and_changes_no_exit_status(start: Start) -> None:
@@ -50,3 +50,21 @@ def test_a_cache_without_room_ends_it_with_78_and_names_the_folder(start: Start,
     assert f"{small_disk}" in said["reason"]
     assert "No space left on device" in said["reason"]
     assert "LETTERPRESS_WORKER_CACHE_DIR" in said["reason"]
+
+
+def test_no_room_for_kernels_while_it_loads_ends_it_with_78_and_names_the_folder(start: Start) -> None:
+    worker = start(MODULE, environment={"MISBEHAVES": "no room in load"})
+    assert worker.end(START_S) == 78
+    assert (
+        "/cache/kernels/card: kernels cannot be kept" in json.loads(worker.log.read_text().splitlines()[-1])["reason"]
+    )
+
+
+def test_no_room_for_a_kernel_at_work_fails_that_image_by_name_and_the_next_one_is_made(start: Start) -> None:
+    worker = ready(start)
+    end = made(worker, "a.1", asking_for("no room in render"))
+    assert isinstance(end, Failed)
+    assert (end.type, end.retryable) == (FailureType.ENGINE_ERROR, True)
+    assert "/cache/kernels/card" in end.detail
+    assert isinstance(made(worker, "b.1", asking_for("a fox")), Finished)
+    worker.wait_until(WorkerState.READY)

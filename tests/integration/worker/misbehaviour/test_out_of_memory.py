@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.integration.worker.misbehaviour.rig import asking_for, ready
-from tests.integration.worker.process import Start, made
+from tests.integration.worker.misbehaviour.rig import MODULE, asking_for, ready
+from tests.integration.worker.process import START_S, Start, made
 from worker.contract import Failed, FailureType, Finished, WorkerState
 
 
@@ -27,3 +27,9 @@ def test_twice_in_a_row_breaks_the_worker_and_ends_it_with_70(start: Start) -> N
         assert failed.type is FailureType.OUT_OF_MEMORY
     assert worker.end() == 70
     assert "2 generations in a row failed; the last: the memory did not suffice" in worker.log.read_text()
+
+
+def test_memory_that_others_hold_while_it_loads_ends_it_with_70_so_that_its_unit_tries_again(start: Start) -> None:
+    worker = start(MODULE, environment={"MISBEHAVES": "in use in load"})
+    assert worker.end(START_S) == 70
+    assert "held by process 7" in worker.log.read_text()

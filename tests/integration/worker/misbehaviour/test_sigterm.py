@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import time
 
 from tests.integration.worker.misbehaviour.rig import asking_for, ready
-from tests.integration.worker.process import Running, Start, following
+from tests.integration.worker.process import START_S, Running, Start, following
+from worker.__main__ import COLLECT_S
 from worker.contract import EVENT, Failed, FailureType, Finished, Step, WorkerState
 
 
@@ -23,6 +25,16 @@ def test_the_image_is_finished_and_fetched_and_the_process_ends_with_0(start: St
     assert isinstance(end, Finished)
     assert len(worker.http.get("/generations/a.1/image").content) == end.bytes
     assert worker.end() == 0
+
+
+def test_an_image_that_nobody_fetches_is_held_for_its_seconds_and_no_longer(start: Start) -> None:
+    worker = ready(start)
+    with following(worker, "a.1", asking_for("a fox", steps=50)) as lines:
+        in_mid_image(lines, worker)
+        finished_at = time.monotonic()
+        assert isinstance(EVENT.validate_json(list(lines)[-1]), Finished)
+    assert worker.end(START_S) == 0
+    assert time.monotonic() - finished_at >= COLLECT_S
 
 
 def test_what_cannot_start_within_the_grace_goes_back_without_blame(start: Start) -> None:
