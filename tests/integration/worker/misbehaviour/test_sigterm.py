@@ -31,10 +31,10 @@ def test_an_image_that_nobody_fetches_is_held_for_its_seconds_and_no_longer(star
     worker = ready(start)
     with following(worker, "a.1", asking_for("a fox", steps=50)) as lines:
         in_mid_image(lines, worker)
-        finished_at = time.monotonic()
+        stopped_at = time.monotonic()
         assert isinstance(EVENT.validate_json(list(lines)[-1]), Finished)
     assert worker.end(START_S) == 0
-    assert time.monotonic() - finished_at >= COLLECT_S
+    assert time.monotonic() - stopped_at >= COLLECT_S
 
 
 def test_what_cannot_start_within_the_grace_goes_back_without_blame(start: Start) -> None:
