@@ -71,10 +71,10 @@ test: setup-test ## set up what is missing, run every test that needs no GPU (PY
 	  .venv/bin/pytest --basetemp="$$data/t" -n $(TEST_PROCESSES) --no-loadscope-reorder --cov --cov-report= \
 	    -m "not soak and not gpu" $(PYTEST_ARGS) && .venv/bin/coverage report
 
-bench-gpu: ## the engine beside the pipeline on this machine's GPU; writes docs/benchmarks.md (PART=rows|batching|served|compiled)
+bench-gpu: ## the engine beside the pipeline on this machine's GPU; writes docs/benchmarks.md (PART=rows|batching|served|compiled, JSON=file of another card)
 	@$(SETUP) $(TEST),bench
-	@.venv/bin/python -m tests.gpu.bench --part $(or $(PART),all) --json docs/bench-gpu.json
-	@.venv/bin/python -m tests.gpu.report docs/bench-gpu.json docs/benchmarks.md
+	@.venv/bin/python -m tests.gpu.bench --part $(or $(PART),all) --json $(or $(JSON),docs/bench-gpu.json)
+	@.venv/bin/python -m tests.gpu.report $(or $(JSON),docs/bench-gpu.json) docs/benchmarks.md
 
 bench: setup-test ## figures and ratios of the router, its store and the worker, on the CPU (docs/benchmarks.md)
 	@.venv/bin/python -m tests.load.router_bench

@@ -5,7 +5,7 @@
 Random weights of the true size: right for speed, memory and exactness, and silent about picture quality. A
 figure holds for the card that it names; what counts are the ratios of one run. The parts add to one JSON
 file, which `tests.gpu.report` turns into the tables of docs/benchmarks.md; what is there is not measured again
-by `--part all`.
+by `--part all`. A file of another card or of other versions is refused.
 
 `--rehearse` goes through `served` and `compiled` with the tiny weights on a CPU, in a minute: a card's time is not to
 be lost to a bench that does not run to its end. Its figures are of nothing.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ import torch
 from PIL import Image
 
 from tests.gpu import repository, rivals, served
-from tests.gpu.report import AGAIN, COMPILED, COUNTED, PEAK
+from tests.gpu.report import AGAIN, COMPILED, COUNTED, PEAK, foreign
 from tests.gpu.rivals import seconds
 from tests.gpu.roofline import groups, step_flops
 from worker import tiny
@@ -39,6 +40,7 @@ from worker.engine import LoadError, memory, transformer
 from worker.engine.denoise import Branches, Given, velocity_at
 from worker.engine.fast import FastEngine
 from worker.engine.kernels import Heads, Rope
+from worker.engine.tier import Gpu, why_not
 from worker.engine.transformer import Conditioning
 from worker.presets import free
 
@@ -62,8 +64,10 @@ class Bench:
         self.found: Row = json.loads(path.read_text()) if path.exists() else {}
         self._begun = time.monotonic()
         self._card = "none: a rehearsal on a CPU" if rehearsed else torch.cuda.get_device_name()
-        self.found.setdefault("card", self._card)
-        self.found.setdefault("versions", {name: version(name) for name in ("torch", "diffusers", "transformers")})
+        versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+        if other := foreign(self.found, self._card, versions):
+            sys.exit(f"{path}: {other}; begin another file (make bench-gpu JSON=...), or remove this one")
+        self.found |= {"card": self._card, "versions": versions}
         self.folder = tiny.ensure(self.cache) if rehearsed else self._built(work)
 
     def _built(self, work: Path) -> Path:
@@ -73,7 +77,7 @@ class Bench:
         return folder
 
     def add(self, name: str, row: Mapping[str, object]) -> None:
-        self.found.setdefault("rows", {})[name] = dict(row) | {"card": self._card}
+        self.found.setdefault("rows", {})[name] = {"card": self._card} | dict(row)
         self.say(name, json.dumps(row, default=str))
         self._save()
 
@@ -335,10 +339,15 @@ def compiled(bench: Bench) -> None:
     )
 
 
+def _fastest(*, rehearsed: bool) -> Tier:
+    gpu = None if rehearsed else Gpu(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+    return next(tier for tier in (Tier.FP8_ATTENTION, Tier.FP8, Tier.INT8, Tier.EXACT) if why_not(tier, gpu) is None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=["rows", "batching", "served", "compiled", "all"], default="all")
-    parser.add_argument("--served-tier", type=Tier, default=Tier.FP8)
+    parser.add_argument("--served-tier", type=Tier, help="default: the fastest that the card can run")
     parser.add_argument("--requests", type=int, default=served.REQUESTS, help="that are served back to back")
     parser.add_argument("--json", type=Path, default=Path("bench-gpu.json"))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "letterpress-bench-gpu")
@@ -347,7 +356,8 @@ def main() -> None:
     if asked.rehearse and asked.part not in {"served", "compiled"}:
         parser.error("only `served` and `compiled` can be rehearsed")
     bench = Bench(asked.json, asked.work, rehearsed=asked.rehearse)
-    serving = f"served, {asked.served_tier}"
+    tier = asked.served_tier or _fastest(rehearsed=asked.rehearse)
+    serving = f"served, {tier}"
 
     def due(part: str, *, there: bool) -> bool:
         return asked.part == part or (asked.part == "all" and not there)
@@ -359,7 +369,7 @@ def main() -> None:
         bench.keep("batching", _batching(bench))
     if due("served", there="second start, by stage" in bench.found.get(serving, {})):
         _clear()
-        what = served.Asked(bench.folder, bench.cache, asked.served_tier, bench.device, bench.side, asked.requests)
+        what = served.Asked(bench.folder, bench.cache, tier, bench.device, bench.side, asked.requests)
         served.measure(what, bench.say, partial(bench.keep, serving))
     if due("compiled", there=not bench.wants(COMPILED)):
         _clear()

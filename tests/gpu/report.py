@@ -20,12 +20,23 @@ STEPS = ("12", "20", "25", "48")
 Row = Mapping[str, Any]
 
 
+def foreign(found: Row, card: str, versions: Mapping[str, str]) -> str | None:
+    """What differs between what was `found` so far and this card and its versions; None: it may go on there."""
+    was, now = (found.get("card", card), found.get("versions", versions)), (card, versions)
+    if was == now:
+        return None
+    return f"it is of {_with(*was)}, and this is {_with(*now)}"
+
+
+def _with(card: str, versions: Mapping[str, str]) -> str:
+    return ", ".join((card, *(f"{name} {number}" for name, number in versions.items())))
+
+
 def table(found: Row) -> str:
     rows: Mapping[str, Row] = found["rows"]
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     return "\n".join(
         [
-            f"One {found['card']}, {versions}; 1024x1024 unless said otherwise, 25 steps where steps are not said.",
+            _heading(found),
             "",
             *_speeds(rows),
             *_elsewhere(found, rows),
@@ -38,6 +49,11 @@ def table(found: Row) -> str:
             *_others(found),
         ]
     )
+
+
+def _heading(found: Row) -> str:
+    named = _with(found["card"], found["versions"])
+    return f"One {named}; 1024x1024 unless said otherwise, 25 steps where steps are not said."
 
 
 def _speeds(rows: Mapping[str, Row]) -> Iterator[str]:
@@ -61,15 +77,14 @@ def _speeds(rows: Mapping[str, Row]) -> Iterator[str]:
 
 def _exactness(rows: Mapping[str, Row]) -> Iterator[str]:
     heads = ("", "PSNR against the script's images, dB", "error of the velocity, first / middle / last step")
-    yield f"| {' | '.join((*heads, 'load and warm-up, s'))} |"
+    yield f"| {' | '.join((*heads, 'load and warm-up (stock: the first image, compiling included), s'))} |"
     yield "|---|---|---|---|"
     for name, row in rows.items():
-        if "psnr" not in row:
-            continue
         errors = row.get("error per step") or []
         told = " / ".join(f"{100 * errors[at]:.1f} %" for at in (0, len(errors) // 2, -1)) if errors else ""
-        loading = row.get("load and warm-up", row.get("first image, compilation included", 0.0))
-        yield f"| {name} | {', '.join(f'{one:.1f}' for one in row['psnr'])} | {told} | {loading:.1f} |"
+        loading = row.get("load and warm-up", row.get("first image, compilation included"))
+        spent = "not measured" if loading is None else f"{loading:.1f}"
+        yield f"| {name} | {', '.join(f'{one:.1f}' for one in row.get('psnr', ()))} | {told} | {spent} |"
 
 
 def _groups(rows: Mapping[str, Row]) -> Iterator[str]:
@@ -82,9 +97,17 @@ def _groups(rows: Mapping[str, Row]) -> Iterator[str]:
         yield f"| {group} | {' | '.join(f'{one[group]:.1f}' for one in timed.values())} |"
     reached = " | ".join(f"{rows[name]['TFLOP/s']:.0f}" for name in timed)
     yield f"| TFLOP/s over the whole step | {reached} |"
+    # The same for all: it is the formula's.
+    row = rows[next(iter(timed))]
+    work = f"{row['TFLOP/s'] * row['step']:.1f} TFLOP"
     for side in (512, 2048):
         sized = " | ".join(f"{1000 * rows[name][f'step at {side}']:.0f}" for name in timed)
         yield f"| a step at {side}x{side} | {sized} |"
+    yield ""
+    yield (
+        f"A step is {work} by formula: for each of 34 blocks and of the two branches' n rows (image tokens, and in one "
+        "branch the prompt's) 2n(4w² + 3wi) for the products and 4n²w for attention; w = 4,608, i = 12,288."
+    )
 
 
 def _firsts(rows: Mapping[str, Row]) -> Iterator[str]:
