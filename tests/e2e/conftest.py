@@ -1,4 +1,4 @@
-"""The local stack that the walks through it share: brought up once, because that is the dearest part."""
+"""The local stack that the walks through it share, brought up once because that is the dearest part; tiny weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.stack import UserStack
+from tests.tiny import tiny_cache, tiny_repository
+
+__all__ = ["tiny_cache", "tiny_repository"]
 
 
 @pytest.fixture(scope="package")

@@ -8,13 +8,17 @@ import socket
 import time
 from contextlib import ExitStack
 
-AT_ONCE = min(8192, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-ANSWER_S = 1.0
+AT_ONCE = 4096
+FILES = 16_384
+"""Three machines may be looked at side by side."""
+ANSWER_S = 0.6
 """A cable within this computer; what a firewall drops is never answered."""
 
 
 def open_ports(address: str) -> set[int]:
     """TCP ports that take a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(FILES, hard)), hard))
     found = set[int]()
     for first in range(1, 65536, AT_ONCE):
         found |= _open(address, range(first, min(first + AT_ONCE, 65536)))
