@@ -99,9 +99,11 @@ class Stages:
 
         self._engine, self._description = (await self._done(Stage.LOAD, self._rendering, work)).value
         on_stage("making a first image")
+        begun = time.monotonic()
         prepared = await self.prepare(WARM_UP, threading.Event())
         rendered = await self.render(prepared.value, lambda _: None, lambda: False)
         await self.encode(rendered.value, WARM_UP)
+        log.info("first image", seconds=round(time.monotonic() - begun, 2))
         return self._description
 
     async def prepare(self, request: GenerationRequest, stopped: threading.Event) -> Done[Prepared]:

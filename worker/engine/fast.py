@@ -8,6 +8,7 @@ size costs nothing. What is fast about it stands in the modules beside this one.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -94,8 +95,8 @@ class FastEngine:
 
     @torch.no_grad()
     def load(self, on_stage: OnStage) -> Description:
-        quiet()
         spent = _Stages(on_stage)
+        quiet()
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         device = find_device(self._wanted, self._model)
@@ -106,7 +107,8 @@ class FastEngine:
             raise LoadError(f"tier {self._tier} wants nvidia-cudnn-frontend: install it, or take {Tier.FP8}")
         with spent.stage("weights", f"finding {self._model}"):
             folder = weights.locate(self._model, self._cache, on_stage)
-        plan = self._plan(folder, device, gpu, on_stage)
+        with spent.stage("plan", "working out what fits"):
+            plan = self._plan(folder, device, gpu, on_stage)
         if device.type == "cuda":
             # Triton launches, and events are recorded, on the thread's current device, whatever their tensors are on.
             torch.cuda.set_device(device)
@@ -221,7 +223,7 @@ class _Stages:
 
     def __init__(self, on_stage: OnStage) -> None:
         self._on_stage = on_stage
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {"process and imports": round(_age_s(), 2)}
 
     @contextmanager
     def stage(self, name: str, doing: str) -> Iterator[None]:
@@ -229,6 +231,12 @@ class _Stages:
         begun = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - begun, 2)
+
+
+def _age_s() -> float:
+    """Seconds since this process was begun, by the system's clock of 10 ms."""
+    started = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(started) / os.sysconf("SC_CLK_TCK")
 
 
 class _Mark:

@@ -23,6 +23,7 @@ from worker.engine.checkpoint import Checkpoint, Packed, expanded
 from worker.engine.fast import FastEngine
 from worker.engine.kernels import Format, Rows
 from worker.engine.kernels.plain import quantised
+from worker.engine.text import TextEncoder
 
 CPU = torch.device("cpu")
 FILE = "diffusion_pytorch_model.safetensors"
@@ -114,6 +115,36 @@ def test_an_nf4_repository_makes_the_same_picture_packed_and_expanded(tiny_repos
 
     folder = rewritten(tiny_repository, tmp_path / "nf4", pack)
     assert pixels(folder, tmp_path) == pixels(folder, tmp_path, Tier.NF4)
+
+
+def test_nf4_under_the_makers_names_is_the_same_as_under_diffusers(tiny_repository: Path, tmp_path: Path) -> None:
+    def pack(tensors: Tensors) -> Tensors:
+        for name in matrices(tensors):
+            tensors = nf4(tensors, name, nested=False)
+        return tensors
+
+    official = rewritten(tiny_repository, tmp_path / "official", lambda tensors: pack(together(tensors)))
+    plain = rewritten(tiny_repository, tmp_path / "plain", pack)
+    assert pixels(official, tmp_path, Tier.NF4) == pixels(plain, tmp_path, Tier.NF4)
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_a_packed_text_encoder_has_the_features_of_its_expanded_weights(
+    tiny_repository: Path, tmp_path: Path, parked: bool
+) -> None:
+    folder = shutil.copytree(tiny_repository / "text_encoder", tmp_path / "text_encoder")
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    for name in [name for name in matrices(tensors) if "_proj." in name and "layers." in name]:
+        tensors = nf4(tensors, name, nested=True)
+    save_file(tensors, file)
+    packed = TextEncoder(folder, CPU, torch.float32, packed=True, parked=parked)
+    expanded = TextEncoder(folder, CPU, torch.float32)
+    assert packed.bytes < 0.7 * expanded.bytes
+    ids = [5, 17, 200, 3]
+    with torch.no_grad():
+        assert torch.equal(packed(ids), expanded(ids))
+        assert torch.equal(packed(ids), expanded(ids)), "and once more, from where it is parked"
 
 
 def test_the_makers_fp8_layout_is_read_for_what_it_holds(tiny_repository: Path, tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ Speed and the GPU's own numbers are `make bench-gpu`'s.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from worker.contract import MAX_PROMPT_TOKENS, GenerationRequest, Preset, Tier
 from worker.engine import InvalidRequestError, LoadError, NoRoomError, StoppedError, TooLargeError, caches
@@ -173,6 +176,25 @@ def test_a_guidance_of_one_leaves_the_unconditional_branch_alone(engine: FastEng
     with torch.no_grad():
         made = [denoise(branches(engine), one, lambda _: None, lambda: False) for one in (alone, both)]
     assert torch.equal(*made)
+
+
+def test_an_own_guidance_schedule_has_the_stock_pipelines_latents(engine: FastEngine, stock: Stock) -> None:
+    wanted = GenerationRequest(prompt=PROMPT, width=256, height=256, steps=4, guidance=(7.5, 1.0, 3.0, 0.5), seed=7)
+    assert apart(latents(engine, wanted), stock.latents(wanted, padded_to=64)) < EXACT
+
+
+def test_a_cold_start_names_what_its_seconds_went_into(tiny_cache: Path) -> None:
+    began = time.monotonic()
+    with capture_logs() as said:
+        loaded(tiny_cache)
+    took = time.monotonic() - began
+    (line,) = (entry for entry in said if entry["event"] == "cold start")
+    parts = ["process and imports", "weights", "plan", "tokenizer", "text encoder"]
+    parts += ["transformer", "unconditional_transformer", "decoder"]
+    assert list(line["seconds"]) == parts
+    since = psutil.Process().create_time()
+    assert 0 < line["seconds"].pop("process and imports") <= time.time() - since + 1
+    assert 0.5 * took < sum(line["seconds"].values()) <= took + 0.1
 
 
 def test_every_step_is_told_once_and_in_order(engine: FastEngine) -> None:
