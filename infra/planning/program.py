@@ -282,6 +282,7 @@ def _machine(
         tier=pool.tier,
         warm_sizes=pool.warm_sizes,
         metadata=description.metadata,
+        blocked_share=description.blocked_share,
         cache=description.cache,
         accept_license=description.accept_license,
         workers=workers,

@@ -63,6 +63,7 @@ class WorkerHostInputs(Inputs):
     tier: Tier = Tier.EXACT
     warm_sizes: tuple[str, ...] = ()
     metadata: Metadata = Metadata.ALL
+    blocked_share: float | None = None
     cache: str | None = None
     accept_license: bool = False
     workers: tuple[WorkerInputs, ...]
@@ -113,6 +114,8 @@ def _settings(inputs: WorkerHostInputs, worker: WorkerInputs, environ: Mapping[s
         settings["WARM_SIZES"] = ",".join(inputs.warm_sizes)
     if inputs.metadata is not Metadata.ALL:
         settings["METADATA"] = inputs.metadata
+    if inputs.blocked_share is not None:
+        settings["BLOCKED_SHARE"] = str(inputs.blocked_share)
     if inputs.accept_license:
         settings["ACCEPT_LICENSE"] = "true"
     return settings

@@ -60,6 +60,11 @@ class StackDescription(Described):
         Metadata.ALL,
         description="What each image file says of how it was made: all, settings (without prompt and caption), none.",
     )
+    blocked_share: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="How much of a picture must be one grey for a worker to suspect that the weights refused to draw "
+        "it; 0 suspects nothing. Default: the worker's own, 0.8.",
+    )
     state: Annotated[str, AfterValidator(_backend)] | None = Field(
         None,
         description="Where the stack's state and its bundle of keys are kept: file:///folder, s3://bucket/folder?region=…"

@@ -23,6 +23,7 @@ def unit(
     code: str = "c1",
     accept_license: bool = False,
     metadata: Metadata = Metadata.ALL,
+    blocked_share: float | None = None,
 ) -> Unit:
     worker = WorkerInputs(name="interactive-1", device=device, port=8101, token=token, setting="first_port")
     inputs = WorkerHostInputs(
@@ -34,6 +35,7 @@ def unit(
         engine="reference",
         accept_license=accept_license,
         metadata=metadata,
+        blocked_share=blocked_share,
         workers=(worker,),
         ready_within_s=60,
     )
@@ -62,6 +64,11 @@ def test_the_stack_files_yes_to_the_licence_reaches_the_worker_and_nothing_else_
 def test_what_files_say_of_themselves_is_the_stack_files_choice() -> None:
     assert unit(TINY, metadata=Metadata.SETTINGS).env["LETTERPRESS_WORKER_METADATA"] == "settings"
     assert "LETTERPRESS_WORKER_METADATA" not in unit(TINY).env
+
+
+def test_what_looks_refused_is_the_stack_files_choice() -> None:
+    assert unit(TINY, blocked_share=0).env["LETTERPRESS_WORKER_BLOCKED_SHARE"] == "0.0"
+    assert "LETTERPRESS_WORKER_BLOCKED_SHARE" not in unit(TINY).env
 
 
 def test_a_reference_in_the_model_is_resolved_at_the_moment_of_use() -> None:
