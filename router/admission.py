@@ -89,7 +89,10 @@ class Admission:
             return error
         for lane, new in {replace(Lane.of("", new.request, new.terms), work_class=0): new for new in wanted}.items():
             if not self._fleet.could_make(pool, lane):
-                return UnmakeableError(pool, _described(new), POOL_RETRY_S)
+                if await self._store.pool_expected(pool):
+                    said = f"no worker there makes images of {described(new)} yet, and more of them are expected"
+                    return PoolUnavailableError(pool, said, POOL_RETRY_S)
+                return UnmakeableError(pool, described(new), POOL_RETRY_S)
         if waits:
             wait_s = (await self._outlooks.of(pool)).wait_s(key.id)
             if wait_s is not None and wait_s > self.bounds.wait_s:
@@ -97,7 +100,7 @@ class Admission:
         return None
 
 
-def _described(new: NewJob) -> str:
+def described(new: NewJob) -> str:
     """What a worker has to be able to do for it: `512x512 with tier fp8, model house`."""
     terms = [f"{name} {value}" for name, value in (("tier", new.terms.tier), ("model", new.terms.model)) if value]
     return f"{new.request.width}x{new.request.height}" + (f" with {', '.join(terms)}" if terms else "")

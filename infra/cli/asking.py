@@ -150,6 +150,7 @@ def batch(
         redo_changed=redo_changed,
         quick=quick,
         price=price,
+        patience_s=patience,
     )
     if worker is not None:
         if url is not None and os.environ.get("LETTERPRESS_URL") != url:
@@ -163,17 +164,17 @@ def batch(
             settings = _priced(settings, stack, pool or BATCH_POOL)
         maker = _router_maker(where, at_once)
     with _told("stopped; run the same again and it goes on where it stopped"):
-        outcome = asyncio.run(_drawn(settings, maker, patience))
+        outcome = asyncio.run(_drawn(settings, maker))
     if not outcome.whole:
         raise typer.Exit(NOT_WHOLE)
 
 
-async def _drawn(settings: Settings, maker: Callable[[Patience], Maker], patience_s: float) -> Outcome:
+async def _drawn(settings: Settings, maker: Callable[[Patience], Maker]) -> Outcome:
     from router.client.batch import Patience, run
     from router.client.batch.progress import Drawn
 
     with Drawn(settings.out) as drawn:
-        patience = Patience(patience_s, drawn.waits)
+        patience = Patience(settings.patience_s, drawn.waits)
         outcome = await run(settings, lambda: maker(patience), drawn)
     drawn.ends(outcome)
     return outcome

@@ -1,8 +1,9 @@
 """A batch: a file of prompts in, a folder of images out, whatever happens meanwhile.
 
 `lines` reads the input, `index` keeps what has become of each line, `folder` the files and who holds them; `makers`
-are who is asked, `patience` asks again; `run` puts them together, and `tally` counts. Nothing of the router but its
-contract and its client is needed here, nor anything that an extra would have to install.
+are who is asked, `patience` asks again, `aside` has what nobody can make now; `run` puts them together, and `tally`
+counts. Nothing of the router but its contract and its client is needed here, nor anything that an extra would have to
+install.
 
 The order of things for one line, any of which may be the last that this process does:
     ask        under a name that follows from the batch and the line: asked again, it is the same job

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from router.client.batch.errors import BatchError
+from router.client.batch.errors import BatchError, NotNowError
 from router.client.errors import (
     RouterAnswerError,
     RouterAwayError,
@@ -71,15 +71,21 @@ class Patience:
                     raise
                 failures += 1
                 await self._after(error, failures, shared=shared)
+            except NotNowError:  # of this line alone: whoever was asked is there
+                self._good(failures)
+                raise
             else:
-                if failures:
-                    self._told("")
-                self.well()
+                self._good(failures)
                 return found
 
     def well(self) -> None:
         """Something was heard, if only in the middle of an answer: whoever is asked is there."""
         self._failing_since = None
+
+    def _good(self, failures: int) -> None:
+        if failures:
+            self._told("")
+        self.well()
 
     async def _after(self, error: RouterClientError, failures: int, *, shared: bool) -> None:
         now = self._clock()

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from router.client.batch.index import NAME
-from router.client.batch.run import UNMAKEABLE_S, Outcome
+from router.client.batch.run import Outcome
 from router.client.batch.tally import Tally
 
 LINE_EVERY_S = 30.0
@@ -80,7 +80,7 @@ class Drawn:
     def aside(self, line: int, why: str) -> None:
         self._aside += 1
         if self._aside <= BAD_SHOWN:
-            self._say(f"line {line} is put aside: {why}; asked for again after the others, for {UNMAKEABLE_S:.0f} s")
+            self._say(f"line {line} is put aside: {why}; asked for again after the others")
 
     def waits(self, why: str) -> None:
         if why != self._why and why and not self._console.is_terminal:

@@ -6,16 +6,15 @@ import asyncio
 import json
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from math import inf
 from pathlib import Path
 from typing import Protocol
 
 from router.client.batch import folder
+from router.client.batch.aside import PATIENCE_S, UNMAKEABLE_S, Aside
 from router.client.batch.errors import BadLineError, BatchError, NotMadeError, NotNowError
 from router.client.batch.index import Entry, Head, Index, Known, State
 from router.client.batch.lines import Asked, Defaults, Line, parse, read_lines
@@ -25,7 +24,6 @@ from router.contract.names import INTERACTIVE, UNMAKEABLE
 from worker.contract import MEDIA_TYPES
 
 CHANGED_SHOWN = 3
-UNMAKEABLE_S = 90.0
 SUFFIXES: dict[str, str] = {media_type: form.value for form, media_type in MEDIA_TYPES.items()}
 
 
@@ -34,7 +32,8 @@ class Settings:
     """`pool` is where lines go that name none, if the batch names none either: this run's own choice, since a batch
     may begin at a worker and go on at a router. `limit` bounds the images of this run; `quick` believes files by their
     size; `redo_changed` makes lines anew that were edited after their image was made. A line that no worker can make is
-    asked for again until `unmakeable_s` seconds after its first refusal, and once after the last of the others."""
+    asked for again when the others are through, and given up `unmakeable_s` seconds after its first refusal if others
+    were made since; if none was, it waits for `patience_s` (`router.client.batch.aside`)."""
 
     source: Path
     out: Path
@@ -47,6 +46,7 @@ class Settings:
     quick: bool = False
     price: float | None = None
     unmakeable_s: float = UNMAKEABLE_S
+    patience_s: float = PATIENCE_S
 
 
 class Watcher(Protocol):
@@ -150,8 +150,9 @@ class _Run:
         self._adding = asyncio.Lock()
         self._tally = Tally(price=settings.price)
         self._edited: int | None = None
-        self._aside = deque[tuple[Line, float]]()
-        """Lines that nobody could make, and when that was said first."""
+        self._aside = Aside(settings.unmakeable_s, settings.patience_s)
+        self._asked = 0
+        """Lines that are asked for just now, or made."""
 
     async def all(self, make: Callable[[], Maker]) -> Outcome:
         found = await asyncio.to_thread(self._look)
@@ -264,11 +265,11 @@ class _Run:
         self._edited = min(left, default=None)
 
     async def _make_all(self, maker: Maker, wanted: Mapping[int, bytes]) -> None:
-        lines = self._lines(wanted)
+        lines, through = self._lines(wanted), asyncio.Barrier(self._settings.concurrency)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._settings.concurrency):
-                    group.create_task(self._work_off(maker, lines))
+                    group.create_task(self._work_off(maker, lines, through))
         except BaseExceptionGroup as several:  # the first is the cause, the others came of it
             raise several.exceptions[0] from None
         if self._edited is not None:
@@ -277,30 +278,49 @@ class _Run:
                 "Run the same again when it is as it should be"
             )
 
-    async def _work_off(self, maker: Maker, lines: Iterator[Line]) -> None:
+    async def _work_off(self, maker: Maker, lines: Iterator[Line], through: asyncio.Barrier) -> None:
         for line in lines:
+            pause_s = 0.0
             try:
-                await self._one(maker, line)
+                if await self._one(maker, line):
+                    self._aside.other_made(self._clock())
             except NotNowError as error:
-                self._aside.append((line, self._clock()))
+                self._aside.put(line, self._clock())
                 self._watcher.aside(line.number, str(error))
+                pause_s = self._aside.pause_s(error.retry_after_s)
             self._watcher.moved()
-        while self._aside:
-            await self._insist(maker, *self._aside.popleft())
-            self._watcher.moved()
-
-    async def _insist(self, maker: Maker, line: Line, refused_at: float) -> None:
-        give_up_at = refused_at + self._settings.unmakeable_s
-        while True:
+            await asyncio.sleep(pause_s)
+        await through.wait()
+        while (put := self._aside.take()) is not None:
+            await asyncio.sleep(max(0.0, put.due - self._clock()))
+            asked_at = self._clock()
             try:
-                await self._one(maker, line, give_up_at)
+                if await self._one(maker, put.line):
+                    self._aside.late_made(self._clock())
             except NotNowError as error:
-                await asyncio.sleep(min(error.retry_after_s, max(0.0, give_up_at - self._clock())))
-            else:
-                return
+                if self._aside.given_up(put, asked_at, error, self._asked):
+                    await self._lost(put.line, NotMadeError(UNMAKEABLE, str(error)))
+                else:
+                    self._aside.back(put, self._clock(), error.retry_after_s)
+                    await asyncio.sleep(self._aside.pause_s(error.retry_after_s))
+            self._watcher.moved()
 
-    async def _one(self, maker: Maker, line: Line, give_up_at: float = inf) -> None:
-        """Raises NotNowError before `give_up_at`."""
+    async def _one(self, maker: Maker, line: Line) -> bool:
+        """Whether it has its image now. Raises NotNowError."""
+        self._asked += 1
+        try:
+            return await self._made(maker, line)
+        finally:
+            self._asked -= 1
+
+    async def _lost(self, line: Line, error: NotMadeError) -> None:
+        self._tally.failed += 1
+        self._watcher.bad(line.number, str(error))
+        (_, number_of_try), own_id = self._before(line), self._parsed(line).id
+        entry = {"line": line.number, "digest": line.digest, "id": own_id, "try": number_of_try}
+        await self._note({**entry, "state": State.FAILED, "job": error.job, "error": str(error)})
+
+    async def _made(self, maker: Maker, line: Line) -> bool:
         asked, (job, number_of_try) = self._parsed(line), self._before(line)
         name = f"{self._index.head.batch}-{line.number}-{line.digest[:8]}-{number_of_try}"
 
@@ -312,23 +332,12 @@ class _Run:
             # For a day the name alone finds it again; this is for later. A lost line costs nothing before that.
             await note(State.BEGUN, sync=False, job=job)
 
-        async def lost(error: NotMadeError) -> None:
-            self._tally.failed += 1
-            self._watcher.bad(line.number, str(error))
-            await note(State.FAILED, job=error.job, error=str(error))
-
         elsewhere = asked.request.pool != (self._defaults.pool or INTERACTIVE)
-        asked_at = self._clock()
         try:
             made = await maker.make(Work(name, asked.request, job, elsewhere), begun)
-        except NotNowError as error:
-            if asked_at < give_up_at:
-                raise
-            await lost(NotMadeError(UNMAKEABLE, str(error)))
-            return
         except NotMadeError as error:
-            await lost(error)
-            return
+            await self._lost(line, error)
+            return False
         file = await asyncio.to_thread(self._save, line, asked, made)
         await note(
             State.SUCCEEDED,
@@ -341,6 +350,7 @@ class _Run:
             gpu_s=round(made.gpu_s, 3),
         )
         self._tally.made(self._clock(), made.gpu_s, safe=made.is_image_safe)
+        return True
 
     def _before(self, line: Line) -> tuple[str | None, int]:
         """The job that the line has already, and the number of the try that is to be made."""

@@ -131,6 +131,26 @@ async def test_what_no_worker_of_the_pool_can_make_is_refused_by_name(router: Se
     assert "tier fp8" in answer.json()["detail"]
 
 
+async def test_what_no_worker_can_make_yet_of_a_pool_that_expects_more_is_no_fault_of_the_request(
+    router: ServedRouter, worker: PacedProcess
+) -> None:
+    wanted = {**SMALL, "tier": "fp8", "pool": "growing"}
+    async with router.http() as http, router.admin() as admin:
+        try:
+            await router.use("growing-1", worker, "growing")
+
+            async def said() -> bool:
+                return (await http.post("/v1/jobs", json=wanted)).status_code == 503
+
+            await until(said, "the worker has said what it can do")
+            await admin.expect("growing", 600)
+            answer = await http.post("/v1/jobs", json=wanted)
+        finally:
+            await admin.remove("growing-1")
+    assert (answer.status_code, answer.json()["type"]) == (503, "pool_unavailable")
+    assert "with tier fp8 yet, and more of them are expected" in answer.json()["detail"]
+
+
 async def test_a_deadline_that_has_passed_is_refused(router: ServedRouter) -> None:
     async with router.http() as http:
         answer = await http.post("/v1/jobs", json={**SMALL, "deadline": "2020-01-01T00:00:00Z"})

@@ -221,6 +221,17 @@ async def test_a_line_that_no_worker_can_make_fails_alone_by_its_number_and_hold
     assert [last(tmp_path)[number]["state"] for number in (1, 5, 6, 9)] == ["failed", "failed"] + ["succeeded"] * 2
 
 
+@pytest.mark.parametrize("said", [{"pool": "away"}, {"tier": "fp8"}, {"model": "away"}])
+async def test_what_meets_every_line_fails_none_and_ends_the_batch_when_patience_is_out(
+    maker: ByRouter, tmp_path: Path, said: dict[str, str]
+) -> None:
+    pictures = [{"prompt": f"picture {number}", **said} for number in range(3)]
+    wanted = settings(tmp_path, *pictures, unmakeable_s=0.0, patience_s=0.0)
+    with pytest.raises(BatchError, match=r"no line could be made for .*; last: line \d"):
+        await ran(wanted, maker)
+    assert not last(tmp_path), "nothing is given up: the same again asks for all"
+
+
 async def test_a_line_whose_worker_comes_later_is_made_after_the_others(
     router: ServedRouter, maker: ByRouter, tmp_path: Path
 ) -> None:
