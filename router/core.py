@@ -41,6 +41,7 @@ from router.store import ROUTER, Store
 from router.store.sql import SqlStore
 from router.supervise import forever
 from router.sweeper import keep_sweeping, sweep
+from router.unmade import Unmade
 from router.worker_client import Patience
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ async def open_core(config: CoreConfig) -> AsyncIterator[Core]:
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "sweeper": partial(keep_sweeping, store, notices, queue, config.lease_ttl_ms, config.sweep_s),
             "look": partial(keep_looking, notices, store, config.look_s),
+            "unmade": Unmade(store, fleet, config.spill_rules, notices, monotonic).keep_looking,
             **_forgetting(config.retention, store, artifacts),
             "register": partial(fleet.keep_up, config.reconcile_s),
         }
@@ -156,6 +158,7 @@ async def open_front(config: CoreConfig, shared: Shared) -> AsyncIterator[Core]:
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "sweeper": partial(keep_sweeping, store, notices, queue, config.lease_ttl_ms, config.sweep_s),
             "look": partial(keep_looking, notices, store, config.look_s),
+            "unmade": Unmade(store, fleet, config.spill_rules, notices, monotonic).keep_looking,
             **_forgetting(config.retention, store, artifacts),
             "workers": partial(fleet.keep_looking, shared.report_s / 2),
         }

@@ -14,12 +14,13 @@ from router.api.errors import Dialect, OpenAIErrorBody, openai_error, status_of
 from router.api.explain import Fault, faults
 from router.api.images import data_by_url, data_inline, head_of, spliced
 from router.api.models import awaited
-from router.api.refusals import Refusal, RefusedError, of_faults, of_job, of_values
+from router.api.refusals import Kind, Refusal, RefusedError, of_faults, of_job, of_values
 from router.batches import Batch, DoneLine, LineRefusal, NewLine
 from router.batches.desk import CANCELLED, EXPIRED, INPUT_LOST, BadLineError, Checked, line_expired
 from router.choice import Terms
 from router.contract import JobState
 from router.contract.dialects.images import NAMES, BatchedImagesRequest
+from router.contract.names import UNMAKEABLE
 from router.jobs import Job, NewJob, Place
 from worker.contract import Frozen, GenerationRequest, ImageFormat
 
@@ -119,7 +120,7 @@ class ImageLines:
 
     async def render(self, batch: Batch, line: DoneLine) -> AsyncIterator[bytes]:
         name = f"batch_req_{batch.id.partition('_')[2]}_{line.line}"
-        refusal = line.refusal or _why(line)
+        refusal = line.refusal or why(line)
         request_id = line.jobs[0].id if line.jobs else ""
         if refusal is not None:
             yield _refused(name, line.custom_id, request_id, refusal).model_dump_json().encode() + b"\n"
@@ -171,13 +172,15 @@ def _as_base64(size: int) -> int:
     return 4 * ceil(size / 3)
 
 
-def _why(line: DoneLine) -> LineRefusal | None:
+def why(line: DoneLine) -> LineRefusal | None:
     """Why not all of the line's images were made; None if they were."""
     if line_expired(line):
         return EXPIRED
     for job in line.jobs:
         if job.state is JobState.CANCELLED:
             return CANCELLED
+        if job.error is not None and job.error.type == UNMAKEABLE:
+            return _refusal(Refusal(Kind.UNMAKEABLE, job.error.detail))
         if job.image is None:
             return _refusal(of_job(job, NAMES))
     return None

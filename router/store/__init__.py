@@ -13,10 +13,10 @@ from enum import StrEnum
 from typing import Protocol
 
 from router.batches import Batches
-from router.choice import Capability, Spill, Terms
+from router.choice import Capability, Lane, Spill, Terms
 from router.contract import JobState, WorkerView
 from router.errors import AdmissionError
-from router.jobs import AttemptEnd, Image, Job, Lease, NewJob, Quarantine
+from router.jobs import AttemptEnd, Image, Job, JobError, Lease, NewJob, Quarantine
 from router.limits import NO_LIMITS, KeyLimits, Rate, Share
 from router.pace import Service
 from router.webhooks import Outbox
@@ -271,6 +271,14 @@ class Store(Protocol):
 
     async def expire(self, limit: int) -> Sequence[Job]:
         """End at most `limit` of the jobs that still wait though their deadline has passed."""
+        ...
+
+    async def lanes(self, pool: str) -> Sequence[Lane]:
+        """Those in which jobs of the pool wait."""
+        ...
+
+    async def give_up(self, pool: str, lane: Lane, error: JobError, limit: int) -> Sequence[Job]:
+        """End at most `limit` of the jobs of batches that wait in the lane, as failed for this reason."""
         ...
 
     async def held_leases(self, driver: str = ROUTER) -> Sequence[Lease]:

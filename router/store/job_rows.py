@@ -151,6 +151,17 @@ def expire(connection: Connection, now: Now, limit: int) -> Sequence[Job]:
     return [changed(connection, row) for row in rows]
 
 
+def give_up(connection: Connection, now: Now, pool: str, lane: Lane, error: JobError, limit: int) -> Sequence[Job]:
+    """End jobs of batches that wait in the lane, `limit` at most."""
+    vain = select(jobs.c.id).where(WAITING, jobs.c.pool == pool, jobs.c.lane == lane.name, jobs.c.batch_id.is_not(None))
+    ids = connection.scalars(vain.limit(limit).with_for_update(skip_locked=True)).all()
+    ended = {"finished_at": now, "error_type": error.type, "error_detail": error.detail}
+    rows = connection.execute(
+        update(jobs).where(jobs.c.id.in_(ids), WAITING).values(state=JobState.FAILED, **ended).returning(jobs)
+    )
+    return [changed(connection, row) for row in rows]
+
+
 def changed(connection: Connection, row: Row[Any]) -> Job:
     """The job as it is now. If that is its end, its owner will be told: promised in the same transaction."""
     found = job(row)

@@ -10,10 +10,10 @@ from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from router import ids
-from router.choice import ANY_TERMS, Capability, Spill, Terms
+from router.choice import ANY_TERMS, Capability, Lane, Spill, Terms
 from router.contract import JobState, WorkerView
 from router.errors import AdmissionError
-from router.jobs import AttemptEnd, Image, Job, Lease, NewJob
+from router.jobs import AttemptEnd, Image, Job, JobError, Lease, NewJob
 from router.limits import KeyLimits, Share
 from router.pace import Service
 from router.store import (
@@ -168,6 +168,12 @@ class SqlStore:
 
     async def expire(self, limit: int) -> Sequence[Job]:
         return await self._database.write(job_rows.expire, self._clock(), limit)
+
+    async def lanes(self, pool: str) -> Sequence[Lane]:
+        return await self._database.read(choice_rows.waiting_lanes, pool)
+
+    async def give_up(self, pool: str, lane: Lane, error: JobError, limit: int) -> Sequence[Job]:
+        return await self._database.write(job_rows.give_up, self._clock(), pool, lane, error, limit)
 
     async def held_leases(self, driver: str = ROUTER) -> Sequence[Lease]:
         return await self._database.read(lease_rows.held_leases, self._clock(), driver)

@@ -7,10 +7,13 @@ import json
 import pytest
 from starlette.exceptions import HTTPException
 
+from router.api.batch_lines import why
 from router.api.errors import Dialect, answer, dialect_of
 from router.api.explain import Fault, FaultCode
 from router.api.refusals import Kind, Refusal, of_faults, of_job, refusal_of, stopping, unauthorized
+from router.batches import DoneLine
 from router.contract import JobState
+from router.contract.names import UNMAKEABLE
 from router.errors import PoolUnavailableError, QueueFullError, StoreUnavailableError
 from router.jobs import Job, JobError
 from worker.contract import GenerationRequest, Problem
@@ -156,3 +159,10 @@ def test_a_job_that_somebody_cancelled_is_a_conflict() -> None:
 
 def test_every_kind_has_a_status_and_a_headline() -> None:
     assert all(400 <= kind.status <= 599 and kind.headline for kind in Kind)
+
+
+def test_a_batchs_line_that_no_worker_can_make_has_the_code_that_its_request_would_have_had() -> None:
+    vain = _job(JobState.FAILED, JobError(UNMAKEABLE, "pool batch: no worker there could make images of its size"))
+    refusal = why(DoneLine(1, "a", by_url=False, refusal=None, jobs=[vain]))
+    assert refusal is not None
+    assert (refusal.code, refusal.status, refusal.message) == ("unmakeable", 503, vain.error and vain.error.detail)
