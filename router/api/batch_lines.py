@@ -101,7 +101,8 @@ class ImageLines:
             return NewLine(number, asked.custom_id, refusal=_refusal(_wrong(error)))
         except RefusedError as error:
             return NewLine(number, asked.custom_id, refusal=_refusal(error.refusal))
-        return NewLine(number, asked.custom_id, wanted, body.by_url)
+        foreseen = _foreseen(asked.custom_id, body.wanted(0), len(line), by_url=body.by_url)
+        return NewLine(number, asked.custom_id, wanted, body.by_url, foreseen=foreseen)
 
     def _wanted(self, batch: Batch, number: int, body: BatchedImagesRequest) -> list[NewJob]:
         if "pool" in body.model_fields_set and body.pool != batch.pool:

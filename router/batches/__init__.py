@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 PURPOSE_INPUT, PURPOSE_OUTPUT = "batch", "batch_output"
 
+ERROR_BYTES = 1024
+"""Foreseen for a line that becomes no job: why has to be said, too."""
+
 
 def mebibytes(size: int) -> str:
     """For people: 0.2 MiB, 1,234 MiB."""
@@ -183,13 +186,15 @@ class LineRefusal:
 
 @dataclass(frozen=True, slots=True)
 class NewLine:
-    """One line, and the jobs that it wants, or why it gets none."""
+    """One line, and the jobs that it wants, or why it gets none. Its answer is likely to take no more than `foreseen`
+    bytes, which are part of what its batch was promised."""
 
     line: int
     custom_id: str
     wanted: Sequence[NewJob] = ()
     by_url: bool = False
     refusal: LineRefusal | None = None
+    foreseen: int = ERROR_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +216,7 @@ class DoneLine:
     by_url: bool
     refusal: LineRefusal | None
     jobs: Sequence[Job] = field(default_factory=tuple)
+    foreseen: int = ERROR_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +312,10 @@ class Batches(Protocol):
         ...
 
     async def finalizing(self, lease: BatchLease) -> Batch: ...
+
+    async def foreseen(self, lease: BatchLease) -> int:
+        """Bytes that all its lines' answers were foreseen to take."""
+        ...
 
     async def done_lines(self, lease: BatchLease, after_line: int, limit: int) -> Sequence[DoneLine]: ...
 

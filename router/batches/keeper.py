@@ -303,7 +303,7 @@ class Keeper:
 
     async def _finalize(self, lease: BatchLease) -> int:
         batch = await self._desk.batches.finalizing(lease)
-        answers = Answers(self._desk, lease, batch)
+        answers = Answers(self._desk, lease, batch, await self._desk.batches.foreseen(lease))
         completed, failed, expired, after = 0, 0, False, 0
         try:
             while lines := await self._desk.batches.done_lines(lease, after, WRITE_AT_ONCE):

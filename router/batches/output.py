@@ -13,25 +13,26 @@ from router.errors import ArtifactError, OutputTooLargeError
 
 log = structlog.get_logger(__name__)
 
-ERROR_BYTES = 1024
-"""Kept free for each line that is left: why there is no room for it has to be said, too."""
+STEP = 64 * 2**20
+"""What is wanted beyond the promise is promised so many bytes at once, where there is room: each is a synced write."""
 
 
 class Answers:
     """Both files of a batch: what was made, and why the rest was not.
 
-    They keep to what the batch was promised of its key's files. That was an estimate, and a line whose images are
-    larger is promised the difference when it is written, or is an error where there is no room for it.
+    They keep to what the batch was promised of its key's files, of which each line has what was `foreseen` for it. That
+    was an estimate: a line whose images are larger gets what smaller ones have left, or is promised the difference when
+    it is written, or is an error where there is no room for it. What is foreseen for those behind it stays theirs.
     """
 
-    def __init__(self, desk: Desk, lease: BatchLease, batch: Batch) -> None:
+    def __init__(self, desk: Desk, lease: BatchLease, batch: Batch, foreseen: int) -> None:
         self._desk, self._lease, self._batch = desk, lease, batch
         self._output, self._errors = Output(desk, batch, "output"), Output(desk, batch, "error")
-        self._promised, self._left = batch.promised, batch.counts.total
+        self._promised, self._left = batch.promised, foreseen
 
     async def write(self, line: DoneLine) -> bool:
         """The line's answer, into its file; whether its images are in it."""
-        self._left -= 1
+        self._left -= line.foreseen
         if line_made(line) and not await self._has_room(self._desk.words.size(line)):
             log.error("batch_output_full", batch=self._batch.id, line=line.line)
             line = replace(line, refusal=NO_ROOM)
@@ -60,13 +61,15 @@ class Answers:
         await self._errors.drop()
 
     async def _has_room(self, more: int) -> bool:
-        wanted = self._output.bytes + self._errors.bytes + more + ERROR_BYTES * self._left
-        if wanted > self._promised:
-            try:
-                await self._desk.batches.promise(self._lease, wanted, self._desk.quota)
-            except OutputTooLargeError:
-                return False
-            self._promised = wanted
+        wanted = self._output.bytes + self._errors.bytes + more + self._left
+        return wanted <= self._promised or await self._promise(wanted + STEP) or await self._promise(wanted)
+
+    async def _promise(self, wanted: int) -> bool:
+        try:
+            await self._desk.batches.promise(self._lease, wanted, self._desk.quota)
+        except OutputTooLargeError:
+            return False
+        self._promised = wanted
         return True
 
 

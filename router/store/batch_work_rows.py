@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, case, false, func, insert, null, or_, select, update
 
 from router.batches import (
+    ERROR_BYTES,
     Batch,
     BatchLease,
     BatchState,
@@ -163,6 +164,7 @@ def add_lines(
                 "custom_id": line.custom_id,
                 "by_url": line.by_url,
                 "refusal": None if line.refusal is None else _spelled(line.refusal),
+                "foreseen": line.foreseen,
             }
             for line in read.lines
         ]
@@ -226,6 +228,11 @@ def _unless_cancelling(state: BatchState) -> ColumnElement[BatchState]:
     return case((batches.c.state == BatchState.CANCELLING, BatchState.CANCELLING), else_=state)
 
 
+def foreseen(connection: Connection, batch_id: str) -> int:
+    every = func.sum(func.coalesce(batch_lines.c.foreseen, ERROR_BYTES))
+    return int(connection.execute(select(every).where(batch_lines.c.batch_id == batch_id)).scalar_one() or 0)
+
+
 def done_lines(connection: Connection, batch_id: str, after_line: int, limit: int) -> Sequence[DoneLine]:
     wanted = select(batch_lines).where(batch_lines.c.batch_id == batch_id, batch_lines.c.line > after_line)
     rows = connection.execute(wanted.order_by(batch_lines.c.line).limit(limit)).all()
@@ -236,7 +243,17 @@ def done_lines(connection: Connection, batch_id: str, after_line: int, limit: in
     of_line: defaultdict[int, list[Job]] = defaultdict(list)
     for row in connection.execute(made):
         of_line[row.batch_line].append(job_rows.job(row))
-    return [DoneLine(row.line, row.custom_id, row.by_url, _refusal(row.refusal), of_line[row.line]) for row in rows]
+    return [
+        DoneLine(
+            row.line,
+            row.custom_id,
+            row.by_url,
+            _refusal(row.refusal),
+            of_line[row.line],
+            ERROR_BYTES if row.foreseen is None else row.foreseen,
+        )
+        for row in rows
+    ]
 
 
 def end(connection: Connection, now: Now, lease: BatchLease, outcome: Outcome) -> None:

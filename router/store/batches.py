@@ -106,6 +106,9 @@ class SqlBatches:
     async def finalizing(self, lease: BatchLease) -> Batch:
         return await self._database.write(batch_work_rows.finalizing, self._clock(), lease)
 
+    async def foreseen(self, lease: BatchLease) -> int:
+        return await self._database.read(batch_work_rows.foreseen, lease.batch.id)
+
     async def done_lines(self, lease: BatchLease, after_line: int, limit: int) -> Sequence[DoneLine]:
         return await self._database.read(batch_work_rows.done_lines, lease.batch.id, after_line, limit)
 

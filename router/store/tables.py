@@ -386,4 +386,5 @@ batch_lines = Table(
     Column("custom_id", Text, nullable=False),
     Column("by_url", Boolean, nullable=False),
     Column("refusal", Text),
+    Column("foreseen", BigInteger),  # None: of an earlier release's
 )

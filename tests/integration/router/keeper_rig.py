@@ -36,22 +36,27 @@ class PlainWords:
     answer_bytes: int = 100
     written_bytes: int = 0
     """Of each answer, if that is more than it has to say."""
+    large: frozenset[str] = frozenset()
+    """Lines whose answers are ten times as long as that."""
 
     def check(self, batch: Batch, line: bytes) -> Checked:  # noqa: ARG002 - the protocol's
         return Checked(line.decode(), self.answer_bytes)
 
     def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
         new = NewJob(request(seed=number), Terms(deadline=batch.at.expires), place=Place(batch.id, number))
-        return NewLine(number, line.decode(), [new])
+        return NewLine(number, line.decode(), [new], foreseen=self.answer_bytes)
 
-    def size(self, line: DoneLine) -> int:  # noqa: ARG002 - the protocol's
-        return max(self.answer_bytes, self.written_bytes)
+    def size(self, line: DoneLine) -> int:
+        return max(self.answer_bytes, self._written(line))
+
+    def _written(self, line: DoneLine) -> int:
+        return self.written_bytes * (10 if line.custom_id in self.large else 1)
 
     async def render(self, batch: Batch, line: DoneLine) -> AsyncIterator[bytes]:  # noqa: ARG002 - the protocol's
         if line.refusal is None and line.line in self.lost:
             raise self.lost[line.line]
         said = {"id": line.custom_id, "made": line_made(line), "refused": line.refusal and line.refusal.code}
-        yield json.dumps(said).encode().ljust(self.written_bytes - 1 if line_made(line) else 0) + b"\n"
+        yield json.dumps(said).encode().ljust(self._written(line) - 1 if line_made(line) else 0) + b"\n"
 
 
 @dataclass

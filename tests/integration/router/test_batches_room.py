@@ -12,6 +12,7 @@ import pytest
 from router.artifacts import file_path
 from router.batches import PURPOSE_INPUT, BatchState, NewLine, Quota, StoredFile
 from router.batches.keeper import fitting_of
+from router.batches.output import STEP
 from router.errors import FilesFullError, OutputTooLargeError
 from router.jobs import NewJob
 from router.limits import KeyLimits
@@ -53,6 +54,29 @@ async def test_answers_larger_than_foreseen_take_what_room_there_is_and_no_more(
     kept = await room.store.batches.kept(key.id)
     assert 8000 < kept.bytes <= 10_000
     assert kept.promised == 0
+
+
+async def test_an_answer_larger_than_foreseen_takes_no_room_of_those_behind_it(room: Room) -> None:
+    key = await room.key()
+    words = PlainWords(answer_bytes=1000, written_bytes=1000, large=frozenset({"line-0"}))
+    async with keeping(replace(room.desk(words=words), quota=Quota(10, 11_000))):
+        batch = await room.batch(key, 4)
+        await room.waiting(4)
+        await room.make(4)
+        batch = await room.until(batch, BatchState.COMPLETED)
+    assert [line["id"] for line in await room.lines(key, batch.output_file_id)] == ["line-1", "line-2", "line-3"]
+    assert [line["refused"] for line in await room.lines(key, batch.error_file_id)] == ["output_too_large"]
+
+
+async def test_what_is_larger_than_foreseen_is_promised_once_for_many_where_there_is_room(room: Room) -> None:
+    key, batches = await room.key(), room.store.batches
+    async with keeping(room.desk(words=PlainWords(written_bytes=4000))):
+        batch = await room.batch(key, 3)
+        await room.waiting(3)
+        await room.make(3)
+        batch = await room.until(batch, BatchState.COMPLETED)
+    assert batch.promised == 4000 + 2 * 100 + STEP, "of the first line, and of no other"
+    assert (await batches.kept(key.id)).promised == 0
 
 
 async def test_what_a_batch_writes_beyond_its_promise_is_no_ones_else_meanwhile(room: Room) -> None:
