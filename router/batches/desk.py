@@ -75,12 +75,17 @@ IMAGE_LOST = LineRefusal(
     "image_lost", "the image was made, and cannot be read any more; ask for it again", 500, "server_error"
 )
 
-NO_ROOM = LineRefusal(
-    "output_too_large",
-    "the images were made, and this API key has no room for them in its files: fetch each by its job "
-    "(GET /v1/jobs/{request_id}/image), or delete files and ask again, with response_format url",
-    403,
-)
+
+def no_room(line: DoneLine) -> LineRefusal:
+    """The line's images were made, and its answer is more than its key's files have room for."""
+    jobs = ", ".join(job.id for job in line.jobs)
+    again = "" if line.by_url else ", with response_format url"
+    return LineRefusal(
+        "output_too_large",
+        "the images were made, and this API key has no room for the answer in its files: fetch each image by its job "
+        f"(GET /v1/jobs/{{id}}/image of {jobs}), or delete files and ask again{again}",
+        403,
+    )
 
 
 def over(batch: Batch, now_ms: int) -> LineRefusal | None:

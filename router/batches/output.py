@@ -8,7 +8,7 @@ import structlog
 
 from router.artifacts import Draft, file_path
 from router.batches import PURPOSE_OUTPUT, Batch, BatchLease, DoneLine, StoredFile
-from router.batches.desk import IMAGE_LOST, NO_ROOM, Desk, final, line_made
+from router.batches.desk import IMAGE_LOST, Desk, final, line_made, no_room
 from router.errors import ArtifactError, OutputTooLargeError
 
 log = structlog.get_logger(__name__)
@@ -35,7 +35,7 @@ class Answers:
         self._left -= line.foreseen
         if line_made(line) and not await self._has_room(self._desk.words.size(line)):
             log.error("batch_output_full", batch=self._batch.id, line=line.line)
-            line = replace(line, refusal=NO_ROOM)
+            line = replace(line, refusal=no_room(line))
         pieces = self._desk.words.render(self._batch, line)
         try:
             first = await anext(pieces)

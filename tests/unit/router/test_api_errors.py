@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from starlette.exceptions import HTTPException
@@ -12,6 +13,7 @@ from router.api.errors import Dialect, answer, dialect_of
 from router.api.explain import Fault, FaultCode
 from router.api.refusals import Kind, Refusal, of_faults, of_job, refusal_of, stopping, unauthorized
 from router.batches import DoneLine
+from router.batches.desk import no_room
 from router.contract import JobState
 from router.contract.names import UNMAKEABLE
 from router.errors import PoolUnavailableError, QueueFullError, StoreUnavailableError
@@ -166,3 +168,11 @@ def test_a_batchs_line_that_no_worker_can_make_has_the_code_that_its_request_wou
     refusal = why(DoneLine(1, "a", by_url=False, refusal=None, jobs=[vain]))
     assert refusal is not None
     assert (refusal.code, refusal.status, refusal.message) == ("unmakeable", 503, vain.error and vain.error.detail)
+
+
+@pytest.mark.parametrize(("by_url", "advice"), [(False, "ask again, with response_format url"), (True, "ask again")])
+def test_a_line_without_room_names_all_its_jobs_and_is_told_only_what_helps(by_url: bool, advice: str) -> None:
+    jobs = [replace(_job(JobState.SUCCEEDED), id=f"job_{n}") for n in (1, 2)]
+    said = no_room(DoneLine(1, "a", by_url=by_url, refusal=None, jobs=jobs)).message
+    assert "(GET /v1/jobs/{id}/image of job_1, job_2)" in said
+    assert said.endswith(advice)
