@@ -114,9 +114,10 @@ class JobService:
 
     async def wait(self, job_id: str, *, fresh: bool = False) -> Job:
         """The job, which was taken on, when it has ended. `fresh` if that was just now: then its first news is still to
-        come, and it is not looked up in the very moment when a worker is to have it."""
+        come, unless others have had it, and it is not looked up in the very moment when a worker is to have it."""
         async with self._notices.subscribe(job_id) as ticks:
-            latest = None if fresh else (await self._store.jobs([job_id]))[0]
+            first = fresh and not self._notices.told(job_id)
+            latest = None if first else (await self._store.jobs([job_id]))[0]
             while latest is None or not latest.state.ended:
                 latest = (await anext(ticks)).job or latest
             return latest

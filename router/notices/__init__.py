@@ -109,6 +109,10 @@ class Notices:
     def watches(self, job_id: str) -> bool:
         return job_id in self._subscribers
 
+    def told(self, job_id: str) -> bool:
+        """Whether those who watch the job here have had news of it, which who comes now has missed."""
+        return job_id in self._told
+
     def watched(self) -> list[str]:
         """The jobs that somebody watches here."""
         return list(self._subscribers)

@@ -25,6 +25,18 @@ async def test_a_job_that_waits_is_cancelled_at_once(house: Rig, a: PacedProcess
     assert (await a.ledger()).asked == 0
 
 
+async def test_who_waits_for_a_fresh_job_after_others_had_the_news_of_its_end_has_it_too(
+    house: Rig, a: PacedProcess
+) -> None:
+    await a.pace(Pace(state=WorkerState.LOADING))
+    await house.register("a", a)
+    job = await house.submit()
+    async with house.core.notices.subscribe(job.id):
+        await house.core.service.cancel(house.key, job.id)
+        async with asyncio.timeout(10):
+            assert (await house.core.service.wait(job.id, fresh=True)).state is JobState.CANCELLED
+
+
 async def test_a_jobs_end_is_published_once_however_often_it_is_cancelled(house: Rig, a: PacedProcess) -> None:
     heard: list[Job] = []
     house.core.notices.listen(heard.append)
