@@ -32,6 +32,6 @@ class Callers:
         return found
 
     def changed(self) -> None:
-        """This process has revoked or limited a key, or put another in its place: from now on that counts."""
+        """This process has revoked or limited a key: from now on that counts."""
         self._known.clear()
         self._changes += 1

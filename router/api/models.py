@@ -54,7 +54,8 @@ async def model(model: str, context: InContext, _: Caller) -> Model:
 
 def resolved(context: Context, pool: str, name: str | None) -> str | None:
     """What a worker must say of itself to make images of this model; None: any will do. Raises RefusedError where no
-    worker does, with a time to ask again if there may be one soon."""
+    worker of any pool does, with a time to ask again if there may be one soon. Whether the pool's own can make the
+    images is asked when they are taken on (`router.admission`)."""
     meant = awaited(context, pool, name)
     if not _serves(context, meant):
         said = f"pool {pool}: no worker serves model '{name}' yet, and not all of them have said what they serve"
