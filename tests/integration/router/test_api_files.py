@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 
 import openai
@@ -10,8 +12,8 @@ import pytest
 import pytest_asyncio
 
 from tests.emulators.paced_process import PacedProcess
-from tests.integration.router.openai_batches import QUICK, client_of, ended, line, lines_in, made, spelled
-from tests.integration.router.served import ServedRouter, served_router
+from tests.integration.router.openai_batches import QUICK, client_of, ended, jobs_of, line, lines_in, made, spelled
+from tests.integration.router.served import ServedRouter, served_router, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -146,6 +148,24 @@ async def test_images_larger_than_foreseen_are_errors_of_their_lines_where_there
         async with small.http() as http:
             image = await http.get(f"/v1/jobs/{answer['request_id']}/image")
         assert len(image.content) > 300_000
+
+
+async def test_what_is_foreseen_for_the_lines_of_a_batch_is_together_what_it_was_promised() -> None:
+    async with served_router() as early:  # nobody makes anything
+        async with early.admin() as admin:
+            await admin.expect("batch", 600)
+        async with client_of(early) as client:
+            lines = [line("png"), line("jpeg", output_format="jpeg", n=2), line("url", response_format="url")]
+            batch = await made(client, spelled(lines))
+
+            async def loaded() -> bool:
+                return len(await jobs_of(early, batch)) == 4
+
+            await until(loaded, "each line has its jobs")
+        with closing(sqlite3.connect(f"file:{early.folder / 'data/router.db'}?mode=ro", uri=True)) as database:
+            (promised,) = database.execute("SELECT promised FROM batches").fetchone()
+            (foreseen,) = database.execute("SELECT sum(foreseen) FROM batch_lines").fetchone()
+    assert foreseen == promised > 200_000
 
 
 async def test_a_line_that_cannot_be_drawn_takes_no_room_from_the_others(worker: PacedProcess) -> None:
