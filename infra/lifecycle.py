@@ -109,6 +109,9 @@ def _bring_up(deployment: Deployment, plan: Plan, keeping: Safekeeping) -> str:
             say("Bringing it up:")
             with following() as tell:
                 ended = f"Stack {name} is up: {account(engine.up(tell, _on_failure(deployment)).counts)}"
+        else:
+            deployment.remember()
+            keeping.settle()
         if not deployment.proved and (pool := deployment.pool_in_use):
             asyncio.run(_first_image(deployment.endpoint, pool))
             deployment.prove()
@@ -201,6 +204,7 @@ def destroy(stack: str, *, waits: bool = True) -> None:
                 say(line)
             found = f"its state is empty, and yet these ran in its name, and are ended: {', '.join(strays)}"
             say(f"Stack {name} is gone: {found}." if strays else f"Nothing to destroy: stack {name} has no resources.")
+            show_remains(paths)
             return
         with following() as tell:
             done = engine.destroy(tell)

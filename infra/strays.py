@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from infra.clouds import Access
+from infra.clouds.hosts import HostsCloud
 from infra.deployment import Deployment
 from infra.errors import InfraError
 from infra.hosts.local import LocalHost
@@ -19,6 +20,7 @@ from infra.identity import ensure_identity
 from infra.paths import StackPaths
 from infra.planning.planner import placed
 from infra.planning.program import router_access
+from infra.provider.elsewhere import leave_machine
 from infra.provider.place import RouterPlace
 from infra.provider.router_leave import take_leave
 from infra.provider.site import Site
@@ -62,7 +64,12 @@ async def strays(paths: StackPaths, known: frozenset[str]) -> tuple[Stray, ...]:
 
 
 async def give_back(site: Site, stray: Stray) -> None:
-    """Raises CloudError if that cannot be, TooEarlyError if it cannot be yet."""
+    """Raises CloudError if that cannot be, TooEarlyError if it cannot be yet.
+
+    A machine that the user had already stays, and the stack leaves it, if it answers (`infra.remains`).
+    """
+    if stray.cloud is CloudName.HOSTS and (access := HostsCloud(site.paths).access(stray.name)):
+        await leave_machine(site, stray.name, access, lambda _: None)
     if stray.machine_id:
         await site.cloud(stray.cloud).delete(stray.machine_id)
     else:

@@ -34,9 +34,9 @@ def bundle_pull(
     replace: Annotated[bool, typer.Option("--replace", help="Theirs counts; ours is set aside.")] = False,
 ) -> None:
     """Take the stack's keys and placement over from its backend, with the passphrase that was handed to you."""
-    from infra.state.safekeeping import bundle_of
+    from infra.state.safekeeping import take_over
 
-    bundle_of(stack).pull(replace=replace)
+    take_over(stack, replace=replace)
 
 
 @bundle.command("remove")

@@ -62,6 +62,10 @@ class HostsCloud:
         Pins(self.paths.known_hosts).forget(machine_id)
         self._record(machine_id).unlink(missing_ok=True)
 
+    def access(self, name: str) -> Access | None:
+        """How the machine that was taken under that name is reached; None if none was."""
+        return _access(self._record(name))
+
     async def list(self, stack_id: str) -> Sequence[Machine]:
         files = sorted((self.paths.root / NAME).glob("*.json"))
         return [machine for file in files if stack_id in file.stem and (machine := _read(file))]
@@ -81,8 +85,13 @@ def offers_of(gpus: Mapping[str, tuple[str, int, float]]) -> tuple[Offer, ...]:
 
 
 def _read(file: Path) -> Machine | None:
+    access = _access(file)
+    return Machine(file.stem, file.stem, access.address, access.port, access.user) if access else None
+
+
+def _access(file: Path) -> Access | None:
     try:
-        access = Access(**json.loads(file.read_bytes()))
+        kept = json.loads(file.read_bytes())
     except FileNotFoundError:
         return None
-    return Machine(file.stem, file.stem, access.address, access.port, access.user)
+    return Access(**kept | {"kind": HostKind(kept.get("kind", HostKind.VM))})

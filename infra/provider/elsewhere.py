@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from infra import remains
 from infra.bootstrap.access import comment
-from infra.bootstrap.leave import leave_script
+from infra.bootstrap.leave import IMAGES, leave_script
 from infra.bootstrap.machine import Described, Machine, WantedImage, WantedWeights
 from infra.bootstrap.order import WORKER_STEPS
 from infra.bootstrap.step import go_through
@@ -246,10 +246,15 @@ async def write_token(host: SshHost | ContainerHost, worker: str, token: str) ->
 
 
 async def take_leave(site: Site, machine: str, elsewhere: Elsewhere, progress: Progress) -> None:
+    """Take everything of the stack off a machine, and forget the way to it."""
+    await leave_machine(site, machine, elsewhere.access, progress, elsewhere.image.tag)
+    await tunnels.remove(RouterPlace(site, elsewhere.router), machine, progress)
+
+
+async def leave_machine(site: Site, machine: str, access: Access, progress: Progress, image: str = IMAGES) -> None:
     """Take everything of the stack off a machine that answers; what is left on one that does not is noted, and told
-    of when the command ends (`infra.remains`)."""
-    access = elsewhere.access
-    script = leave_script(site.stack_id, access.user, access.kind, elsewhere.image.tag)
+    of when the command ends (`infra.remains`). `image` is what its workers ran, where that is known."""
+    script = leave_script(site.stack_id, access.user, access.kind, image)
     try:
         connection = await site.connections.to(site.target(machine, access), progress, LEAVE)
         progress("taking everything of the stack off it")
@@ -259,7 +264,6 @@ async def take_leave(site: Site, machine: str, elsewhere: Elsewhere, progress: P
         remains.note(site.paths, machine, access, str(error), script)
     else:
         remains.forget(site.paths, machine, access)
-    await tunnels.remove(RouterPlace(site, elsewhere.router), machine, progress)
 
 
 async def leave_if_moved(site: Site, machine: str, before: Elsewhere, now: Elsewhere, progress: Progress) -> None:

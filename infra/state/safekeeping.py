@@ -50,8 +50,12 @@ class Safekeeping:
 
     def begin(self) -> None:
         """Before anything is brought about: where the state goes is remembered, and the keys are there already."""
-        backend.remember(self.paths, self.settings.backend)
+        self.settle()
         self.keep_up()
+
+    def settle(self) -> None:
+        """The stack is as described, whoever brought that about: where its state is, is known from now on."""
+        backend.remember(self.paths, self.settings.backend)
 
     def keep_up(self) -> None:
         """After anything that may have changed the keys."""
@@ -83,11 +87,21 @@ def move_state(stack: str) -> None:
 
 def bundle_of(stack: str) -> Custody:
     """The bundle of a stack that need not be here yet: where its state is, or else is to be."""
+    paths, url = _place(stack)
+    return _custody(paths, EngineSettings(ensure_engine(say), url))
+
+
+def take_over(stack: str, *, replace: bool) -> None:
+    """A stack that another operator has deployed: its keys and placement, and where its state is."""
+    paths, url = _place(stack)
+    _custody(paths, EngineSettings(ensure_engine(say), url)).pull(replace=replace)
+    backend.remember(paths, url)
+
+
+def _place(stack: str) -> tuple[StackPaths, str]:
     paths = StackPaths.of(stack_name(stack))
     url = backend.remembered(paths)
-    if url is None:
-        url = backend.wanted(Deployment.described(stack).description.state, os.environ, paths)
-    return _custody(paths, EngineSettings(ensure_engine(say), url))
+    return paths, url or backend.wanted(Deployment.described(stack).description.state, os.environ, paths)
 
 
 def _custody(paths: StackPaths, settings: EngineSettings) -> Custody:

@@ -16,7 +16,8 @@ from infra.bootstrap.leave import leave_script
 from infra.bootstrap.machine import Machine
 from infra.bootstrap.step import go_through
 from infra.bootstrap.weights import Folder
-from infra.clouds import Access, HostKind
+from infra.clouds import Access, HostKind, MachineSpec
+from infra.clouds.hosts import HostsCloud, offers_of
 from infra.hosts.remote import stack_folder
 from infra.paths import StackPaths
 from infra.provider.elsewhere import Elsewhere, ImageInputs, MachineFacts, leave_if_moved, take_leave
@@ -25,6 +26,7 @@ from infra.remains import listed
 from infra.ssh.connection import Connection
 from infra.ssh.keys import LOGIN
 from infra.ssh.target import Patience
+from infra.strays import end_strays
 from tests.hosts import TestMachine
 from tests.integration.infra.bootstrap.on_a_machine import PASSWORD, STACK, started, unheard
 from tests.sshd import sshd
@@ -106,6 +108,20 @@ async def test_a_machine_that_does_not_answer_is_left_and_how_to_take_it_off_by_
     assert "SUDO" in listed(site.paths)[0].remains.why + listed(site.paths)[1].remains.why
     await take_leave(site, "h1", elsewhere(vm, folder), unheard)
     assert [one.remains.address for one in listed(site.paths)] == ["127.0.0.2"]
+
+
+async def test_a_machine_of_ones_own_that_no_state_knows_of_is_left_too(
+    site: Site, vm: TestMachine, folder: Path, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUDO", PASSWORD)
+    await started(connection, STACK)
+    name, cloud = f"lp-{STACK}-interactive-1-g1", HostsCloud(site.paths)
+    offer = offers_of({"h1": ("H100-SXM", 1, 80.0)})[0]
+    await cloud.create(MachineSpec(name, offer, access=elsewhere(vm, folder).access))
+    assert await end_strays(site.paths) == (name,)
+    assert await cloud.find(name) is None
+    assert listed(site.paths) == []
+    assert f"letterpress-{STACK}-" not in await connection.run("ls /etc/systemd/system", "looking")
 
 
 def replace_environ(site: Site, environ: dict[str, str]) -> Site:
