@@ -26,6 +26,7 @@ from infra.provider.resource import Condition, Found, IncompleteError, Inputs, P
 from infra.provider.site import Site
 from infra.provider.upgrade import Upgrade
 from infra.secrets import worker_token
+from infra.ssh.pins import Pins
 from infra.ssh.target import Patience
 from infra.stack import TINY, CloudName, resolve
 from worker.contract import Metadata, Tier
@@ -72,7 +73,10 @@ class WorkerHostInputs(Inputs):
 
 
 class WorkerHostState(WorkerHostInputs, Found):
+    """`host_key` is the one with which the tunnel service was last told of the machine; empty if it was not."""
+
     units: tuple[UnitSeen, ...] = ()
+    host_key: str = ""
 
 
 def worker_url(port: int) -> str:
@@ -155,7 +159,7 @@ class WorkerHostResource:
         unexpected = [failure for failure in failures if not isinstance(failure, InfraError)]
         if unexpected:
             raise unexpected[0]
-        state = await self._look(host, _state(inputs))
+        state = await self._look(host, _state(inputs).model_copy(update={"host_key": self._pinned(inputs)}))
         if failures:
             raise IncompleteError("\n".join(str(failure) for failure in failures), state)
         return state
@@ -276,7 +280,13 @@ class WorkerHostResource:
         units = await asyncio.gather(*(self._see(host, state, worker) for worker in state.workers))
         condition = worst([unit.condition for unit in units])
         reason = ", ".join(f"{unit.name}: {unit.condition}" for unit in units if not unit.condition.good)
+        if condition.good and state.host_key and state.host_key != self._pinned(state):
+            condition, reason = Condition.DIFFERENT, "its host key is another one than the tunnel service was told"
         return state.model_copy(update={"units": tuple(units), "condition": condition, "reason": reason})
+
+    def _pinned(self, inputs: WorkerHostInputs) -> str:
+        """The host key by which a machine elsewhere is known now."""
+        return (Pins(self.site.paths.known_hosts).get(inputs.machine) or "") if inputs.elsewhere else ""
 
     async def _see(self, host: Host, state: WorkerHostState, worker: WorkerInputs) -> UnitSeen:
         described = self._unit(host, state, worker)

@@ -25,7 +25,7 @@ from infra.provider.resource import Found, IncompleteError, Kind
 from infra.provider.router_host import RouterHostResource
 from infra.provider.router_inputs import RouterHostState
 from infra.provider.site import Site
-from infra.provider.worker_host import WorkerHostResource
+from infra.provider.worker_host import WorkerHostResource, WorkerHostState
 from infra.ssh.keys import LOGIN, ensure_key, public_line
 from infra.stack import StackDescription, parse
 from router.client import AdminClient, RouterClient
@@ -106,6 +106,18 @@ class HostsRig:
             async with asyncio.TaskGroup() as tasks:
                 for one in decided.declared:
                     done[one.name] = tasks.create_task(ensure(one))
+        finally:
+            site.connections.close()
+
+    async def look(self) -> None:
+        """As the engine does before each deploy: what is known of the machines' workers is what is there now."""
+        site = self.site()
+        try:
+            for name, state in self.known.items():
+                if isinstance(state, WorkerHostState):
+                    found = await WorkerHostResource(site).read(state)
+                    assert found
+                    self.known[name] = found
         finally:
             site.connections.close()
 
