@@ -10,7 +10,7 @@ import base64
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,12 @@ from typing import Any
 import httpx
 import pytest
 
+from infra.secrets import SecretStore
+from infra.ssh.keys import LOGIN, TUNNEL
 from tests.emulators.hub import TOKEN_ACCEPTED, TOKEN_OTHER, Repository, hub
+from tests.hosts.onlooker import Onlooker, entered, onlooker, readable
 from tests.hosts.scan import open_ports
+from tests.hosts.search import files, holds, places
 from tests.hosts.stack import HostsStack, hosts_stack
 from tests.waiting import eventually
 
@@ -38,7 +42,11 @@ FILL = "dd if=/dev/zero of=/var/fill bs=256k 2>/dev/null; ls -l /var/fill"
 
 @dataclass
 class Walk:
+    """The stack, and somebody else on this computer, who looks on all the while."""
+
     stack: HostsStack
+    other: Onlooker
+    secrets: dict[str, bytes] = field(default_factory=dict)
 
     @cached_property
     def client(self) -> httpx.Client:
@@ -74,7 +82,7 @@ class Walk:
 def walk(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> Iterator[Walk]:
     folder = tmp_path_factory.mktemp("three")
     machines: tuple[dict[str, Any], ...] = ({}, {"user": "ubuntu", "password": SUDO, "size": "512m"}, {"is_pod": True})
-    with hosts_stack(folder, machines) as stack:
+    with onlooker() as other, hosts_stack(folder, machines) as stack:
         first, second, _ = stack.machines.values()
         for one in (first, second):
             one.told(registry_password=REGISTRY)
@@ -87,7 +95,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> Ite
                 "SUDO_PASSWORD": SUDO,
                 "REGISTRY_PASSWORD": REGISTRY,
             }
-            yield Walk(stack)
+            yield Walk(stack, other)
 
 
 def test_each_fault_is_one_message_harms_nobody_else_and_the_next_deploy_goes_on(walk: Walk) -> None:
@@ -162,17 +170,91 @@ def test_a_restart_a_killed_worker_and_a_cut_cable_mend_themselves(walk: Walk) -
     assert "Nothing to change" in walk.stack.ok("deploy")
 
 
-def test_another_host_key_is_refused_and_a_destroy_needs_no_machine_that_answers(walk: Walk) -> None:
-    stack = walk.stack
-    first, second, _ = stack.machines.values()
+def test_another_host_key_is_refused_until_a_person_says_that_it_is_meant(walk: Walk) -> None:
+    stack, first = walk.stack, walk.stack.machines["h1"]
     first.new_host_key()
     done = stack.make("deploy")
     assert done.returncode != 0
+    said = re.search(r"letterpress forget-host-key (\S+) --stack", done.stderr)
+    assert said, done.stderr
     assert f"{first.address} port 22 is not the one that was met there first" in done.stderr
-    assert done.stderr.count("letterpress forget-host-key") == 1
+    assert done.stderr.count("forget-host-key") == 1
+    stack.letterpress("forget-host-key", said[1])
+    stack.ok("deploy")
+    eventually(lambda: len(walk.ready()) == 3, 120, "its tunnel takes the new key")
 
-    second.stop()
+
+def middle(private: bytes) -> bytes:
+    """A line that only this private key has."""
+    lines = private.splitlines()
+    return lines[len(lines) // 2]
+
+
+def test_no_secret_is_anywhere_but_where_it_belongs(walk: Walk) -> None:
+    stack = walk.stack
+    store = SecretStore(stack.root / "secrets")
+    hook = walk.client.get("/v1/webhooks/secrets").raise_for_status().text
+    given = {
+        "hub": TOKEN_ACCEPTED,
+        "hub, refused": TOKEN_OTHER,
+        "sudo": SUDO,
+        "registry": REGISTRY,
+        "no sudo": NOT_SUDO,
+    }
+    secrets = {name: value.encode() for name, value in given.items()}
+    secrets["webhooks"] = re.findall(r"whsec_([A-Za-z0-9+/=_-]{16,})", hook)[0].encode()
+    secrets["second key"] = re.findall(r"lp_[\w-]{32,}", stack.letterpress("keys", "create", "second"))[0].encode()
+    secrets["operator's key"] = middle(stack.key.read_bytes())
+    for file in store.folder.iterdir():
+        if not file.name.startswith("."):
+            content = file.read_bytes().strip()
+            secrets[file.name] = middle(content) if file.name in (LOGIN, TUNNEL) else content
+    assert len(secrets) >= 17, sorted(secrets)
+    texts = {value: name for name, value in secrets.items()}
+    walk.secrets = secrets
+
+    stack_id = (stack.root / "stack-id").read_text().strip()
+    database = {stack.root / f"router/data/router.db{more}" for more in ("", "-wal")}
+    tokens = {f"worker-token-interactive-{number}" for number in (1, 2, 3)}
+    for file in files(stack.root):
+        may = {file.name} if file.parent == store.folder else set[str]()
+        may |= tokens | {"webhooks"} if file in database else set()
+        may |= {TUNNEL} if file == stack.root / "router/tunnels/key" else set()
+        assert {texts[text] for text in holds(file, texts)} <= may, file
+    for number, one in enumerate(stack.machines.values(), 1):
+        token = f"worker-token-interactive-{number}"
+        belongs = {f"/var/lib/letterpress/{stack_id}/secrets/{token}": {token}, "/etc/standin.json": {"registry"}}
+        found = {name: {texts[text] for text in held} for name, path in places(one) if (held := holds(path, texts))}
+        assert found == {name: held for name, held in belongs.items() if name in found}
+        assert any(token in held for held in found.values())
+
+    printed = "\n".join(stack.said).encode()
+    shown = {texts[text] for text in texts if text in printed}
+    assert shown <= {"api-key", "admin-key"}, "`make endpoint` alone prints those"
+
+    for above in (stack.folder, *stack.folder.parents[:2]):
+        above.chmod(0o755)
+    here = (stack.folder, Path("/run/letterpress"))
+    assert readable(here, texts) == []
+    assert str(stack.file) in entered((stack.folder,))
+    there = tuple(Path(name) for name in ("/etc", "/home", "/root", "/run", "/var/lib", "/var/log", "/usr/local"))
+    for one in stack.machines.values():
+        assert "/etc/passwd" in entered((Path("/etc"),), one)
+        assert set(readable(there, texts, one)) <= {"/etc/standin.json"}
+
+
+def test_they_are_left_as_they_were_and_nobody_saw_a_secret_pass(walk: Walk) -> None:
+    stack = walk.stack
+    first, *others = stack.machines.values()
+    first.stop()
     said = stack.ok("destroy")
-    assert said.count("still has what the stack put there") == 2, "neither answers as it should"
-    assert f"({second.address})" in said
+    assert said.count("still has what the stack put there") == 1
+    assert f"({first.address})" in said
     assert stack.processes() == []
+    seen = walk.other.stop()
+    assert b"letterpress-container" in seen
+    assert [name for name, value in walk.secrets.items() if value in seen] == []
+    traces = "ls -d /var/lib/letterpress /etc/letterpress /etc/systemd/system/letterpress-* /run/letterpress; "
+    for one in others:
+        assert one.inside("sh", "-c", f"{{ {traces} nft list table inet letterpress; }} 2>/dev/null || :") == ""
+        assert one.inside("sh", "-c", "grep -rl letterpress-tunnel- /root/.ssh /home/*/.ssh || :") == ""
