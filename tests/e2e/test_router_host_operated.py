@@ -39,7 +39,7 @@ def receiver(address: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def all_is_asked(stack: Apart, key: str) -> None:
-    """Keys, usage, webhooks, status, logs, tunnels, console; and watch, which has nothing to do. `key` names a new one."""
+    """Keys, usage, webhooks, status, logs, tunnels, console; watch, which has nothing to do. `key` names a new one."""
     made = stack.letterpress("keys", "create", key).split()[0]
     assert stack.image(made).startswith(b"\x89PNG")
     assert re.search(rf"^{key} ", stack.letterpress("keys", "list"), re.MULTILINE)
