@@ -29,6 +29,8 @@ STATUS = FOLDER / "status.json"
 KEY = FOLDER / "key"
 UP_WITHIN_S = 60.0
 POLL_S = 0.3
+TAKES_UP_WITHIN_S = 5.0
+"""The service reads what it is told every second. A refusal told sooner may be of what it was told before."""
 
 
 def program(place: RouterPlace) -> tuple[str, ...]:
@@ -97,13 +99,15 @@ async def end(place: RouterPlace, progress: Progress) -> None:
 async def until_up(place: RouterPlace, worker: str, progress: Progress) -> None:
     """Return when the way to a worker is open. Raises ProviderError with the service's own reason if it stays shut."""
     found: TunnelView | None = None
+    clock = asyncio.get_running_loop().time
+    begun = clock()
     try:
         async with asyncio.timeout(UP_WITHIN_S):
             while True:
                 found = _of(await view(place), worker)
                 if found and any(way.worker == worker and way.up for way in found.forwards):
                     return
-                if found and found.state is TunnelState.REFUSED:
+                if found and found.state is TunnelState.REFUSED and clock() - begun >= TAKES_UP_WITHIN_S:
                     break
                 progress(f"waiting for the tunnel{f': {found.reason}' if found and found.reason else ''}")
                 await asyncio.sleep(POLL_S)

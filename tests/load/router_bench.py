@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import random
 import resource
 import statistics
@@ -79,11 +80,15 @@ def _busy(spans: list[Span], begin: float, end: float) -> float:
 # --- overhead ---------------------------------------------------------------------------------------------------
 
 
+COMMIT_BYTES = 20_000
+"""What a job's creation, or its end, adds to SQLite's log: some pages."""
+
+
 async def overhead() -> None:
     for size in (0, IMAGE_BYTES):
         pace = Pace(step_s=0.005, padding=size)
         async with fleet(1, pace) as workers, router_before(workers) as router:
-            direct, through = [], []
+            direct, through, synced = [], [], []
             transport = httpx.AsyncHTTPTransport(uds=str(workers.socket(0)))
             headers = {"Authorization": f"Bearer {TOKEN}"}
             async with httpx.AsyncClient(base_url="http://w", transport=transport, headers=headers) as worker:
@@ -100,10 +105,33 @@ async def overhead() -> None:
                     through.append(monotonic() - begun)
                     if status != 200 or not base64.b64decode(json.loads(answer)["image"]):
                         raise RuntimeError(f"{status}: {answer[:200]!r}")
+                    synced.append(_synced(workers.folder, max(size, 1323)))
         above = statistics.median(through) - statistics.median(direct)
         at_it, via_us = 1000 * statistics.median(direct), 1000 * statistics.median(through)
         said = f"p50 {via_us:.1f} ms through the router, {at_it:.1f} ms at the worker: {1000 * above:.1f} ms above"
-        print(f"overhead     image of {max(size, 1323) // 1000} kB: {said}")
+        disk = f"the disk alone takes {1000 * statistics.median(synced):.1f} ms for what is synced"
+        print(f"overhead     image of {max(size, 1323) // 1000} kB: {said}; {disk}")
+
+
+def _synced(folder: Path, size: int) -> float:
+    """Seconds of what is on the disk before a request is answered, without a router: two commits to a log, and an
+    image as a new file of its folder."""
+    image, data = folder / "image", os.urandom(size)
+    with (folder / "log").open("ab", buffering=0) as log:
+        begun = monotonic()
+        for _ in range(2):
+            log.write(data[:COMMIT_BYTES].ljust(COMMIT_BYTES))
+            os.fdatasync(log.fileno())
+        with (folder / ".image").open("wb", buffering=0) as file:
+            file.write(data)
+            os.fsync(file.fileno())
+        (folder / ".image").replace(image)
+        above = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(above)
+        spent = monotonic() - begun
+        os.close(above)
+    image.unlink()
+    return spent
 
 
 # --- wait -------------------------------------------------------------------------------------------------------
