@@ -3,7 +3,7 @@
 idle         64 workers, 2 s an image of 500 kB, always something waiting: the mean share of time that a
              worker has nothing to do, with the next job given ahead of the end, and without
 overhead     a request to a router, beside the same generation asked of the worker itself
-wait         load 0.8, 70 % of 2 s and 30 % of 16 s (ten times faster): how long a request waits for its
+wait         load 0.8, 70 % of 2 s and 30 % of 16 s (five times faster): how long a request waits for its
              worker, in front of the same eight: nginx taking turns, HAProxy with `maxconn 1`, the router
 connections  two thousand that wait: answered, and what one costs in memory
 """
@@ -136,7 +136,7 @@ def _synced(folder: Path, size: int) -> float:
 
 # --- wait -------------------------------------------------------------------------------------------------------
 
-FASTER = 10
+FASTER = 5
 SERVERS, LOAD, ARRIVALS = 8, 0.8, 400
 SHORT, LONG = 4, 32
 UNIT_S = 2 / SHORT / FASTER
