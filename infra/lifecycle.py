@@ -110,8 +110,9 @@ def _bring_up(deployment: Deployment, plan: Plan, keeping: Safekeeping) -> str:
             with following() as tell:
                 ended = f"Stack {name} is up: {account(engine.up(tell, _on_failure(deployment)).counts)}"
         else:
-            deployment.remember()
             keeping.settle()
+            if not Deployment.kept(deployment.paths):  # another operator has brought it about
+                deployment.remember()
         if not deployment.proved and (pool := deployment.pool_in_use):
             asyncio.run(_first_image(deployment.endpoint, pool))
             deployment.prove()

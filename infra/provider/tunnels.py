@@ -62,7 +62,18 @@ async def remove(place: RouterPlace, machine_id: str, progress: Progress) -> Non
 
 
 async def close_way(place: RouterPlace, worker: str, progress: Progress) -> None:
-    """As `remove`, for the way to a worker that is no more: nobody takes leave of a machine that was lost."""
+    """As `remove`, for the way to a worker that is no more: nobody takes leave of a machine that was lost.
+
+    A way that is open leads to a machine that is there, and goes with it: or a destroy that is broken off between the
+    two would leave a worker that no later deploy finds the way to.
+    """
+    try:
+        found = _of(await view(replace(place, patience=LEAVE)), worker)
+    except SshError as error:
+        progress(f"the router's host was not told: {error}")
+        return
+    if found and any(way.worker == worker and way.up for way in found.forwards):
+        return
     await _leave_out(place, lambda known: without_worker(known, worker), progress)
 
 
@@ -84,7 +95,7 @@ async def _leave_out(
                 await _write(place, known)
             if not known:
                 await place.host().remove(UNIT, progress)
-        except SshError as error:
+        except (SshError, ProviderError) as error:
             progress(f"the router's host was not told: {error}")
 
 
