@@ -149,7 +149,7 @@ class Connection:
         if done.status == 44:
             return None
         if done.status != 0:
-            raise CommandError(self.target.shown, f"reading {path}", done.status, done.said)
+            raise CommandError(self.target.shown, f"reading {path}", done.status, done.errors.strip())
         return done.output.encode(errors="surrogateescape")
 
     async def get(self, port: int, path: str, within_s: float = 5.0) -> tuple[int, bytes] | None:
