@@ -72,7 +72,7 @@ async def close_way(place: RouterPlace, worker: str, progress: Progress) -> None
     except SshError as error:
         progress(f"the router's host was not told: {error}")
         return
-    if found and any(way.worker == worker and way.up for way in found.forwards):
+    if _is_open(found, worker):
         return
     await _leave_out(place, lambda known: without_worker(known, worker), progress)
 
@@ -116,7 +116,7 @@ async def until_up(place: RouterPlace, worker: str, progress: Progress) -> None:
         async with asyncio.timeout(UP_WITHIN_S):
             while True:
                 found = _of(await view(place), worker)
-                if found and any(way.worker == worker and way.up for way in found.forwards):
+                if _is_open(found, worker):
                     return
                 if found and found.state is TunnelState.REFUSED and clock() - begun >= TAKES_UP_WITHIN_S:
                     break
@@ -142,6 +142,10 @@ async def view(place: RouterPlace) -> TunnelsView:
 
 def _of(said: TunnelsView, worker: str) -> TunnelView | None:
     return next((one for one in said.tunnels if any(way.worker == worker for way in one.forwards)), None)
+
+
+def _is_open(found: TunnelView | None, worker: str) -> bool:
+    return found is not None and any(way.worker == worker and way.up for way in found.forwards)
 
 
 async def _read(place: RouterPlace) -> dict[str, TunnelMachine]:
