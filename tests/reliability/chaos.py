@@ -215,13 +215,7 @@ class Chaos:
             await asyncio.to_thread(send)
 
     async def kill_edge(self) -> None:
-        if self.house.edge is None:
-            raise RuntimeError("the edge was never started")
-        # Its workers outlive a killed master and hold the port; a machine that dies takes them all.
-        await asyncio.create_subprocess_exec("pkill", "-KILL", "-P", str(self.house.edge.pid))
-        with suppress(ProcessLookupError):
-            self.house.edge.kill()
-        await self.house.edge.wait()
+        await self.house.kill_edge()
         await self.moment()
         await self.house.start_edge()
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +103,17 @@ class Together:
                 await until(ready, f"{name} is ready")
 
     async def start_edge(self) -> None:
-        self.edge = await asyncio.create_subprocess_exec(*self.edge_argv)
+        """In a process group of its own: nginx's workers outlive a killed master, and hold its port."""
+        self.edge = await asyncio.create_subprocess_exec(*self.edge_argv, process_group=0)
         await self.edge_answers()
+
+    async def kill_edge(self) -> None:
+        """The master and its workers at one moment, as on a machine that dies."""
+        if self.edge is None:
+            raise RuntimeError("the edge was never started")
+        with suppress(ProcessLookupError):
+            os.killpg(self.edge.pid, signal.SIGKILL)
+        await self.edge.wait()
 
     async def edge_answers(self) -> None:
         async with self.http() as http:
