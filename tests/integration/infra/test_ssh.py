@@ -5,13 +5,19 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import http.server
+import os
 import shlex
+import signal
 import socket
+import termios
 import threading
+from array import array
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -150,6 +156,44 @@ async def test_what_a_file_holds_goes_into_no_log_and_what_a_command_says_does(
     assert "a-worker-token" not in kept
     assert f"# reading {there}" in kept
     assert "said\n" in kept
+
+
+async def test_what_was_read_of_a_file_is_in_no_message_that_its_reading_failed(
+    server: Sshd, target: Target, pins: Pins, tmp_path: Path
+) -> None:
+    there, connections = tmp_path / "token", Connections(pins, tmp_path / "logs")
+    os.mkfifo(there)
+    connection = await connections.to(target, unheard, AT_ONCE)
+    reading = asyncio.create_task(connection.read(PurePosixPath(there)))
+    async with asyncio.timeout(20):
+        written = await asyncio.to_thread(there.open, "wb", 0)
+        with written:
+            written.write(b"half-a-worker-to")
+            while (reader := reader_of(there)) is None or unread(written):
+                await asyncio.sleep(0.02)
+            os.kill(reader, signal.SIGTERM)
+            with pytest.raises(CommandError) as caught:
+                await reading
+    connections.close()
+    assert f"reading {there} failed (status 143)" in str(caught.value)
+    assert "half-a" not in f"{caught.value} {caught.value.output}"
+    assert "half-a" not in (tmp_path / "logs" / f"{MACHINE}.ssh.log").read_text()
+
+
+def reader_of(pipe: Path) -> int | None:
+    """The process that reads a named pipe which we write."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if process.name != str(os.getpid()) and any(fd.readlink() == pipe for fd in (process / "fd").iterdir()):
+                return int(process.name)
+    return None
+
+
+def unread(pipe: FileIO) -> bool:
+    """Whether somebody has yet to read what was written into it."""
+    count = array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0] > 0
 
 
 async def test_a_server_on_its_loopback_can_be_asked(target: Target, pins: Pins) -> None:
