@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
+from infra.bootstrap.alone import FOLDER, alone
 from infra.bootstrap.context import DOCKERFILE, build_context
 from infra.bootstrap.machine import Machine
 from infra.bootstrap.step import VMS, Wrong
 from infra.clouds import HostKind
-from infra.hosts.systemd import STARTED
 from infra.paths import repository_root
 from infra.ssh.threads import in_thread
 
 PULL_S = 3600.0
 BUILD_S = 3600.0
-
-
-def registry_login(stack_id: str) -> PurePosixPath:
-    """Where Docker notes a registry's password while an image is pulled: in memory, for root alone."""
-    return STARTED / f"{stack_id}-registry"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +63,12 @@ class Image:
 
     async def _pull(self, machine: Machine) -> None:
         image, connection = machine.image, machine.connection
-        # Credentials live for this pull alone, in memory.
         script = f"docker pull --quiet {shlex.quote(image.pull)}"
-        if image.username:
-            config = registry_login(machine.stack_id)
+        if image.username:  # Docker will have a login in a file
             registry = image.pull.split("/")[0] if "." in image.pull.split("/")[0] else ""
-            log_in = f"docker --config {config} login -u {shlex.quote(image.username)} --password-stdin {registry}"
-            pull = f"docker --config {config} pull --quiet {shlex.quote(image.pull)}"
-            removed = f"trap 'rm -rf {config}' EXIT; trap 'exit 143' TERM"
-            script = f"umask 077; {removed}; mkdir -p {config}; {log_in} >/dev/null && {pull}"
+            log_in = f"docker --config {FOLDER} login -u {shlex.quote(image.username)} --password-stdin {registry}"
+            pull = f"docker --config {FOLDER} pull --quiet {shlex.quote(image.pull)}"
+            script = alone(f"{log_in} >/dev/null; {pull}")
         await connection.run(
             script,
             f"pulling {image.pull}",

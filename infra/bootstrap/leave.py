@@ -11,8 +11,6 @@ import shlex
 
 from infra.bootstrap.access import forget_script
 from infra.bootstrap.firewall import FOLDER, RULES, TABLE, TRIED, UNIT
-from infra.bootstrap.image import registry_login
-from infra.bootstrap.weights import hub_settings
 from infra.clouds import HostKind
 from infra.hosts.remote import stack_folder
 from infra.hosts.systemd import FOLDER as UNITS
@@ -35,7 +33,7 @@ def leave_script(stack_id: str, user: str, kind: HostKind, image: str) -> str:
 umask 077
 {units}
 {forget_script(user, stack_id)}
-rm -rf {root} {hub_settings(stack_id)}* {registry_login(stack_id)}
+rm -rf {root} {STARTED}/{stack_id}-*
 left=$(for file in {root} {UNITS}/letterpress-{stack_id}-*; do test -e "$file" && echo "$file is still here"; done)
 if rmdir {root.parent} 2>/dev/null || test ! -e {root.parent}; then
   : # this was the last stack

@@ -1,18 +1,17 @@
 """The folder of weights, and the weights in it: once a machine, whichever number of workers it has.
 
-The hub's token goes there in a file that root alone can read, for the one run that wants it, and into no command.
+The hub's token goes there by standard input, for the one run that wants it, and into no command.
 """
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
+from infra.bootstrap.alone import FOLDER, alone
 from infra.bootstrap.machine import Machine
 from infra.bootstrap.step import EVERYWHERE, StepError, Wrong
 from infra.clouds import HostKind
-from infra.hosts.systemd import STARTED
 
 USER = 10001
 """Whom the worker runs as in its image."""
@@ -20,11 +19,6 @@ PULL_S = 4 * 3600.0
 HERE = "letterpress-weights"
 """In the cache that it speaks of, which another stack may share and somebody may empty: a line for each repository that
 is whole there."""
-
-
-def hub_settings(stack_id: str) -> PurePosixPath:
-    """Where the hub's token lies while weights are fetched; root alone can read it."""
-    return STARTED / f"{stack_id}-hub.env"
 
 
 def reason(said: str) -> str:
@@ -95,30 +89,28 @@ class Weights:
         return None if done.status == 0 else Wrong(f"{repository} is not whole on this machine")
 
     async def act(self, machine: Machine) -> None:
-        # In memory alone, and gone with the pull: a disk keeps what was removed from it.
-        weights, connection, token = machine.weights, machine.connection, hub_settings(machine.stack_id)
+        weights, connection = machine.weights, machine.connection
         settings = [f"HF_TOKEN={weights.token}"] if weights.token else []
         settings += [f"HF_ENDPOINT={weights.endpoint}"] if weights.endpoint else []
-        await connection.write(token, "".join(f"{line}\n" for line in settings).encode())
         pull = f"weights pull {shlex.quote(weights.repository)} --accept-license"
         if machine.kind is HostKind.CONTAINER:
             # Into the folders where the unit will look: an image's own are not on the stack's volume.
             folders = f"HF_HOME={machine.cache}/huggingface LETTERPRESS_WORKER_CACHE_DIR={machine.cache}/letterpress"
-            script = f"set -a; . {token}; set +a; {folders} letterpress-container {pull} 2>&1"
+            taken = 'while IFS= read -r setting; do export "$setting"; done'
+            script = f"{taken}; {folders} letterpress-container {pull} 2>&1"
         else:
-            script = (
-                f"docker run --rm --network host --env-file {token} -v {machine.cache}:/cache "
+            told = FOLDER / "hub.env"
+            script = alone(
+                f"cat >{told}; docker run --rm --network host --env-file {told} -v {machine.cache}:/cache "
                 f"{shlex.quote(machine.image.tag)} {pull} 2>&1"
             )
-        try:
-            done = await connection.attempt(
-                script,
-                f"fetching {weights.repository}",
-                within_s=PULL_S,
-                on_line=lambda line: machine.progress(f"weights: {line.strip()[:80]}"),
-            )
-        finally:
-            await connection.run(f"rm -f {token} {token}.new", "removing the hub's token")
+        done = await connection.attempt(
+            script,
+            f"fetching {weights.repository}",
+            stdin="".join(f"{line}\n" for line in settings).encode(),
+            within_s=PULL_S,
+            on_line=lambda line: machine.progress(f"weights: {line.strip()[:80]}"),
+        )
         if done.status != 0:
             why = reason(done.said) or f"ended with {done.status}"
             raise StepError(machine, self.name, why.removesuffix("."), advice(why))

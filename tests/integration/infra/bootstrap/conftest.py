@@ -35,7 +35,7 @@ def vm(folder: Path) -> Iterator[TestMachine]:
 
 @pytest.fixture
 async def connection(vm: TestMachine, folder: Path) -> AsyncIterator[Connection]:
-    vm.told(gpus=[["NVIDIA H100 80GB HBM3", 81559]], registry="", image="")
+    vm.told(gpus=[["NVIDIA H100 80GB HBM3", 81559]], registry="", registry_password="", image="")
     made = await connect(target_of(vm, folder), Pins(folder / "known_hosts"), unheard, Patience(10))
     yield made
     made.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -99,15 +101,38 @@ async def test_a_registry_that_refuses_is_quoted_with_the_settings_to_look_at(
     assert await go_through((Image(),), on(image=image)) == ("image",)
 
 
+PULLED = WantedImage("ghcr.io/a/w:3", pull="ghcr.io/a/w:3", username="acme", password="pull-secret-1")
+
+
 async def test_a_registrys_password_goes_by_standard_input_and_stays_nowhere(
     on: Callable[..., Machine], vm: TestMachine
 ) -> None:
-    vm.told(registry_password="pull-secret-1")
-    image = WantedImage("ghcr.io/a/w:3", pull="ghcr.io/a/w:3", username="acme", password="pull-secret-1")
-    await go_through((Image(),), on(image=image))
-    assert "pull-secret-1" not in vm.inside(
-        "sh", "-c", "grep -rs pull-secret-1 /run /var /home /root/.docker | grep -v standin || :"
-    )
+    vm.told(registry_password=PULLED.password)
+    await go_through((Image(),), on(image=PULLED))
+    assert lying(vm, PULLED) == ""
+
+
+async def test_a_pull_that_is_killed_leaves_no_login_behind(on: Callable[..., Machine], vm: TestMachine) -> None:
+    image = replace(PULLED, tag="ghcr.io/a/w:4", pull="ghcr.io/a/w:4")
+    vm.told(registry_password=image.password, registry="hangs")
+    pulling = asyncio.create_task(go_through((Image(),), on(image=image)))
+    async with asyncio.timeout(30):
+        pulls = "pgrep -af 'bin/docker .*pull --quiet ghcr.io/a/w:4$' || :"
+        while not (processes := vm.inside("sh", "-c", pulls)):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    assert lying(vm, image) == "", "another process finds none meanwhile"
+    assert image.password not in processes
+    vm.inside("pkill", "-KILL", "-f", image.pull)
+    with pytest.raises(CommandError, match=r"pulling ghcr\.io/a/w:4 failed"):
+        await pulling
+    assert lying(vm, image) == ""
+
+
+def lying(vm: TestMachine, image: WantedImage) -> str:
+    """Files of the machine that hold the password, as it is or as Docker keeps a login."""
+    kept = base64.b64encode(f"user:{image.password}".encode()).decode()
+    script = f"grep -rlsF -e {image.password} -e {kept} /run /var /home /root/.docker | grep -v standin || :"
+    return vm.inside("sh", "-c", script)
 
 
 async def test_a_saved_image_is_copied_and_called_as_wanted(on: Callable[..., Machine], tmp_path: Path) -> None:
