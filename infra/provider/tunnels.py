@@ -83,6 +83,16 @@ def without_worker(known: Mapping[str, TunnelMachine], worker: str) -> dict[str,
     return {name: each.model_copy(update={"workers": left[name]}) for name, each in known.items() if left[name]}
 
 
+async def knows(place: RouterPlace, machine_id: str, workers: Mapping[str, int]) -> bool:
+    """Whether the service is told of all ways to a machine's workers, each by its port. Raises SshError if the router's
+    host does not answer."""
+    try:
+        told = (await _read(place)).get(machine_id)
+    except ProviderError:  # what is written there is nobody's: `add` says what to do
+        return False
+    return told is not None and told.workers == workers
+
+
 async def _leave_out(
     place: RouterPlace, change: Callable[[Mapping[str, TunnelMachine]], dict[str, TunnelMachine]], progress: Progress
 ) -> None:

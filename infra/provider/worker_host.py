@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from infra.clouds import CloudError, Machine, Phase
@@ -26,6 +26,7 @@ from infra.provider.resource import Condition, Found, IncompleteError, Inputs, P
 from infra.provider.site import Site
 from infra.provider.upgrade import Upgrade
 from infra.secrets import worker_token
+from infra.ssh.errors import SshError
 from infra.ssh.pins import Pins
 from infra.ssh.target import Patience
 from infra.stack import TINY, CloudName, resolve
@@ -167,7 +168,7 @@ class WorkerHostResource:
     async def read(self, state: WorkerHostState) -> WorkerHostState | None:
         try:
             host = await self._host(state, Patience(reach_s=0.0))
-            return await self._look(host, state) if host else None
+            return await self._reached(await self._look(host, state)) if host else None
         except (CloudError, HostError) as error:
             return state.model_copy(update={"condition": Condition.UNKNOWN, "reason": str(error)})
 
@@ -283,6 +284,21 @@ class WorkerHostResource:
         if condition.good and state.host_key and state.host_key != self._pinned(state):
             condition, reason = Condition.DIFFERENT, "its host key is another one than the tunnel service was told"
         return state.model_copy(update={"units": tuple(units), "condition": condition, "reason": reason})
+
+    async def _reached(self, state: WorkerHostState) -> WorkerHostState:
+        """With whether the tunnel service knows the ways to its workers: a destroy that was broken off has closed those
+        whose tunnel was down."""
+        if not state.condition.good or state.elsewhere is None:
+            return state
+        router = replace(self._router(state.elsewhere), patience=Patience(reach_s=0.0))
+        try:
+            known = await tunnels.knows(router, state.machine, {worker.name: worker.port for worker in state.workers})
+        except SshError:  # the router's host is away, which is RouterHost's to say
+            return state
+        if known:
+            return state
+        said = "the tunnel service does not know the way to its workers"
+        return state.model_copy(update={"condition": Condition.DIFFERENT, "reason": said})
 
     def _pinned(self, inputs: WorkerHostInputs) -> str:
         """The host key by which a machine elsewhere is known now."""

@@ -29,6 +29,7 @@ from infra.provider.worker_host import WorkerHostResource, WorkerHostState
 from infra.ssh.keys import LOGIN, ensure_key, public_line
 from infra.stack import StackDescription, parse
 from router.client import AdminClient, RouterClient
+from router.contract import WorkerHealth
 from tests.hosts import FIRST_PORT, machine
 from tests.hosts.rented import PACED
 from tests.ports import free_ports
@@ -51,6 +52,7 @@ PROGRAMS = {
     "registry.test/worker:2": PACED,
     "registry.test/worker:broken": BROKEN,
 }
+ENOUGH_S = 60
 ORDER = (Kind.ROUTER_HOST, Kind.MACHINE, Kind.WORKER_HOST, Kind.REGISTRATION)
 
 
@@ -134,6 +136,17 @@ class HostsRig:
                 await asyncio.gather(*gone)
         finally:
             site.connections.close()
+
+    def worker_host(self) -> WorkerHostState:
+        """What is known of the one machine's workers."""
+        (state,) = (state for state in self.known.values() if isinstance(state, WorkerHostState))
+        return state
+
+    async def until(self, *healths: WorkerHealth) -> None:
+        """The router believes that of its workers."""
+        async with asyncio.timeout(ENOUGH_S), self.admin() as admin:
+            while [one.health for one in await admin.workers()] != list(healths):  # noqa: ASYNC110 - another process's
+                await asyncio.sleep(0.2)
 
     def site(self) -> Site:
         """As each command has one of its own."""

@@ -6,31 +6,18 @@ import asyncio
 from pathlib import Path
 
 from infra.provider.resource import Condition
-from infra.provider.worker_host import WorkerHostState
 from infra.ssh.pins import Pins
 from router.contract import JobRequest, WorkerHealth
-from tests.integration.infra.hosts_rig import HostsRig, hosts_rig
+from tests.integration.infra.hosts_rig import ENOUGH_S, HostsRig, hosts_rig
 
 ASKED = JobRequest(prompt="a press", width=256, height=256, steps=1)
-ENOUGH_S = 60
-
-
-def known(rig: HostsRig) -> WorkerHostState:
-    (state,) = (state for state in rig.known.values() if isinstance(state, WorkerHostState))
-    return state
-
-
-async def health(rig: HostsRig, wanted: WorkerHealth) -> None:
-    async with asyncio.timeout(ENOUGH_S), rig.admin() as admin:
-        while [one.health for one in await admin.workers()] != [wanted]:  # noqa: ASYNC110 - another process's
-            await asyncio.sleep(0.2)
 
 
 async def looked_until_it_runs(rig: HostsRig) -> None:
     """The machine has booted, and its unit with it."""
     async with asyncio.timeout(ENOUGH_S):
         await rig.look()
-        while [unit.condition for unit in known(rig).units] != [Condition.RUNNING]:
+        while [unit.condition for unit in rig.worker_host().units] != [Condition.RUNNING]:
             await asyncio.sleep(0.2)
             await rig.look()
 
@@ -38,20 +25,20 @@ async def looked_until_it_runs(rig: HostsRig) -> None:
 async def test_a_host_key_taken_anew_reaches_the_tunnel_service_with_the_next_deploy(tmp_path: Path) -> None:
     async with hosts_rig(tmp_path, 1) as rig:
         await rig.up()
-        await health(rig, WorkerHealth.READY)
+        await rig.until(WorkerHealth.READY)
 
         rig.machines["h1"].new_host_key()
-        await health(rig, WorkerHealth.UNREACHABLE)
+        await rig.until(WorkerHealth.UNREACHABLE)
         await rig.look()
-        assert known(rig).condition is Condition.UNKNOWN
+        assert rig.worker_host().condition is Condition.UNKNOWN
 
-        Pins(rig.paths.known_hosts).forget(known(rig).machine)
+        Pins(rig.paths.known_hosts).forget(rig.worker_host().machine)
         await looked_until_it_runs(rig)
-        assert known(rig).condition is Condition.DIFFERENT, "or the next deploy would see nothing to do"
-        assert "its host key is another one than the tunnel service was told" in known(rig).reason
+        assert rig.worker_host().condition is Condition.DIFFERENT, "or the next deploy would see nothing to do"
+        assert "its host key is another one than the tunnel service was told" in rig.worker_host().reason
         await rig.up()
-        await health(rig, WorkerHealth.READY)
+        await rig.until(WorkerHealth.READY)
         async with rig.client() as client:
             assert (await client.generate(ASKED)).startswith(b"\x89PNG")
         await rig.look()
-        assert known(rig).condition is Condition.RUNNING
+        assert rig.worker_host().condition is Condition.RUNNING
