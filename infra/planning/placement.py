@@ -9,7 +9,7 @@ writing the decision is all the I/O here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,13 +103,47 @@ def place(
 
     First every machine keeps what it had, if that still suits and is still offered (for what it costs now), or if the
     machine is `alive`: what runs is not given up because nobody else can rent it any more. Then those without take the
-    best that is left, within the stack's budget.
+    best that is left. Where the stack has a budget, what is to be rented yet takes the best with which the rest still
+    finds room; a machine that is alive is never given up for that.
     """
-    offered = {offer.id: offer for offer in offers}
+    wanted = dict(_machines(description, previous))
+    kept = _kept(description, wanted, {offer.id: offer for offer in offers}, previous, alive)
+    ranked = {name: _ranked(description, pool, offers, judge) for name, pool in description.pools.items()}
+    to_rent = {
+        machine: (*((kept[machine].offer,) if machine in kept else ()), *ranked[pool_of(machine)])
+        for machine in wanted
+        if machine not in kept or machine not in alive
+    }
+    spent = sum(placed.offer.price for machine, placed in kept.items() if machine not in to_rent)
+    least = {machine: min((offer.price for offer in suiting), default=0.0) for machine, suiting in to_rent.items()}
+    _require_room(description, spent, least)
+    taken = {each for placed in kept.values() for each in _exclusive(placed.offer)}
+    found: dict[str, Placed] = dict(kept)
+    for machine, suiting in to_rent.items():
+        mine, others = kept.get(machine), spent + sum(least.values()) - least.pop(machine)
+        free = (each for each in suiting if (mine and each == mine.offer) or taken.isdisjoint(_exclusive(each)))
+        offer = next((each for each in free if _fits(description, others + each.price)), None)
+        if offer is None:
+            raise PlacementError(_no_offer(description, machine, wanted[machine], offers, judge))
+        spent += offer.price
+        if mine is None or offer != mine.offer:
+            taken.update(_exclusive(offer))
+            before = previous.of(machine)
+            found[machine] = Placed(machine, offer, before.generation + 1 if before else 1)
+    return Placement(tuple(found[machine] for machine in wanted), previous.numbers)
+
+
+def _kept(
+    description: StackDescription,
+    wanted: Mapping[str, Pool],
+    offered: Mapping[str, Offer],
+    previous: Placement,
+    alive: frozenset[str],
+) -> dict[str, Placed]:
+    """The machines that may keep what they had."""
     taken: set[str] = set()
     kept: dict[str, Placed] = {}
-    wanted = tuple(_machines(description, previous))
-    for machine, pool in wanted:
+    for machine, pool in wanted.items():
         before = previous.of(machine)
         if before is None or not _suits(before.offer, description, pool):
             continue
@@ -122,34 +156,25 @@ def place(
             continue
         taken.update(_exclusive(before.offer))
         kept[machine] = replace(before, offer=mine)
-    spent = sum(placed.offer.price for placed in kept.values())
-    if to_rent := [machine for machine in kept if machine not in alive]:
-        require_budget(description, spent, to_rent[-1])
-    placed = []
-    for machine, pool in wanted:
-        if machine in kept:
-            placed.append(kept[machine])
-            continue
-        ranked = _ranked(description, pool, offers, judge)
-        offer = next((each for each in ranked if taken.isdisjoint(_exclusive(each))), None)
-        if offer is None:
-            raise PlacementError(_no_offer(description, machine, pool, offers, judge))
-        spent += offer.price
-        require_budget(description, spent, machine)
-        taken.update(_exclusive(offer))
-        before = previous.of(machine)
-        placed.append(Placed(machine, offer, before.generation + 1 if before else 1))
-    return Placement(tuple(placed), previous.numbers)
+    return kept
 
 
-def require_budget(description: StackDescription, spent: float, machine: str) -> None:
-    """Raise PlacementError if the machines together cost more an hour than the stack may."""
+def _require_room(description: StackDescription, spent: float, least: Mapping[str, float]) -> None:
+    """Raise PlacementError, by the first machine that finds no room in the budget though all take the `least`."""
+    for machine, price in least.items():
+        spent += price
+        if not _fits(description, spent):
+            raise PlacementError(
+                f"stack {description.name}: with {machine} its machines would cost ${spent:.2f} an hour, and "
+                f"`budget_per_hour` is ${description.budget_per_hour:.2f}; raise it, or describe fewer or cheaper "
+                "machines"
+            )
+
+
+def _fits(description: StackDescription, spent: float) -> bool:
+    """Whether so many dollars an hour are within the stack's budget."""
     budget = description.budget_per_hour
-    if budget is not None and spent > budget + 1e-9:
-        raise PlacementError(
-            f"stack {description.name}: with {machine} its machines would cost ${spent:.2f} an hour, and "
-            f"`budget_per_hour` is ${budget:.2f}; raise it, or describe fewer or cheaper machines"
-        )
+    return budget is None or spent <= budget + 1e-9
 
 
 def read_placement(file: Path) -> Placement:

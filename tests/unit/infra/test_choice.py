@@ -104,6 +104,25 @@ def test_nothing_is_placed_beyond_the_hourly_budget() -> None:
         place(described(4.01, a=pool), OFFERS, Placement())
 
 
+def test_a_machine_that_was_never_rented_and_has_become_too_dear_takes_a_cheaper_offer_that_fits() -> None:
+    stack = described(2.7, a={"machines": 1, "tier": "fp8"})
+    before = place(stack, [PCIE], Placement())
+    dearer = replace(PCIE, price=2.9)
+    after = place(stack, [dearer, replace(SXM, price=2.6)], before)
+    assert [(each.offer.id, each.generation) for each in after.machines] == [(SXM.id, 2)]
+    assert place(stack, [dearer, SXM], before, frozenset({"a-1"})) == before, "one that is rented stays"
+    with pytest.raises(PlacementError, match=r"with a-1 its machines would cost \$2.90 an hour"):
+        place(stack, [dearer, SXM], before)
+
+
+def test_the_best_offer_is_passed_over_where_the_budget_then_would_not_do_for_the_others() -> None:
+    pools: dict[str, dict[str, object]] = {"a": {"machines": 1, "tier": "fp8"}, "b": {"machines": 1, "tier": "fp8"}}
+    best, cheap = replace(SXM, price=2.2), replace(PCIE, price=2.0)
+    assert set(placed(place(described(None, **pools), [best, cheap], Placement())).values()) == {best.id}
+    tight = place(described(4.2, **pools), [best, cheap], Placement())
+    assert sorted(placed(tight).values()) == sorted([best.id, cheap.id])
+
+
 def test_a_pool_that_watch_scales_keeps_the_number_that_it_decided_within_its_bounds() -> None:
     stack = described(a={"machines": 2, "scale": {"least": 0, "most": 3}})
     pool = stack.pools["a"]
