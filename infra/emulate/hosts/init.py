@@ -1,4 +1,4 @@
-"""The first process of a test machine: mounts its disk, starts sshd, and does systemd's work for unit files (`manager`).
+"""The first process of a test machine: mounts its disk, starts sshd, and does systemd's work for unit files (`systemd`).
 
     python -S -m infra.emulate.hosts.init SPECIFICATION.json
 
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from infra.emulate.hosts.manager import JOURNAL, SYSTEM, WANTS, Manager
+from infra.emulate.hosts.systemd import JOURNAL, SYSTEM, WANTS, Systemd
 
 OVERLAID = ("/etc", "/var", "/root", "/home", "/usr/local", "/usr/sbin", "/srv")
 SHELL_FILES = (".bashrc", ".profile", ".bash_profile", ".bash_login", ".bash_logout")
@@ -146,10 +146,10 @@ def serve(spec: dict[str, Any]) -> None:
     )
     with Path("/var/log/sshd").open("ab") as log:
         subprocess.Popen([*sshd, *(word for option in options for word in ("-o", option))], stdout=log, stderr=log)
-    manager = Manager()
+    systemd = Systemd()
     for link in sorted(WANTS.glob("*.service")):
-        manager.call(["start", link.name])
-    manager.serve()
+        systemd.call(["start", link.name])
+    systemd.serve()
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ import sys
 
 
 def ask(words: list[str]) -> int:
-    manager = _socket.socket(_socket.AF_UNIX)
-    manager.connect("/run/standin-systemd")
-    manager.sendall("\0".join(words).encode())
-    manager.shutdown(_socket.SHUT_WR)
+    systemd = _socket.socket(_socket.AF_UNIX)
+    systemd.connect("/run/standin-systemd")
+    systemd.sendall("\0".join(words).encode())
+    systemd.shutdown(_socket.SHUT_WR)
     answer = b""
-    while part := manager.recv(65536):
+    while part := systemd.recv(65536):
         answer += part
     status, _, said = answer.decode().partition("\n")
     if said:

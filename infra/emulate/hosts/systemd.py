@@ -190,7 +190,7 @@ class Service:
         self.state, self.sub = "inactive", "dead"
 
 
-class Manager:
+class Systemd:
     """Answers `systemctl`, one line of JSON a question."""
 
     def __init__(self) -> None:
