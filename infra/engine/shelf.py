@@ -37,7 +37,7 @@ class Shelf:
     """One stack's place for its bundle in `backend`."""
 
     def __init__(self, stack: str, binary: Path, backend: str) -> None:
-        self._stack, self._binary, self._backend = stack, binary, backend
+        self._stack, self._binary, self.backend = stack, binary, backend
         self._address = for_engine(backend)
 
     def read(self) -> str | None:
@@ -97,10 +97,10 @@ class Shelf:
             try:
                 yield workspace
             except CommandError as error:
-                place = self._backend.removeprefix("file://").partition("?")[0]
-                if self._backend.startswith("file://") and not Path(place).is_dir():
+                place = self.backend.removeprefix("file://").partition("?")[0]
+                if self.backend.startswith("file://") and not Path(place).is_dir():
                     raise ShelfError(
                         f"stack {self._stack}: its state should be in {place}, and there is no such folder. Make it, "
                         "or mount it; `state` in the stack file names it, or LETTERPRESS_STATE"
                     ) from None
-                raise ShelfError(f"stack {self._stack}: {self._backend}: {last_words(str(error))}") from error
+                raise ShelfError(f"stack {self._stack}: {self.backend}: {last_words(str(error))}") from error

@@ -87,21 +87,16 @@ def move_state(stack: str) -> None:
 
 def bundle_of(stack: str) -> Custody:
     """The bundle of a stack that need not be here yet: where its state is, or else is to be."""
-    paths, url = _place(stack)
+    paths = StackPaths.of(stack_name(stack))
+    url = backend.remembered(paths) or backend.wanted(Deployment.described(stack).description.state, os.environ, paths)
     return _custody(paths, EngineSettings(ensure_engine(say), url))
 
 
 def take_over(stack: str, *, replace: bool) -> None:
     """A stack that another operator has deployed: its keys and placement, and where its state is."""
-    paths, url = _place(stack)
-    _custody(paths, EngineSettings(ensure_engine(say), url)).pull(replace=replace)
-    backend.remember(paths, url)
-
-
-def _place(stack: str) -> tuple[StackPaths, str]:
-    paths = StackPaths.of(stack_name(stack))
-    url = backend.remembered(paths)
-    return paths, url or backend.wanted(Deployment.described(stack).description.state, os.environ, paths)
+    bundle = bundle_of(stack)
+    bundle.pull(replace=replace)
+    backend.remember(bundle.paths, bundle.shelf.backend)
 
 
 def _custody(paths: StackPaths, settings: EngineSettings) -> Custody:
