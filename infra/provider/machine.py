@@ -25,6 +25,7 @@ from infra.clouds import (
     TooEarlyError,
 )
 from infra.hosts import Progress
+from infra.provider.prices import Prices
 from infra.provider.resource import Condition, Found, Inputs, ProviderError
 from infra.stack import CloudName, resolve
 
@@ -63,7 +64,8 @@ class MachineState(MachineInputs, Found):
 @dataclass(frozen=True, slots=True)
 class MachineResource:
     """`cloud` gives the cloud that a name means, `public_key` the stack's own SSH key; an image's `${NAME}` is
-    looked up in `environ`; `fresh` is told the name of a machine that was rented just now.
+    looked up in `environ`; `fresh` is told the name of a machine that was rented just now. `prices` are shared by all
+    machines of one deploy.
 
     `waits` says whether a delete waits for the end of a minimum run time, or fails with the hour.
     """
@@ -74,6 +76,7 @@ class MachineResource:
     fresh: Callable[[str], None] = lambda _: None
     environ: Mapping[str, str] = field(default_factory=dict)
     look_pause_s: float = LOOK_PAUSE_S
+    prices: Prices = field(default_factory=Prices, compare=False)
     inputs: type[MachineInputs] = MachineInputs
     state: type[MachineState] = MachineState
     replaced_by: frozenset[str] = frozenset({"name", "cloud", "offer", "image"})
@@ -105,7 +108,7 @@ class MachineResource:
         image = resolve(inputs.image, self.environ, "pod_image")
         spec = MachineSpec(inputs.name, offer, public_key=self.public_key(), image=image, access=inputs.access)
         if offer.price:
-            await _require_price(cloud, inputs)
+            await self._require_price(cloud, inputs)
         if not inputs.access:
             self.fresh(inputs.name)  # whoever had this name before is gone, and its host key with it
         try:
@@ -122,6 +125,17 @@ class MachineResource:
                     "again, which looks once more before it rents"
                 ) from error
             return found
+
+    async def _require_price(self, cloud: Cloud, inputs: MachineInputs) -> None:
+        """Raise ProviderError for an offer that costs more by now than was agreed to: the question may have been open
+        for an hour. One that is not listed any more is left to the order itself."""
+        agreed = inputs.offer
+        now = await self.prices.of(cloud, agreed.id)
+        if now and now.price > agreed.price + HALF_A_CENT:
+            raise ProviderError(
+                f"{inputs.name}: {now.gpu} ({now.market}) in {now.region} costs ${now.price:.2f} an hour by now, and "
+                f"was offered for ${agreed.price:.2f}. It was not rented; deploy again to be shown the new price"
+            )
 
     async def _looked_for(self, cloud: Cloud, name: str) -> Machine | None:
         for number in range(LOOKS):
@@ -179,18 +193,6 @@ class MachineResource:
             )
         kept = f"kept until {error.until:%H:%M:%S} UTC, which costs {costs}; giving it back"
         await _wait(left + 1.0, kept, progress)
-
-
-async def _require_price(cloud: Cloud, inputs: MachineInputs) -> None:
-    """Raise ProviderError for an offer that costs more by now than was agreed to: the question may have been open for
-    an hour. One that is not listed any more is left to the order itself."""
-    agreed = inputs.offer
-    now = next((each for each in await cloud.offers() if each.id == agreed.id), None)
-    if now and now.price > agreed.price + HALF_A_CENT:
-        raise ProviderError(
-            f"{inputs.name}: {now.gpu} ({now.market}) in {now.region} costs ${now.price:.2f} an hour by now, and was "
-            f"offered for ${agreed.price:.2f}. It was not rented; deploy again to be shown the new price"
-        )
 
 
 async def _wait(seconds: float, what: str, progress: Progress) -> None:

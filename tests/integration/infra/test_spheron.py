@@ -21,13 +21,14 @@ import pytest
 from infra.clouds import CloudError, LimitedError, Machine, Market, NoStockError, Offer, Phase, Presence
 from infra.clouds.quota import Limit, Quota
 from infra.clouds.spheron import LIMITS, SpheronCloud
-from infra.clouds.wire import CREATES, REQUESTS
+from infra.clouds.wire import CREATES, REQUESTS, TRIES
 from infra.costs.gpus import GpuModel
 from infra.emulate.account import Account
 from infra.emulate.server import Answer, Emulator, Fault, Request, Trouble, serving
 from infra.emulate.spheron import KEY, SpheronApi, Stock
 from infra.errors import InfraError
 from infra.provider.machine import MachineInputs, MachineResource, MachineState
+from infra.provider.prices import FRESH_S, Prices
 from infra.provider.resource import Condition, ProviderError
 from infra.stack import CloudName
 from tests.pairs import pairwise
@@ -114,7 +115,7 @@ def test_machines_of_another_stack_are_never_seen(emulator: Emulator, tmp_path: 
     assert len(emulator.account.alive()) == 2
 
 
-CREATE_STEPS = ("listDeployments", "listKeys", "addKey", "balance", "createDeployment")
+CREATE_STEPS = ("listDeployments", "listOffers", "listKeys", "addKey", "balance", "createDeployment")
 DELETE_STEPS = ("listDeployments", "deleteDeployment")
 WHEREVER = (Trouble.LIMITED, Trouble.BROKEN, Trouble.BROKEN_AFTER, Trouble.LOST_REQUEST, Trouble.LOST_ANSWER)
 
@@ -188,6 +189,60 @@ def test_what_costs_more_by_now_than_was_agreed_to_is_not_rented(emulator: Emula
         asyncio.run(resource(cloud).ensure(wanted, None, print))
     assert emulator.account.rentals == {}
     assert asyncio.run(resource(cloud).ensure(inputs(cloud), None, print)).offer.price == 1.64, "by its new price"
+
+
+def questions_of_price(emulator: Emulator) -> int:
+    """Pages of one answer are one question."""
+    return sum(op == "listOffers" and request.query["page"] == "1" for request, op, _ in emulator.log)
+
+
+async def rented(by: MachineResource, wanted: MachineInputs, numbers: range) -> list[MachineState | BaseException]:
+    names = [f"lp-abcdefgh-batch-{number}-g1" for number in numbers]
+    each = (by.ensure(wanted.model_copy(update={"name": name}), None, print) for name in names)
+    return await asyncio.gather(*each, return_exceptions=True)
+
+
+def test_machines_that_are_rented_side_by_side_ask_once_what_they_cost_and_later_ones_again(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    cloud, now = spheron(emulator, tmp_path), [0.0]
+    by, wanted = replace(resource(cloud), prices=Prices(lambda: now[0])), inputs(cloud)
+    before = questions_of_price(emulator)
+
+    async def six_and_then_two() -> list[MachineState | BaseException]:
+        await rented(by, wanted, range(1, 7))
+        assert len(emulator.account.alive()) == 6
+        assert questions_of_price(emulator) - before == 1
+        now[0] = FRESH_S
+        assert isinstance(emulator.api, SpheronApi)
+        dearer(emulator.api)
+        return await rented(by, wanted, range(7, 9))
+
+    late, later = asyncio.run(six_and_then_two())
+    assert questions_of_price(emulator) - before == 2
+    for refusal in (late, later):
+        assert isinstance(refusal, ProviderError)
+        assert "costs $1.64 an hour by now" in str(refusal)
+    assert len(emulator.account.alive()) == 6
+
+
+def test_a_question_of_price_that_stays_unanswered_is_not_asked_by_each_machine_anew(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    cloud = spheron(emulator, tmp_path)
+    by, wanted = resource(cloud), inputs(cloud)
+    emulator.faults.append(Fault(Trouble.BROKEN, "listOffers", times=TRIES))
+    before = emulator.asked.count("listOffers")
+
+    async def twice() -> None:
+        refusals = await rented(by, wanted, range(1, 7))
+        assert all("does not answer GET /api/gpu-offers" in str(each) for each in refusals)
+        assert emulator.asked.count("listOffers") - before == TRIES
+        assert emulator.account.rentals == {}
+        await rented(by, wanted, range(1, 7))
+
+    asyncio.run(twice())
+    assert len(emulator.account.alive()) == 6, "the same command again"
 
 
 def dearer(api: SpheronApi) -> None:
