@@ -2,8 +2,9 @@
 
 The rules, in this order. A stack whose time is over ends. A machine that is gone is replaced: by spot if its pool
 wants spot, else by what the pool takes instead; so is one that answers nobody any more though its cloud lists it as
-running, once that has lasted, and if another machine shows that the fault is not on our side. A pool that scales
-follows its backlog up at once, and down when a machine has had nothing to do for long enough and its minimum run time
+running, once that has lasted, if another machine's sshd shows that the fault is not on our side, and once its minimum
+run time is over, which is paid in any case: until then a pool that scales does without it. A pool that scales follows
+its backlog up at once, and down when a machine has had nothing to do for long enough and its minimum run time
 is over. A machine that was rented on demand in spot's place goes back to spot once spot has been there for as long as a
 cold start takes (hysteresis: without it a fifth of the saving goes into changing over), and pays. Nothing exceeds the
 hourly budget. What is not known changes nothing.
@@ -52,8 +53,8 @@ class Action:
 class Seen:
     """A placed machine as it is now. `age_s` since it is paid for; `idle_s` since it last had something to do.
 
-    `silent_since` (seconds since the epoch) if it served, and neither router nor watch reach it any more; `serves` if
-    the router reaches a worker of it.
+    `silent_since` (seconds since the epoch) if it served, and neither router nor watch reach it any more; `greets` if
+    its sshd greeted watch in this very look, which asks for that only while another is silent.
     """
 
     placed: Placed
@@ -62,12 +63,17 @@ class Seen:
     idle_s: float = 0.0
     reason: str = ""
     silent_since: float | None = None
-    serves: bool = False
+    greets: bool = False
 
     @property
     def spared(self) -> bool:
         """Nothing to do, and no minimum run time to pay for in any case."""
-        return self.idle_s > 0 and self.age_s >= self.placed.offer.minimum_s
+        return self.idle_s > 0 and not self.young
+
+    @property
+    def young(self) -> bool:
+        """Its minimum run time is paid for whether it is given back or not."""
+        return self.age_s < self.placed.offer.minimum_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +145,15 @@ class _Desk:
     world: World
     spot_since: Mapping[str, float]
     places: dict[str, Placed] = field(init=False)
+    hanging: Mapping[str, bool] = field(init=False)
+    """Machines that are silent beyond doubt; whether they are kept, because they are paid for still."""
     actions: list[Action] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.places = {placed.machine: placed for placed in self.world.placement.machines}
+        seen = [each for pool in self.world.pools for each in pool.machines]
+        heard = any(each.greets for each in seen)
+        self.hanging = {each.placed.machine: each.young for each in seen if heard and self._lasts(each)}
 
     def placement(self) -> Placement:
         numbers = tuple(
@@ -161,8 +172,8 @@ class _Desk:
         if pool.scale is None or seen.queued is None:
             return
         wanted = self._wanted(seen, pool)
-        spare = len(self._of(seen.name)) - max(wanted, pool.scale.least)
-        gone = [each for each in seen.machines if each.presence is Presence.GONE]
+        spare = self._working(seen.name) - max(wanted, pool.scale.least)
+        gone = [each for each in seen.machines if each.presence is Presence.GONE or self._given_up(each)]
         # The dearest image first: what was rented on demand in spot's place.
         idle = sorted(
             (each for each in seen.machines if each.presence is Presence.THERE and each.spared and not seen.queued),
@@ -171,9 +182,7 @@ class _Desk:
         for each in [*gone, *(each for each in idle if each.idle_s >= pool.scale.idle_s)]:
             if spare <= 0:
                 return
-            lost = each.presence is Presence.GONE
-            why = "it is gone, and not needed now" if lost else f"nothing to do for {each.idle_s:.0f} s"
-            self._drop(each.placed.machine, why)
+            self._drop(each.placed.machine, self._why_spare(each))
             spare -= 1
 
     def replace_lost(self, seen: PoolSeen) -> None:
@@ -182,20 +191,38 @@ class _Desk:
                 self._replace(seen, each.placed, each.reason or "it is gone")
 
     def replace_silent(self, seen: PoolSeen) -> None:
-        others = any(each.serves for pool in self.world.pools for each in pool.machines)
         for each in seen.machines:
-            machine, since = each.placed.machine, each.silent_since
-            if each.presence is not Presence.THERE or since is None or machine not in self.places:
+            machine = each.placed.machine
+            if each.presence is not Presence.THERE or each.silent_since is None or machine not in self.places:
                 continue
-            because = f"answers nobody since {datetime.fromtimestamp(since, UTC):%H:%M:%S}"
-            if not others:
-                why = f"{because}; neither does any other machine, so the fault may be on this side: it is kept"
-                self.actions.append(Action(Deed.HOLD, machine, why))
-            elif self.world.now - since < SILENT_S:
-                why = f"{because}, and its cloud lists it as running; it is replaced after {SILENT_S:.0f} s of that"
-                self.actions.append(Action(Deed.HOLD, machine, why))
-            else:
+            because = _silence(each.silent_since)
+            if self._given_up(each):
                 self._replace(seen, each.placed, because)
+            else:
+                self.actions.append(Action(Deed.HOLD, machine, f"{because}{self._why_kept(each)}"))
+
+    def _lasts(self, each: Seen) -> bool:
+        since = each.silent_since
+        return each.presence is Presence.THERE and since is not None and self.world.now - since >= SILENT_S
+
+    def _given_up(self, each: Seen) -> bool:
+        return self.hanging.get(each.placed.machine) is False
+
+    def _why_kept(self, each: Seen) -> str:
+        """A machine that is silent, and not given up yet."""
+        if not any(one.greets for pool in self.world.pools for one in pool.machines):
+            return "; nor does another machine's sshd greet watch just now, so the fault may be here: it is kept"
+        if not self._lasts(each):
+            return f", and its cloud lists it as running; it is replaced after {SILENT_S:.0f} s of that"
+        until = datetime.fromtimestamp(round(self.world.now - each.age_s + each.placed.offer.minimum_s), UTC)
+        return f"; it is paid for until {until:%H:%M:%S} UTC in any case (its minimum run time), and is replaced then"
+
+    def _why_spare(self, each: Seen) -> str:
+        if each.presence is Presence.GONE:
+            return "it is gone, and not needed now"
+        if self._given_up(each) and each.silent_since is not None:
+            return f"{_silence(each.silent_since)}, and is not needed now"
+        return f"nothing to do for {each.idle_s:.0f} s"
 
     def _replace(self, seen: PoolSeen, lost: Placed, because: str) -> None:
         spent = self._spent(without=lost.machine)
@@ -211,7 +238,7 @@ class _Desk:
         if pool.scale is None or seen.queued is None:
             return
         wanted = self._wanted(seen, pool)
-        while len(self._of(seen.name)) < wanted:
+        while self._working(seen.name) < wanted and len(self._of(seen.name)) < pool.most:
             machine = next(
                 name for name in (f"{seen.name}-{n}" for n in range(1, pool.most + 1)) if name not in self.places
             )
@@ -235,8 +262,7 @@ class _Desk:
         costs = {one.offer.id: one.dollars_per_image for one in seen.instead}
         for each in seen.machines:
             now = each.placed.offer
-            young = each.age_s < now.minimum_s
-            if now.market is Market.SPOT or each.presence is not Presence.THERE or young or not spot:
+            if now.market is Market.SPOT or each.presence is not Presence.THERE or each.young or not spot:
                 continue
             # Where its own price is not listed any more, spot's own card tells: the dearer hour is the dearer image.
             cost = costs.get(now.id, spot.dollars_per_image * now.price / spot.offer.price)
@@ -282,6 +308,10 @@ class _Desk:
     def _of(self, pool: str) -> list[str]:
         return [machine for machine in self.places if pool_of(machine) == pool]
 
+    def _working(self, pool: str) -> int:
+        """How many of a pool's machines work, or will: one that hangs and is paid for still is none of them."""
+        return sum(not self.hanging.get(machine, False) for machine in self._of(pool))
+
     def _pool(self, seen: PoolSeen) -> Pool:
         return self.description.pools[seen.name]
 
@@ -300,6 +330,10 @@ def _fitting(seen: PoolSeen) -> Iterator[Offer]:
 
 def _number(machine: str) -> int:
     return int(machine.rpartition("-")[2])
+
+
+def _silence(since: float) -> str:
+    return f"answers nobody since {datetime.fromtimestamp(since, UTC):%H:%M:%S}"
 
 
 def _said(offer: Offer) -> str:

@@ -15,16 +15,13 @@ from infra.planning.placement import Placed, Placement, pool_of, wishes
 from infra.planning.program import worker_names
 from infra.stack import StackDescription
 from infra.watch.decide import PoolSeen, Seen, World, idle_again
+from infra.watch.silence import COMES_UP_WITHIN_S, Asked, Silence
 from router.client import RouterClientError
-from router.contract import PoolView, WorkerHealth, WorkerView
+from router.contract import PoolView, WorkerView
 
 ROUTER_ANSWERS_WITHIN_S = 5.0
-GREETS_WITHIN_S = 3.0
 OFFERS_FRESH_S = 60.0
 """Prices move by the day; asked again at once when a machine is lost."""
-COMES_UP_WITHIN_S = 5400.0
-"""Half an hour to boot and an hour for the weights are what a deploy waits. One that has not come up by then is idle:
-it is paid for, works for nobody, and its pool may give it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +41,12 @@ class Observer:
     identity: Identity
     began: float
     idle_since: dict[str, float] = field(default_factory=dict)
-    silent_since: dict[str, float] = field(default_factory=dict)
-    served: set[str] = field(default_factory=set)
-    """Machines, as they are rented, that have served: one that boots still, too, answers nobody."""
+    silence: Silence = field(init=False)
     offers: tuple[Offer, ...] = ()
     offers_at: float = -1e12
+
+    def __post_init__(self) -> None:
+        self.silence = Silence(self.deployment.paths.root / "served.json")
 
     async def look(self, placement: Placement, now: float) -> World:
         """Everything at once. Raises CloudError if the cloud does not say what there is."""
@@ -56,8 +54,8 @@ class Observer:
         there, router = await asyncio.gather(self.cloud.list(self.identity.id), self._router(placement))
         by_name = {machine.name: machine for machine in there}
         self._note_idle(placement, router, by_name, now)
-        await self._note_silent(placement, router, by_name, now)
-        machines = [self._seen(placed, by_name, router, now) for placed in placement.machines]
+        await self.silence.note(self._asked(placement, router, by_name, now), now)
+        machines = [self._seen(placed, by_name, now) for placed in placement.machines]
         lost = any(each.presence is Presence.GONE for each in machines)
         if lost or now - self.offers_at >= OFFERS_FRESH_S:
             self.offers, self.offers_at = tuple(await self.cloud.offers()), now
@@ -66,15 +64,15 @@ class Observer:
         hours = description.lives_for_hours
         return World(now, placement, pools, None if hours is None else self.began + 3600 * hours)
 
-    def _seen(self, placed: Placed, there: Mapping[str, Machine], router: RouterSees | None, now: float) -> Seen:
+    def _seen(self, placed: Placed, there: Mapping[str, Machine], now: float) -> Seen:
         machine = there.get(self.identity.machine(placed.machine, placed.generation))
         if machine is None:
             return Seen(placed, Presence.GONE, reason="it is not there")
         if machine.phase is Phase.STOPPED:
             return Seen(placed, Presence.GONE, reason="it has stopped")
         idle = now - self.idle_since[placed.machine] if placed.machine in self.idle_since else 0.0
-        silent, serves = self.silent_since.get(machine.name), any(map(_reached, _workers(placed, router)))
-        return Seen(placed, Presence.THERE, _age(machine, now), idle, silent_since=silent, serves=serves)
+        silent, greets = self.silence.since.get(machine.id), machine.id in self.silence.greeting
+        return Seen(placed, Presence.THERE, _age(machine, now), idle, silent_since=silent, greets=greets)
 
     def _pool(
         self, name: str, machines: list[Seen], router: RouterSees | None, judge: Judge, description: StackDescription
@@ -103,24 +101,19 @@ class Observer:
             busy[placed.machine] = waiting or any(young if each is None else each.running for each in views)
         self.idle_since = idle_again(self.idle_since, busy, now)
 
-    async def _note_silent(
+    def _asked(
         self, placement: Placement, router: RouterSees | None, there: Mapping[str, Machine], now: float
-    ) -> None:
-        """Both ways have to fail: the router's, to the workers, and ours, to the machine's sshd."""
-        unheard = []
-        for placed in placement.machines:
-            machine = there.get(self.identity.machine(placed.machine, placed.generation))
-            views = _workers(placed, router)
-            if machine is None or not machine.address or not views:
-                continue
-            if machine.rented_at and any(_reached(view) and view.since >= machine.rented_at for view in views):
-                self.served.add(machine.name)
-            known = machine.name in self.served or _age(machine, now) > COMES_UP_WITHIN_S
-            if known and not any(map(_reached, views)):
-                unheard.append(machine)
-        answers = await asyncio.gather(*(_answers(machine) for machine in unheard))
-        before, silent = self.silent_since, [one.name for one, up in zip(unheard, answers, strict=True) if not up]
-        self.silent_since = {name: before.get(name, now) for name in silent}
+    ) -> list[Asked]:
+        """What there is to hear of each machine that has an address."""
+        found = (
+            (placed, there.get(self.identity.machine(placed.machine, placed.generation)))
+            for placed in placement.machines
+        )
+        return [
+            Asked(machine, _workers(placed, router), _age(machine, now))
+            for placed, machine in found
+            if machine and machine.address
+        ]
 
     async def _router(self, placement: Placement) -> RouterSees | None:
         try:
@@ -141,24 +134,6 @@ def _workers(placed: Placed, router: RouterSees | None) -> list[WorkerView]:
     """The machine's, as far as the router knows them."""
     views = [router.workers.get(worker) for worker in worker_names(placed)] if router else []
     return [view for view in views if view]
-
-
-def _reached(view: WorkerView) -> bool:
-    return view.health not in (WorkerHealth.UNREACHABLE, WorkerHealth.UNKNOWN)
-
-
-async def _answers(machine: Machine) -> bool:
-    """Whether an sshd greets there (RFC 4253, 4.2). That a connection is taken says little: proxies on the way do that,
-    and so does the kernel of a machine that does nothing else any more."""
-    try:
-        async with asyncio.timeout(GREETS_WITHIN_S):
-            reader, writer = await asyncio.open_connection(machine.address, machine.port)
-            try:
-                return await reader.read(4) == b"SSH-"
-            finally:
-                writer.close()
-    except (OSError, TimeoutError):
-        return False
 
 
 def _age(machine: Machine, now: float) -> float:

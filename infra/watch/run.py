@@ -120,6 +120,10 @@ class Watch:
             self.deployment, self.observer = kept, None
         return True
 
+    def pause(self, every_s: float) -> float:
+        """Seconds from one round to the next."""
+        return self.observer.silence.pause(every_s) if self.observer else every_s
+
     def leave(self) -> None:
         """End what is under way; what it has begun is kept."""
         if self.work:
@@ -274,7 +278,7 @@ def watch(stack: str, every_s: float = EVERY_S, rounds: int | None = None) -> No
                     unit.retire(name, paths)
                     return
                 if rounds is None or done < rounds:
-                    time.sleep(max(0.0, every_s - (time.monotonic() - begun)))
+                    time.sleep(max(0.0, watching.pause(every_s) - (time.monotonic() - begun)))
             if watching.work:
                 watching.work.wait()
         finally:

@@ -17,7 +17,7 @@ from infra.clouds.spheron import SpheronCloud
 from infra.deployment import Deployment
 from infra.emulate.account import Account
 from infra.emulate.machines import Reach
-from infra.emulate.server import serving
+from infra.emulate.server import Emulator, serving
 from infra.emulate.spheron import KEY, SpheronApi
 from infra.paths import StackPaths
 from infra.planning.placement import Placed, Placement
@@ -26,7 +26,8 @@ from infra.provider.site import Site
 from infra.ssh.keys import LOGIN, ensure_key, public_line
 from infra.stack import CloudName, parse
 from infra.watch.decide import PoolSeen, Seen, World
-from infra.watch.observe import COMES_UP_WITHIN_S, Observer
+from infra.watch.observe import Observer
+from infra.watch.silence import COMES_UP_WITHIN_S, UNWATCHED_S
 from router.contract import BATCH, JobRequest, WorkerHealth
 from tests.emulators.paced_process import paced_worker
 from tests.emulators.paced_worker import Pace
@@ -53,29 +54,40 @@ def pool(seen: World, name: str) -> PoolSeen:
     return next(each for each in seen.pools if each.name == name)
 
 
-async def test_a_backlog_a_worker_at_work_and_one_that_does_not_come_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StackPaths:
     monkeypatch.setenv("LETTERPRESS_RUN", str(tmp_path / "run"))
     paths = StackPaths.of("observed", tmp_path / "home")
     paths.create()
-    _, identity = placed(paths)
+    return paths
+
+
+def observer(paths: StackPaths, emulator: Emulator, admin_url: str, host: str = "") -> Observer:
+    """Of a stack whose router's admin app is there, as watch begins with it; what the cloud says is never kept."""
+    text = STACK.format(admin=admin_url.rpartition(":")[2], host=host)
+    deployment = Deployment(parse(text, "stack.yaml", paths.root), paths)
+    cloud = Site(paths, {"SPHERON_API_KEY": KEY, "SPHERON_API_URL": emulator.url}).cloud(CloudName.SPHERON)
+    assert isinstance(cloud, SpheronCloud)
+    return Observer(deployment, replace(cloud, fresh_s=0.0), placed(paths)[1], time.time())
+
+
+async def placement_of(watching: Observer, *machines: str) -> Placement:
+    offer = next(each for each in await watching.cloud.offers() if each.price == 0.82)
+    return Placement(tuple(Placed(name, offer) for name in machines))
+
+
+async def test_a_backlog_a_worker_at_work_and_one_that_does_not_come_up(paths: StackPaths) -> None:
     later = [0.0]
     account = Account(clock=time.time)
     with serving(SpheronApi(account)) as emulator:
         async with served_router() as router, paced_worker(Pace(step_s=0.2)) as worker:
-            environ = {"SPHERON_API_KEY": KEY, "SPHERON_API_URL": emulator.url}
-            admin = router.admin_url.rpartition(":")[2]
-            deployment = Deployment(parse(STACK.format(admin=admin, host=""), "stack.yaml", tmp_path), paths)
-            cloud = Site(paths, environ).cloud(CloudName.SPHERON)
-            offer = next(each for each in await cloud.offers() if each.price == 0.82)
-            placement = Placement(tuple(Placed(f"batch-{number}", offer) for number in (1, 2)))
+            watching = observer(paths, emulator, router.admin_url)
+            placement = await placement_of(watching, "batch-1", "batch-2")
             for each in placement.machines:
-                account.rent(identity.machine(each.machine, 1), 0.82, ())
-            observer = Observer(deployment, cloud, identity, time.time())
+                account.rent(watching.identity.machine(each.machine, 1), 0.82, ())
 
             async def look() -> World:
-                return await observer.look(placement, time.time() + later[0])
+                return await watching.look(placement, time.time() + later[0])
 
             await router.use("batch-1", worker, BATCH)
             await look()
@@ -129,83 +141,81 @@ def greeting(words: bytes) -> Iterator[int]:
 
 
 async def test_a_machine_is_silent_when_neither_the_router_nor_watch_reaches_it_though_it_served(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    paths: StackPaths,
 ) -> None:
-    monkeypatch.setenv("LETTERPRESS_RUN", str(tmp_path / "run"))
-    paths = StackPaths.of("observed", tmp_path / "home")
-    paths.create()
-    _, identity = placed(paths)
     account = Account()
     with serving(SpheronApi(account)) as emulator, greeting(b"SSH-2.0-x\r\n") as port, greeting(b"") as proxy:
         async with served_router() as router, paced_worker() as worker:
-            deployment = Deployment(
-                parse(STACK.format(admin=router.admin_url.rpartition(":")[2], host=""), "s", tmp_path), paths
-            )
-            cloud = Site(paths, {"SPHERON_API_KEY": KEY, "SPHERON_API_URL": emulator.url}).cloud(CloudName.SPHERON)
-            offer = next(each for each in await cloud.offers() if each.price == 0.82)
-            placement = Placement((Placed("batch-1", offer),))
-            rental = account.rent(identity.machine("batch-1", 1), 0.82, ())
-            nobody, somebody = rental.reach, Reach("127.0.0.1", port, "ubuntu")
-            assert isinstance(cloud, SpheronCloud)
-            observer = Observer(deployment, replace(cloud, fresh_s=0.0), identity, time.time())
+            watching, now = observer(paths, emulator, router.admin_url), time.time()
+            placement = await placement_of(watching, "batch-1", "batch-2")
+            mine, other = (account.rent(watching.identity.machine(f"batch-{n}", 1), 0.82, ()) for n in (1, 2))
+            nobody, somebody = mine.reach, Reach("127.0.0.1", port, "ubuntu")
 
-            async def look() -> Seen:
-                return machine(await observer.look(placement, time.time()), "batch-1")
+            async def look(by: Observer = watching, at: float = now) -> tuple[Seen, Seen]:
+                seen = await by.look(placement, at)
+                return machine(seen, "batch-1"), machine(seen, "batch-2")
 
             async def unreachable() -> bool:
                 async with router.admin() as admin:
                     return (await admin.worker("batch-1")).health is WorkerHealth.UNREACHABLE
 
+            unknown = observer(paths, emulator, router.admin_url)
+            unknown.silence.file = paths.root / "none.json"
             await router.use("batch-1", worker, BATCH)
-            seen = await look()
-            assert (seen.serves, seen.silent_since) == (True, None)
+            seen, _ = await look()
+            assert (seen.silent_since, seen.greets) == (None, False), "nobody is asked while all is well"
 
             await worker.kill()
             await until(unreachable, "the router misses it")
-            rental.reach = somebody
-            assert (await look()).silent_since is None, "its sshd greets: that is another trouble"
-            rental.reach = Reach("127.0.0.1", proxy, "ubuntu")
-            assert (await look()).silent_since is not None, "that somebody takes the connection is not enough"
-            rental.reach = nobody
-            first = await look()
-            assert (first.serves, first.presence) == (False, Presence.THERE)
-            assert first.silent_since is not None
-            assert (await look()).silent_since == first.silent_since, "since then"
+            mine.reach = somebody
+            seen, _ = await look()
+            assert (seen.silent_since, seen.greets) == (None, True), "its sshd greets: that is another trouble"
+            mine.reach = Reach("127.0.0.1", proxy, "ubuntu")
+            assert (await look())[0].silent_since is not None, "that somebody takes the connection is not enough"
+            mine.reach = nobody
+            seen, second = await look()
+            assert (seen.silent_since, seen.presence) == (now, Presence.THERE)
+            assert not second.greets, "watch reaches nobody: then the fault may be here"
+            other.reach = somebody
+            seen, second = await look(at=now + UNWATCHED_S)
+            assert (seen.silent_since, seen.greets) == (now, False), "since then"
+            assert second.greets, "and watch does reach a machine"
 
-            watch_began_later = Observer(deployment, observer.cloud, identity, time.time())
-            seen = machine(await watch_began_later.look(placement, time.time()), "batch-1")
-            assert seen.silent_since is None, "perhaps it boots still, and what the router misses was before it"
-            old = time.time() + COMES_UP_WITHIN_S + 1
-            seen = machine(await watch_began_later.look(placement, old), "batch-1")
-            assert seen.silent_since == old
+            assert watching.silence.pause(300.0) <= UNWATCHED_S / 2, "however seldom it looks otherwise"
+
+            hours = now + 7200.0
+            assert (await look(at=hours))[0].silent_since == hours, "what was between, nobody saw"
+
+            assert (await look(observer(paths, emulator, router.admin_url)))[0].silent_since == now, (
+                "a watch that begins later knows what has served"
+            )
+            assert (await look(unknown))[0].silent_since is None, (
+                "perhaps it boots still, and what the router misses was before it"
+            )
+            old = now + COMES_UP_WITHIN_S + 1
+            assert (await look(unknown, old))[0].silent_since == old
+
+            mine.id, account.rentals = "another", {"another": mine, other.id: other}
+            assert (await look())[0].silent_since is None, "another machine of that name has not served"
 
             await worker.begin_again()
             await router.use("batch-1", worker, BATCH)
-            assert (await look()).silent_since is None
+            assert (await look())[0].silent_since is None
+            assert watching.silence.pause(300.0) == 300.0
 
 
-async def test_a_router_on_a_machine_of_its_own_is_asked_through_ssh(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LETTERPRESS_RUN", str(tmp_path / "run"))
-    paths = StackPaths.of("observed", tmp_path / "home")
-    paths.create()
-    _, identity = placed(paths)
+async def test_a_router_on_a_machine_of_its_own_is_asked_through_ssh(paths: StackPaths, tmp_path: Path) -> None:
     with serving(SpheronApi()) as emulator:
         async with served_router() as router, sshd(tmp_path / "sshd") as front:
             own = ensure_key(tmp_path / "own", LOGIN)
             (front.folder / "authorized_keys").write_text(public_line(own, "operator") + "\n")
             reached = f"address: 127.0.0.1, port: {front.port}, user: {front.user}, key: {own}"
             host = f"host: {{{reached}}}, edge: {{tls: {{certificate: c.pem, key: k.pem}}}}, "
-            admin = router.admin_url.rpartition(":")[2]
-            deployment = Deployment(parse(STACK.format(admin=admin, host=host), "stack.yaml", tmp_path), paths)
-            environ = {"SPHERON_API_KEY": KEY, "SPHERON_API_URL": emulator.url}
-            cloud = Site(paths, environ).cloud(CloudName.SPHERON)
-            observer = Observer(deployment, cloud, identity, time.time())
-            assert pool(await observer.look(Placement(), time.time()), BATCH).queued == 0
+            watching = observer(paths, emulator, router.admin_url, host)
+            assert pool(await watching.look(Placement(), time.time()), BATCH).queued == 0
             # It is watch that ends its connection; sshd has only to hear of it.
             eventually(lambda: front.connections() == [], 10, "a look leaves no connection behind")
 
             await front.stop()
-            seen = await observer.look(Placement(), time.time())
+            seen = await watching.look(Placement(), time.time())
             assert pool(seen, BATCH).queued is None, "that there is a way to its port without SSH is of no use"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import cache
 
 from hypothesis import given, settings
@@ -104,21 +105,65 @@ def test_a_lost_spot_machine_is_replaced_by_spot_under_a_new_name() -> None:
     assert "taken back by Spheron; takes A100-SXM-80GB (spot, us, $0.82/h)" in decision.actions[0].why
 
 
+def silent(machine: str, of: Offer, seconds: float, age_s: float = HOUR) -> Seen:
+    return replace(there(machine, of, age_s), silent_since=NOW - seconds)
+
+
+HEARD = replace(FRONT, greets=True)
+PAID = replace(SPOT, minimum_s=1200.0)
+
+
 def test_a_machine_that_answers_nobody_is_told_at_once_and_replaced_once_that_has_lasted() -> None:
-    one, serving = stack(machines=1), replace(FRONT, serves=True)
+    one = stack(machines=1)
 
     def after(seconds: float, front: Seen) -> Decision:
-        return decide(one, world(one, [front, replace(there("batch-1", SPOT), silent_since=NOW - seconds)], ALL))
+        return decide(one, world(one, [front, silent("batch-1", SPOT, seconds)], ALL))
 
-    early = after(SILENT_S - 1, serving)
+    early = after(SILENT_S - 1, HEARD)
     assert deeds(early) == [(Deed.HOLD, "batch-1")]
     assert early.placement.of("batch-1") == Placed("batch-1", SPOT)
-    late = after(SILENT_S, serving)
+    late = after(SILENT_S, HEARD)
     assert deeds(late) == [(Deed.REPLACE, "batch-1")]
     assert late.placement.of("batch-1") == Placed("batch-1", SPOT, 2)
     alone = after(100 * SILENT_S, FRONT)
     assert deeds(alone) == [(Deed.HOLD, "batch-1")], "where nothing answers, the way there may be what is broken"
-    assert "the fault may be on this side" in alone.actions[0].why
+    assert "the fault may be here" in alone.actions[0].why
+
+
+def test_a_machine_that_answers_nobody_and_is_paid_for_still_is_kept_to_the_end_of_that() -> None:
+    one = stack(machines=1)
+
+    def aged(age_s: float) -> Decision:
+        return decide(one, world(one, [HEARD, silent("batch-1", PAID, 300, age_s)], ALL))
+
+    held = aged(1199.0)
+    assert deeds(held) == [(Deed.HOLD, "batch-1")]
+    until = datetime.fromtimestamp(NOW + 1, UTC)
+    assert f"it is paid for until {until:%H:%M:%S} UTC in any case" in held.actions[0].why
+    assert deeds(aged(1200.0)) == [(Deed.REPLACE, "batch-1")]
+
+
+def test_a_pool_that_scales_does_not_wait_for_that_but_for_its_bound_and_the_budget() -> None:
+    def decided(scaled: StackDescription, *machines: Seen, queued: int = 1) -> Decision:
+        return decide(scaled, world(scaled, [HEARD, *machines], ALL, queued=queued))
+
+    scaled, hangs = stack(scale=SCALE), silent("batch-1", PAID, 300, 600)
+    instead = decided(scaled, hangs)
+    assert deeds(instead) == [(Deed.HOLD, "batch-1"), (Deed.GROW, "batch-2")]
+    assert deeds(decided(scaled, hangs, there("batch-2", SPOT))) == [(Deed.HOLD, "batch-1")], "one is enough"
+    assert deeds(decided(scaled, hangs, queued=0)) == [(Deed.HOLD, "batch-1")], "nothing waits"
+    assert deeds(decided(stack(scale=SCALE | {"most": 1}), hangs)) == [(Deed.HOLD, "batch-1")]
+    assert deeds(decided(stack(budget=3.0, scale=SCALE), hangs)) == [(Deed.HOLD, "batch-1"), (Deed.HOLD, "batch-2")]
+
+    over = decided(scaled, silent("batch-1", PAID, 900, 1200), there("batch-2", SPOT))
+    assert deeds(over) == [(Deed.SHRINK, "batch-1")], "and then nobody takes its place"
+    assert "and is not needed now" in over.actions[0].why
+
+
+def test_where_another_takes_its_place_that_one_is_not_given_back_as_idle() -> None:
+    scaled = stack(machines=1, scale=SCALE | {"least": 1})
+    machines = [HEARD, silent("batch-1", PAID, 300, 600), there("batch-2", SPOT, idle_s=5000)]
+    assert deeds(decide(scaled, world(scaled, machines, ALL))) == [(Deed.HOLD, "batch-1")]
 
 
 def test_while_spot_is_sold_out_it_rents_on_demand_if_the_pool_says_so_and_else_waits() -> None:
@@ -222,6 +267,12 @@ def test_a_stack_whose_time_is_over_ends() -> None:
     assert not decide(short, replace(seen, now=NOW - 1)).ends
 
 
+def given_up(seen: Seen) -> bool:
+    """Gone, or silent for long enough and paid for no more."""
+    hangs = seen.silent_since is not None and seen.age_s >= max(SILENT_S, seen.placed.offer.minimum_s)
+    return seen.presence is Presence.GONE or hangs
+
+
 @dataclass
 class Simulation:
     """A cloud that takes spot machines back, sells out, and a backlog that comes and goes: what is paid is counted."""
@@ -229,10 +280,12 @@ class Simulation:
     description: StackDescription
     dice: random.Random
     loss: float
+    hangs: float = 0.0
     now: float = NOW
     placement: Placement = field(default_factory=Placement)
     born: dict[tuple[str, int], float] = field(default_factory=dict)
     lost: set[tuple[str, int]] = field(default_factory=set)
+    silent: dict[tuple[str, int], float] = field(default_factory=dict)
     idle_since: dict[str, float] = field(default_factory=dict)
     queued: int = 0
     memory: Memory = field(default_factory=Memory)
@@ -248,8 +301,12 @@ class Simulation:
                 machines.append(Seen(placed, Presence.GONE, reason="taken back"))
                 continue
             idle = self.now - self.idle_since.setdefault(placed.machine, self.now)
-            machines.append(Seen(placed, Presence.THERE, self.now - self.born[key], 0.0 if self.queued else idle))
-        alive = sum(each.presence is Presence.THERE and each.placed.machine != "interactive-1" for each in machines)
+            if placed.machine != "interactive-1" and self.dice.random() < self.hangs:
+                self.silent.setdefault(key, self.now)
+            since, age = self.silent.get(key), self.now - self.born[key]
+            one = Seen(placed, Presence.THERE, age, 0.0 if self.queued else idle, silent_since=since)
+            machines.append(replace(one, greets=since is None))
+        alive = sum(each.greets and each.placed.machine != "interactive-1" for each in machines)
         self.queued = max(0, self.queued + arrivals - int(alive * seconds / 2))
         if self.queued:
             self.idle_since.clear()
@@ -280,10 +337,10 @@ class Simulation:
             old = before.get(action.machine)
             if action.deed is Deed.SHRINK:
                 assert old is not None
-                assert old.presence is Presence.GONE or (old.spared and not self.queued)
+                assert given_up(old) or (old.spared and not self.queued)
             if action.deed is Deed.REPLACE:
                 assert old is not None
-                assert old.presence is Presence.GONE
+                assert given_up(old)
             assert action.why
         held = {action.machine for action in decision.actions if action.deed is Deed.HOLD}
         kept = {(placed.machine, placed.generation) for placed in decision.placement.machines}
@@ -296,18 +353,21 @@ class Simulation:
 @given(
     st.integers(0, 2**32),
     st.floats(0.0, 0.4),
+    st.floats(0.0, 0.2),
     st.one_of(st.none(), st.floats(2.9, 9.0)),
-    st.lists(st.tuples(st.integers(0, 200), st.sampled_from([(), (SPOT,), (DEAR,), (SPOT, DEAR)])), max_size=20),
+    st.lists(
+        st.tuples(st.integers(0, 200), st.sampled_from([(), (SPOT,), (PAID,), (DEAR,), (SPOT, DEAR)])), max_size=20
+    ),
 )
 def test_whatever_a_cloud_does_the_rules_hold_and_a_quiet_pool_ends_at_nothing(
-    seed: int, loss: float, budget: float | None, story: list[tuple[int, tuple[Offer, ...]]]
+    seed: int, loss: float, hangs: float, budget: float | None, story: list[tuple[int, tuple[Offer, ...]]]
 ) -> None:
-    description = stack(budget=budget, scale=SCALE)
-    run = Simulation(description, random.Random(seed), loss, placement=Placement((Placed("interactive-1", H100),)))
+    description, front = stack(budget=budget, scale=SCALE), Placement((Placed("interactive-1", H100),))
+    run = Simulation(description, random.Random(seed), loss, hangs, placement=front)
     run.born["interactive-1", 1] = NOW
     for arrivals, sold in story:
         run.tick(60.0, arrivals, [H100, *sold])
-    run.loss = 0.0
+    run.loss = run.hangs = 0.0
     for _ in range(120):
         run.tick(60.0, 0, ALL)
         if not run.queued and len(run.placement.machines) == 1:
