@@ -199,6 +199,30 @@ def test_a_yes_beforehand_covers_no_price_that_has_risen_beyond_the_budget(perso
     assert person.emulator.account.rentals == {}
 
 
+def test_while_a_sweep_asks_the_stack_is_free_and_what_changed_meanwhile_is_left_alone(person: Person) -> None:
+    person.elsewhere("deploy", str(person.folder / "hired.yaml"))
+    home = person.folder / "home/hired"
+    stack_id = (home / "stack-id").read_text().strip()
+    account = person.emulator.account
+    ended, stays, adopted = (
+        account.rent(f"lp-{stack_id}-batch-{number}-g1", 0.82, ("ssh-ed25519 AAAA x",)) for number in (7, 8, 1)
+    )
+    with person.at_a_terminal("sweep") as terminal:
+        terminal.until(r"Delete them\? \(y/N\)")
+        deployed = person.elsewhere("deploy", str(person.folder / "hired.yaml"), "--yes")
+        assert "sweep hired" not in deployed.stderr, "nobody holds the stack while a person thinks"
+        assert "createDeployment" not in person.emulator.asked, "the deploy takes up the machine that is there"
+        account.end(ended)
+        again = account.rent(ended.name, 0.82, ())
+        late = account.rent(f"lp-{stack_id}-batch-9-g1", 0.82, ())
+        terminal.types("y\n")
+        assert terminal.ends() == 0, terminal.said
+    assert {rental.id for rental in account.alive()} == {adopted.id, again.id, late.id}
+    assert stays.ended is not None
+    assert f"{adopted.name}  (spheron" in terminal.said
+    assert "left alone: it is no stray any more" in terminal.said
+
+
 def test_a_sweep_deletes_what_it_has_shown_after_a_yes_and_nothing_after_a_no(person: Person) -> None:
     person.elsewhere("deploy", str(person.folder / "hired.yaml"))  # refused: it draws the stack's id, and no more
     stack_id = (person.folder / "home/hired/stack-id").read_text().strip()
