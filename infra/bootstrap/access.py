@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from infra.bootstrap.machine import Machine
 from infra.bootstrap.step import EVERYWHERE, Wrong
 from infra.clouds import HostKind
+from infra.ssh.connection import Done
 
 
 def comment(stack_id: str) -> str:
@@ -20,11 +21,11 @@ class TunnelKey:
     name: str = "tunnel key"
     kinds: frozenset[HostKind] = EVERYWHERE
 
-    async def look(self, machine: Machine) -> Wrong | None:
-        file = _authorized_keys(machine)
-        script = f'{file} && grep -qxF {shlex.quote(machine.tunnel_line)} "$f"'
-        done = await machine.connection.attempt(script, "looking for the tunnel service's key")
-        return None if done.status == 0 else Wrong("letting the tunnel service forward")
+    def look(self, machine: Machine) -> str:
+        return f'{_authorized_keys(machine)} && grep -qxF {shlex.quote(machine.tunnel_line)} "$f"'
+
+    def judge(self, _: Machine, seen: Done) -> Wrong | None:
+        return None if seen.status == 0 else Wrong("letting the tunnel service forward")
 
     async def act(self, machine: Machine) -> None:
         others = f'grep -v " {comment(machine.stack_id)}$" "$f" || :'

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.bootstrap.machine import Machine
-from infra.bootstrap.step import VMS, Wrong
+from infra.bootstrap.step import NOTHING, VMS, Wrong
 from infra.clouds import HostKind
+from infra.ssh.connection import Done
 
 INSTALL_S = 900.0
 APT = "DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300"
@@ -18,10 +19,11 @@ class Docker:
     name: str = "Docker"
     kinds: frozenset[HostKind] = VMS
 
-    async def look(self, machine: Machine) -> Wrong | None:
-        script = "docker version --format '{{.Server.Version}}'"
-        done = await machine.connection.attempt(script, "looking for Docker")
-        return None if done.status == 0 else Wrong("is not there, or does not answer", BY_HAND)
+    def look(self, _: Machine) -> str:
+        return "docker version --format '{{.Server.Version}}'"
+
+    def judge(self, _: Machine, seen: Done) -> Wrong | None:
+        return None if seen.status == 0 else Wrong("is not there, or does not answer", BY_HAND)
 
     async def act(self, machine: Machine) -> None:
         script = f"""set -e
@@ -39,12 +41,11 @@ class Toolkit:
     name: str = "NVIDIA container toolkit"
     kinds: frozenset[HostKind] = VMS
 
-    async def look(self, machine: Machine) -> Wrong | None:
-        if machine.described.gpus == 0:
-            return None
-        script = "docker info --format '{{json .Runtimes}}' | grep -q nvidia"
-        done = await machine.connection.attempt(script, "looking for NVIDIA's container toolkit")
-        return None if done.status == 0 else Wrong("Docker has no runtime for GPUs", BY_HAND)
+    def look(self, machine: Machine) -> str:
+        return "docker info --format '{{json .Runtimes}}' | grep -q nvidia" if machine.described.gpus else NOTHING
+
+    def judge(self, _: Machine, seen: Done) -> Wrong | None:
+        return None if seen.status == 0 else Wrong("Docker has no runtime for GPUs", BY_HAND)
 
     async def act(self, machine: Machine) -> None:
         # NVIDIA's own repository, as its installation guide has it.

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.bootstrap.machine import Machine
-from infra.bootstrap.step import EVERYWHERE, Wrong
+from infra.bootstrap.step import EVERYWHERE, NOTHING, Wrong
 from infra.clouds import HostKind
+from infra.ssh.connection import Done
 
 MIB = 1.0 / 1024
 DRIVER_MIN = 525
@@ -17,6 +18,8 @@ DRIVER_MIN = 525
 ENOUGH = 0.95
 """Cards report a little less memory than their name says."""
 PROBE = "https://huggingface.co/Qwen/Qwen3-0.6B/resolve/main/model.safetensors"
+ENOUGH_DISK, DOWNLOADS = "disk-was-enough", "downloads"
+"""Files of the stack's folder that keep what was found."""
 PROBE_S = 8
 """A download of a public file for so many seconds, of which nothing is kept."""
 
@@ -33,20 +36,20 @@ class Gpus:
     name: str = "GPUs"
     kinds: frozenset[HostKind] = EVERYWHERE
 
-    async def look(self, machine: Machine) -> Wrong | None:
-        if machine.described.gpus == 0:
-            return None
-        query = "nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader,nounits"
-        done = await machine.connection.attempt(query, "looking at its GPUs")
-        if done.status != 0:
-            said = (done.said.splitlines() or ["it said nothing"])[-1]
+    def look(self, machine: Machine) -> str:
+        query = "nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader,nounits 2>&1"
+        return query if machine.described.gpus else NOTHING
+
+    def judge(self, machine: Machine, seen: Done) -> Wrong | None:
+        if seen.status != 0:
+            said = (seen.said.splitlines() or ["it said nothing"])[-1]
             return Wrong(
                 f"no NVIDIA driver answers (nvidia-smi: {said})",
                 "Install the driver for its card (Ubuntu: sudo ubuntu-drivers install --gpgpu), restart the machine, "
                 "and deploy again",
                 final=True,
             )
-        return judge(parse(done.output), machine)
+        return judge(parse(seen.output), machine)
 
     async def act(self, machine: Machine) -> None:
         """Nobody but the machine's owner can."""
@@ -83,15 +86,19 @@ class Disk:
     name: str = "disk"
     kinds: frozenset[HostKind] = EVERYWHERE
 
-    async def look(self, machine: Machine) -> Wrong | None:
-        mark = machine.root / "disk-was-enough"
-        script = (
-            f"mkdir -p {machine.root} && chmod 711 {machine.root} {machine.root.parent} && "
-            f"test -e {mark} && echo enough || df -Pk {machine.root} | tail -1 | awk '{{print $4}}'"
+    def look(self, machine: Machine) -> str:
+        return (
+            f"test -e {machine.root / ENOUGH_DISK} && echo enough && exit; "
+            f"there={machine.root}; until test -e $there; do there=$(dirname $there); done; "
+            "df -Pk $there | tail -1 | awk '{print $4}'"
         )
-        said = (await machine.connection.run(script, "looking at its disk", advice=FULL)).strip()
+
+    def judge(self, machine: Machine, seen: Done) -> Wrong | None:
+        said = seen.output.strip()
         if said == "enough":
             return None
+        if not said.isdecimal():
+            return Wrong("df does not say how much is free", FULL, final=True)
         free = int(said) / 2**20
         if free < machine.described.disk_gib:
             few = f"{free:.1f} GiB are free on {machine.root.parent}, and {machine.described.disk_gib:g} are wanted"
@@ -99,7 +106,10 @@ class Disk:
         return Wrong(f"{free:.0f} GiB free")
 
     async def act(self, machine: Machine) -> None:
-        await machine.connection.write(machine.root / "disk-was-enough", b"yes\n")
+        made = f"mkdir -p {machine.root} && chmod 711 {machine.root} {machine.root.parent}"
+        await machine.connection.run(
+            f"{made} && echo yes >{machine.root / ENOUGH_DISK}", "making its folder", advice=FULL
+        )
 
 
 FULL = "Is its disk full, or read-only? df -h"
@@ -107,26 +117,33 @@ FULL = "Is its disk full, or read-only? df -h"
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """Measured once, and only where a speed was described."""
+    """Measured only where a speed was described, and until it was once enough."""
 
     name: str = "download speed"
     kinds: frozenset[HostKind] = EVERYWHERE
 
-    async def look(self, machine: Machine) -> Wrong | None:
+    def look(self, machine: Machine) -> str:
+        return f"cat {machine.root / DOWNLOADS} 2>/dev/null" if machine.described.download_mbit_s else NOTHING
+
+    def judge(self, machine: Machine, seen: Done) -> Wrong | None:
         wanted = machine.described.download_mbit_s
         if not wanted:
             return None
-        mark = machine.root / "download-mbit-s"
-        script = (
-            f"cat {mark} 2>/dev/null || curl -sS -L -o /dev/null --max-time {PROBE_S} -w '%{{speed_download}}' "
-            f"{PROBE} || :"
-        )
-        said = (await machine.connection.run(script, "measuring its download speed", within_s=60)).split()
-        speed = float(said[-1]) * 8e-6 if said and said[-1].replace(".", "", 1).isdigit() else 0.0
+        if seen.status != 0:
+            return Wrong("measuring it")
+        speed = bytes_a_second(seen.output) * 8e-6
         if speed < wanted / 2:
             slow = f"it downloads {speed:.0f} Mbit/s, and {wanted:g} are described"
-            return Wrong(slow, "Take another machine, or say less in `download_mbit_s`", final=True)
+            return Wrong(slow, "Take another machine, or say less in `download_mbit_s`")
         return None
 
     async def act(self, machine: Machine) -> None:
-        """Nothing can be done about it from here."""
+        probe = f"curl -sS -L -o /dev/null --max-time {PROBE_S} -w '%{{speed_download}}' {PROBE}"
+        measure = f"{probe} >{machine.root / DOWNLOADS} || :"
+        await machine.connection.run(measure, "measuring its download speed", within_s=60, advice=FULL)
+
+
+def bytes_a_second(said: str) -> float:
+    """As curl has it; 0 if it had nothing to say."""
+    said = said.strip()
+    return float(said) if said.replace(".", "", 1).isdecimal() else 0.0

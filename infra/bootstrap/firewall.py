@@ -19,7 +19,7 @@ from infra.bootstrap.engine import APT
 from infra.bootstrap.machine import Place
 from infra.bootstrap.step import VMS, StepError, Wrong
 from infra.clouds import HostKind
-from infra.ssh.connection import Connection
+from infra.ssh.connection import Connection, Done
 from infra.ssh.errors import SshError
 
 TABLE = "inet letterpress"
@@ -138,16 +138,19 @@ class Firewall:
     name: str = "firewall"
     kinds: frozenset[HostKind] = VMS
 
-    async def look(self, machine: Place) -> Wrong | None:
-        seen = await self._see(machine.connection)
-        ports = self._ports(machine.connection, seen)
-        if seen.sound and seen.rules == digest(ports):
+    def look(self, _: Place) -> str:
+        return LOOK
+
+    def judge(self, machine: Place, seen: Done) -> Wrong | None:
+        found = parse(seen.output)
+        ports = self._ports(machine.connection, found)
+        if found.sound and found.rules == digest(ports):
             return None
         return Wrong(f"opening TCP {', '.join(map(str, ports))} and nothing else")
 
     async def act(self, machine: Place) -> None:
         connection = machine.connection
-        ports = self._ports(connection, await self._see(connection))
+        ports = self._ports(connection, parse(await connection.run(LOOK, "looking at its firewall")))
         install = (
             f"command -v nft >/dev/null || {{ {APT} update -qq; "
             f"{APT} install -y -qq --no-install-recommends nftables; }}"
@@ -186,9 +189,6 @@ class Firewall:
             await through.run(confirm, "confirming the firewall's rules")
         finally:
             through.close()
-
-    async def _see(self, connection: Connection) -> Seen:
-        return parse(await connection.run(LOOK, "looking at its firewall"))
 
     def _ports(self, connection: Connection, seen: Seen) -> tuple[int, ...]:
         return tuple(sorted({connection.server_port, *seen.sshd, *self.more}))

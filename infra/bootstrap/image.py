@@ -11,6 +11,7 @@ from infra.bootstrap.machine import Machine
 from infra.bootstrap.step import VMS, Wrong
 from infra.clouds import HostKind
 from infra.paths import repository_root
+from infra.ssh.connection import Done
 from infra.ssh.threads import in_thread
 
 PULL_S = 3600.0
@@ -24,12 +25,14 @@ class PodImage:
     name: str = "image"
     kinds: frozenset[HostKind] = frozenset({HostKind.CONTAINER})
 
-    async def look(self, machine: Machine) -> Wrong | None:
-        script = (
+    def look(self, _: Machine) -> str:
+        return (
             "command -v letterpress-container >/dev/null || echo letterpress-container; "
             "python3 -c '' 2>/dev/null || echo python3"
         )
-        missing = (await machine.connection.run(script, "looking for the worker's image")).split()
+
+    def judge(self, _: Machine, seen: Done) -> Wrong | None:
+        missing = seen.output.split()
         if not missing:
             return None
         return Wrong(
@@ -47,10 +50,11 @@ class Image:
     name: str = "image"
     kinds: frozenset[HostKind] = VMS
 
-    async def look(self, machine: Machine) -> Wrong | None:
-        script = f"docker image inspect {shlex.quote(machine.image.tag)} >/dev/null 2>&1"
-        done = await machine.connection.attempt(script, f"looking for the image {machine.image.tag}")
-        return None if done.status == 0 else Wrong(f"{machine.image.tag} is not there")
+    def look(self, machine: Machine) -> str:
+        return f"docker image inspect {shlex.quote(machine.image.tag)} >/dev/null 2>&1"
+
+    def judge(self, machine: Machine, seen: Done) -> Wrong | None:
+        return None if seen.status == 0 else Wrong(f"{machine.image.tag} is not there")
 
     async def act(self, machine: Machine) -> None:
         image = machine.image

@@ -1,7 +1,8 @@
-"""A step, and how a machine goes through them."""
+"""A step, and how a machine goes through them: all looks in one command, as often as something was put right."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -9,7 +10,14 @@ from typing import Protocol, TypeVar
 from infra.bootstrap.machine import Place
 from infra.clouds import HostKind
 from infra.hosts import HostError
+from infra.ssh.connection import TIMED_OUT, Done
 
+ANSWERED = re.compile(r"^= .+: (\d+)\n", re.MULTILINE)
+"""Ends what each look printed, and has the exit status of it."""
+NOTHING = ":"
+"""A look where there is nothing to be seen."""
+LOOK_S = 60.0
+"""For all looks together."""
 EVERYWHERE = frozenset({HostKind.VM, HostKind.CONTAINER})
 VMS = frozenset({HostKind.VM})
 
@@ -43,8 +51,12 @@ class Step(Protocol[P_contra]):
         """The kinds of host that it is for."""
         ...
 
-    async def look(self, machine: P_contra, /) -> Wrong | None:
-        """What is not as it should be; None if all is. One command, and nothing is changed."""
+    def look(self, machine: P_contra, /) -> str:
+        """A script for `sh`, as root, that shows in a moment whether all is as it should be, and changes nothing."""
+        ...
+
+    def judge(self, machine: P_contra, seen: Done, /) -> Wrong | None:
+        """What is not as it should be by what `look` showed; None if all is."""
         ...
 
     async def act(self, machine: P_contra, /) -> None:
@@ -57,19 +69,37 @@ async def go_through(steps: Sequence[Step[P]], machine: P) -> tuple[str, ...]:
 
     Raises StepError, or SshError for what a command said.
     """
-    acted = []
-    for step in steps:
-        if machine.kind not in step.kinds:
-            continue
-        machine.progress(step.name)
-        wrong = await step.look(machine)
-        if wrong is None:
-            continue
-        if not wrong.final:
-            machine.progress(f"{step.name}: {wrong.what}")
-            await step.act(machine)
-            acted.append(step.name)
-            wrong = await step.look(machine)
-        if wrong is not None:
+    left = [step for step in steps if machine.kind in step.kinds]
+    acted: list[str] = []
+    while found := await _first_wrong(left, machine):
+        place, wrong = found
+        step = left[place]
+        if wrong.final or step.name in acted:
             raise StepError(machine, step.name, wrong.what, wrong.advice or "Deploy again; it goes on from here")
+        machine.progress(f"{step.name}: {wrong.what}")
+        await step.act(machine)
+        acted.append(step.name)
+        left = left[place:]
     return tuple(acted)
+
+
+async def _first_wrong(steps: Sequence[Step[P]], machine: P) -> tuple[int, Wrong] | None:
+    """The place of the first step that is not right, and what is wrong."""
+    machine.progress("looking at it")
+    looks = (f"(\n{step.look(machine)}\n)\nprintf '\\n= {step.name}: %s\\n' $?" for step in steps)
+    done = await machine.connection.attempt("\n".join(looks), "looking at it", within_s=LOOK_S)
+    seen = answers(done.output)
+    for place, (step, answer) in enumerate(zip(steps, seen, strict=False)):
+        if wrong := step.judge(machine, answer):
+            return place, wrong
+    if len(seen) < len(steps):
+        how = f"did not end within {LOOK_S:g} s" if done.status == TIMED_OUT else f"ended with status {done.status}"
+        last = (done.said.splitlines() or ["(nothing)"])[-1]
+        raise StepError(machine, steps[len(seen)].name, f"looking at it {how}", f"The last that was said: {last}")
+    return None
+
+
+def answers(said: str) -> list[Done]:
+    """What each look showed, of all that they printed; one that came to no end is not among them."""
+    *parts, _ = ANSWERED.split(said)
+    return [Done(int(status), output, "") for output, status in zip(parts[::2], parts[1::2], strict=True)]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from infra.bootstrap.alone import FOLDER, alone
 from infra.bootstrap.machine import Machine
-from infra.bootstrap.step import EVERYWHERE, StepError, Wrong
+from infra.bootstrap.step import EVERYWHERE, NOTHING, StepError, Wrong
 from infra.clouds import HostKind
+from infra.ssh.connection import Done
 
 USER = 10001
 """Whom the worker runs as in its image."""
@@ -44,7 +45,10 @@ class Licence:
     name: str = "licence"
     kinds: frozenset[HostKind] = EVERYWHERE
 
-    async def look(self, machine: Machine) -> Wrong | None:
+    def look(self, _: Machine) -> str:
+        return NOTHING
+
+    def judge(self, machine: Machine, _: Done) -> Wrong | None:
         repository = machine.weights.repository
         if not repository or machine.weights.accepted:
             return None
@@ -63,10 +67,11 @@ class Folder:
     name: str = "weights folder"
     kinds: frozenset[HostKind] = EVERYWHERE
 
-    async def look(self, machine: Machine) -> Wrong | None:
-        script = f'test "$(stat -c %u {machine.cache} 2>/dev/null)" = {USER}'
-        done = await machine.connection.attempt(script, "looking for the folder of weights")
-        return None if done.status == 0 else Wrong(f"making {machine.cache}")
+    def look(self, machine: Machine) -> str:
+        return f'test "$(stat -c %u {machine.cache} 2>/dev/null)" = {USER}'
+
+    def judge(self, machine: Machine, seen: Done) -> Wrong | None:
+        return None if seen.status == 0 else Wrong(f"making {machine.cache}")
 
     async def act(self, machine: Machine) -> None:
         script = f"mkdir -p {machine.cache} && chown {USER}:{USER} {machine.cache} && chmod 750 {machine.cache}"
@@ -80,13 +85,12 @@ class Weights:
     name: str = "weights"
     kinds: frozenset[HostKind] = EVERYWHERE
 
-    async def look(self, machine: Machine) -> Wrong | None:
+    def look(self, machine: Machine) -> str:
         repository = machine.weights.repository
-        if not repository:
-            return None
-        script = f"grep -qxF {shlex.quote(repository)} {machine.cache / HERE}"
-        done = await machine.connection.attempt(script, "looking for the weights")
-        return None if done.status == 0 else Wrong(f"{repository} is not whole on this machine")
+        return f"grep -qxF {shlex.quote(repository)} {machine.cache / HERE}" if repository else NOTHING
+
+    def judge(self, machine: Machine, seen: Done) -> Wrong | None:
+        return None if seen.status == 0 else Wrong(f"{machine.weights.repository} is not whole on this machine")
 
     async def act(self, machine: Machine) -> None:
         weights, connection = machine.weights, machine.connection

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from infra.bootstrap.router.machine import RouterMachine
 from infra.bootstrap.step import VMS, Wrong
 from infra.clouds import HostKind
+from infra.ssh.connection import Done
 
 MAKE = "useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin"
 
@@ -47,15 +48,16 @@ class Users:
     name: str = "users and folders"
     kinds: frozenset[HostKind] = VMS
 
-    async def look(self, machine: RouterMachine) -> Wrong | None:
-        wanted = "\n".join(folder.seen for folder in folders(machine))
+    def look(self, machine: RouterMachine) -> str:
         paths = " ".join(str(folder.path) for folder in folders(machine))
         accounts = machine.accounts
-        script = f"id -nG {accounts.edge} | tr ' ' '\\n' | grep -qx {accounts.router} && stat -c '%a %U %G %n' {paths}"
-        done = await machine.connection.attempt(script, "looking for its users and folders")
-        if done.status == 0 and done.output.strip() == wanted:
+        return f"id -nG {accounts.edge} | tr ' ' '\\n' | grep -qx {accounts.router} && stat -c '%a %U %G %n' {paths}"
+
+    def judge(self, machine: RouterMachine, seen: Done) -> Wrong | None:
+        wanted = "\n".join(folder.seen for folder in folders(machine))
+        if seen.status == 0 and seen.output.strip() == wanted:
             return None
-        return Wrong(f"making {accounts.router}, {accounts.edge} and what is theirs")
+        return Wrong(f"making {machine.accounts.router}, {machine.accounts.edge} and what is theirs")
 
     async def act(self, machine: RouterMachine) -> None:
         accounts = machine.accounts

@@ -17,6 +17,7 @@ from infra.bootstrap.step import VMS, Wrong
 from infra.clouds import HostKind
 from infra.errors import InfraError
 from infra.paths import repository_root
+from infra.ssh.connection import Done
 from infra.ssh.threads import in_thread
 
 BUILD_S = 120
@@ -45,11 +46,12 @@ class Code:
     name: str = "code"
     kinds: frozenset[HostKind] = VMS
 
-    async def look(self, machine: RouterMachine) -> Wrong | None:
+    def look(self, machine: RouterMachine) -> str:
         code, current = machine.layout.code(machine.version), machine.layout.code("current")
-        script = f'test -e {code}/ready && test "$(readlink {current})" = {machine.version}'
-        done = await machine.connection.attempt(script, "looking for the router's code")
-        return None if done.status == 0 else Wrong(f"installing version {machine.version}", ADVICE)
+        return f'test -e {code}/ready && test "$(readlink {current})" = {machine.version}'
+
+    def judge(self, machine: RouterMachine, seen: Done) -> Wrong | None:
+        return None if seen.status == 0 else Wrong(f"installing version {machine.version}", ADVICE)
 
     async def act(self, machine: RouterMachine) -> None:
         code, connection = machine.layout.code(machine.version), machine.connection

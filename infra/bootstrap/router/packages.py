@@ -13,6 +13,7 @@ from infra.bootstrap.engine import APT
 from infra.bootstrap.router.machine import RouterMachine
 from infra.bootstrap.step import VMS, Wrong
 from infra.clouds import HostKind
+from infra.ssh.connection import Done
 
 INSTALL_S = 900.0
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -50,12 +51,19 @@ class Packages:
     name: str = "packages"
     kinds: frozenset[HostKind] = VMS
 
-    async def look(self, machine: RouterMachine) -> Wrong | None:
-        missing = await self._missing(machine)
+    def look(self, machine: RouterMachine) -> str:
+        programs = " ".join(package.program for package in packages(machine))
+        return (
+            f"export {PATH}; for p in {programs}; do command -v $p >/dev/null || echo $p; done; "
+            f'test -n "$({FIND_PYTHON})" || echo {PYTHON}'
+        )
+
+    def judge(self, _: RouterMachine, seen: Done) -> Wrong | None:
+        missing = named(seen.output)
         return Wrong(f"installing {', '.join(missing)}", BY_HAND) if missing else None
 
     async def act(self, machine: RouterMachine) -> None:
-        missing = await self._missing(machine)
+        missing = named(await machine.connection.run(self.look(machine), "looking for its packages"))
         wanted = [package for package in packages(machine) if package.program in missing]
         names = " ".join(package.name for package in wanted)
         services = " ".join(package.service for package in wanted if package.service)
@@ -76,10 +84,7 @@ test -e $policy || {{ printf '#!/bin/sh\\nexit 101\\n' >$policy; chmod 755 $poli
         doing = f"installing {', '.join(missing)}"
         await machine.connection.run(script, doing, within_s=INSTALL_S, advice=BY_HAND)
 
-    async def _missing(self, machine: RouterMachine) -> tuple[str, ...]:
-        programs = " ".join(package.program for package in packages(machine))
-        script = (
-            f"export {PATH}; for p in {programs}; do command -v $p >/dev/null || echo $p; done; "
-            f'test -n "$({FIND_PYTHON})" || echo {PYTHON}'
-        )
-        return tuple((await machine.connection.run(script, "looking for its packages")).splitlines())
+
+def named(said: str) -> tuple[str, ...]:
+    """What a look named, one a line."""
+    return tuple(line for line in said.splitlines() if line)

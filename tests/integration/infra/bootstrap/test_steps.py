@@ -6,21 +6,21 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from subprocess import CalledProcessError
 
 import pytest
 
 from infra.bootstrap.access import TunnelKey
-from infra.bootstrap.facts import Disk, Gpus
+from infra.bootstrap.facts import Disk, Download, Gpus
 from infra.bootstrap.image import Image
 from infra.bootstrap.machine import Described, Machine, WantedImage, WantedWeights
 from infra.bootstrap.order import WORKER_STEPS
-from infra.bootstrap.step import StepError, go_through
+from infra.bootstrap.step import VMS, StepError, Wrong, go_through
 from infra.clouds import HostKind
 from infra.ssh.connect import connect
-from infra.ssh.connection import Connection
+from infra.ssh.connection import Connection, Done
 from infra.ssh.errors import CommandError, SudoRefusedError
 from infra.ssh.pins import Pins
 from infra.ssh.target import Patience
@@ -38,6 +38,68 @@ async def test_a_bare_machine_goes_through_all_steps_and_then_there_is_nothing_t
     assert (time.monotonic() - begun) / len(WORKER_STEPS) < 1
     line = vm.file("/home/ubuntu/.ssh/authorized_keys").read_text().splitlines()[-1]
     assert line.startswith('restrict,port-forwarding,permitopen="127.0.0.1:9101" ssh-ed25519 ')
+
+
+async def test_all_looks_are_one_command_and_one_more_for_each_step_that_acted(
+    on: Callable[..., Machine], vm: TestMachine, folder: Path
+) -> None:
+    await go_through(WORKER_STEPS, on())
+    said: list[str] = []
+    connection = await connect(target_of(vm, folder), Pins(folder / "known_hosts"), unheard, Patience(10), said.append)
+    try:
+        await go_through(WORKER_STEPS, on(connection=connection))
+        assert [line for line in said if line.startswith("# ")] == ["# looking at it"]
+        assert "= firewall: 0" in said
+        said.clear()
+        await connection.run("rm -r /var/lib/letterpress/abcdefgh/cache", "losing the cache")
+        assert await go_through(WORKER_STEPS, on(connection=connection)) == ("weights folder",)
+        assert said.count("# looking at it") == 2
+    finally:
+        connection.close()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A look that takes all others along."""
+
+    name: str = "ending"
+    kinds: frozenset[HostKind] = VMS
+
+    def look(self, _: Machine) -> str:
+        return "echo going; kill -TERM $$"
+
+    def judge(self, _: Machine, seen: Done) -> Wrong | None:
+        raise AssertionError(seen)
+
+    async def act(self, machine: Machine) -> None:
+        raise AssertionError(machine)
+
+
+async def test_a_look_that_comes_to_no_end_is_named(on: Callable[..., Machine]) -> None:
+    with pytest.raises(StepError, match=r"ending: looking at it ended with status 143\. The last"):
+        await go_through((Gpus(), Ending(), Image()), on())
+
+
+async def test_a_download_speed_that_will_do_is_measured_once_and_another_one_again(
+    on: Callable[..., Machine], vm: TestMachine
+) -> None:
+    described = Described(1, download_mbit_s=100)
+
+    def curl_says(speed: str) -> None:
+        vm.inside("sh", "-c", f"printf '#!/bin/sh\necho >>/var/asked; printf {speed}\n' >/usr/local/bin/curl")
+        vm.inside("chmod", "755", "/usr/local/bin/curl")
+
+    try:
+        for speed, shown in (("1000000", 8), ("", 0), ("2000000", 16)):
+            curl_says(speed)
+            with pytest.raises(StepError, match=f"it downloads {shown} Mbit/s, and 100 are described"):
+                await go_through((Download(),), on(described=described))
+        curl_says("12500000")
+        assert await go_through((Download(),), on(described=described)) == ("download speed",)
+        assert await go_through((Download(),), on(described=described)) == ()
+        assert len(vm.inside("cat", "/var/asked").splitlines()) == 4
+    finally:
+        vm.inside("rm", "/usr/local/bin/curl", "/var/asked")
 
 
 @pytest.mark.parametrize(
