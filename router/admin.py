@@ -16,12 +16,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from router import admin_keys, admin_webhooks, console
-from router.admin_context import CHANGES, AdminContext, InContext
+from router.admin_context import CHANGED, CHANGES, AdminContext, InContext, refusals
 from router.api import errors
-from router.api.artifacts import PROBLEM
+from router.api.errors import BODY, NAMED
 from router.api.refusals import MAX_BODY_BYTES, Kind, Refusal, RefusedError, refused
 from router.api.requests import BodyBound, Rim, json_only
-from router.app import health
+from router.app import DescribedApp, health
 from router.contract import (
     Health,
     PoolExpected,
@@ -39,15 +39,15 @@ from router.tunnels.status import read_status
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 Name = Annotated[WorkerName, Path()]
 
-_router = APIRouter(responses={"4XX": PROBLEM, "5XX": PROBLEM})
+_router = APIRouter()
 
 
-@_router.get("/workers", tags=["workers"], summary="All workers")
+@_router.get("/workers", tags=["workers"], summary="All workers", responses=refusals())
 async def workers(context: InContext) -> list[WorkerView]:
     return list(context.core.fleet.views())
 
 
-@_router.get("/workers/{name}", tags=["workers"], summary="One worker")
+@_router.get("/workers/{name}", tags=["workers"], summary="One worker", responses=refusals(*NAMED))
 async def worker(name: Name, context: InContext) -> WorkerView:
     for view in context.core.fleet.views():
         if view.name == name:
@@ -55,13 +55,25 @@ async def worker(name: Name, context: InContext) -> WorkerView:
     raise _nobody(name)
 
 
-@_router.put("/workers/{name}", tags=["workers"], summary="Use a worker", dependencies=[*CHANGES, Depends(json_only)])
+@_router.put(
+    "/workers/{name}",
+    tags=["workers"],
+    summary="Use a worker",
+    dependencies=[*CHANGES, Depends(json_only)],
+    responses=refusals(*CHANGED, *BODY, Kind.METHOD_NOT_ALLOWED),
+)
 async def register(name: Name, body: WorkerRegistration, context: InContext) -> WorkerView:
     """Registers or updates; again with the same body changes nothing. A worker that was draining is so no more."""
     return await context.core.fleet.register(name, body)
 
 
-@_router.post("/workers/{name}/drain", tags=["workers"], summary="Give a worker no new job", dependencies=CHANGES)
+@_router.post(
+    "/workers/{name}/drain",
+    tags=["workers"],
+    summary="Give a worker no new job",
+    dependencies=CHANGES,
+    responses=refusals(*CHANGED, *NAMED),
+)
 async def drain(name: Name, context: InContext) -> WorkerView:
     """What it runs is finished."""
     view = await context.core.fleet.drain(name)
@@ -71,7 +83,11 @@ async def drain(name: Name, context: InContext) -> WorkerView:
 
 
 @_router.post(
-    "/workers/{name}/release", tags=["workers"], summary="Trust a worker in quarantine again", dependencies=CHANGES
+    "/workers/{name}/release",
+    tags=["workers"],
+    summary="Trust a worker in quarantine again",
+    dependencies=CHANGES,
+    responses=refusals(*CHANGED, *NAMED),
 )
 async def release(name: Name, context: InContext) -> WorkerView:
     """What it failed at before counts no more. One that is in no quarantine stays as it is."""
@@ -81,13 +97,20 @@ async def release(name: Name, context: InContext) -> WorkerView:
     return view
 
 
-@_router.delete("/workers/{name}", tags=["workers"], summary="Forget a worker", status_code=204, dependencies=CHANGES)
+@_router.delete(
+    "/workers/{name}",
+    tags=["workers"],
+    summary="Forget a worker",
+    status_code=204,
+    dependencies=CHANGES,
+    responses=refusals(*CHANGED, Kind.INVALID_REQUEST, Kind.METHOD_NOT_ALLOWED),
+)
 async def remove(name: Name, context: InContext) -> None:
     """Gone is success. What it was running is tried again elsewhere."""
     await context.core.fleet.remove(name)
 
 
-@_router.get("/pools", tags=["pools"], summary="All pools")
+@_router.get("/pools", tags=["pools"], summary="All pools", responses=refusals())
 async def pools(context: InContext) -> list[PoolView]:
     return list(await context.core.fleet.pools())
 
@@ -97,6 +120,7 @@ async def pools(context: InContext) -> list[PoolView]:
     tags=["pools"],
     summary="A pool's machines boot",
     dependencies=[*CHANGES, Depends(json_only)],
+    responses=refusals(*CHANGED, *BODY, Kind.METHOD_NOT_ALLOWED),
 )
 async def expect(pool: Annotated[PoolName, Path()], body: PoolExpected, context: InContext) -> PoolExpected:
     """Jobs for it are taken on, and held, though no worker is registered yet; for so many seconds from now."""
@@ -104,26 +128,47 @@ async def expect(pool: Annotated[PoolName, Path()], body: PoolExpected, context:
     return body
 
 
-@_router.get("/tunnels", tags=["tunnels"], summary="This host's tunnels, as their service wrote them down last")
+@_router.get(
+    "/tunnels",
+    tags=["tunnels"],
+    summary="This host's tunnels, as their service wrote them down last",
+    responses=refusals(),
+)
 async def tunnels(context: InContext) -> TunnelsView:
     return await asyncio.to_thread(read_status, context.tunnels)
 
 
-@_router.get("/healthz", tags=["health"], summary="Whether the router can answer", responses={503: {"model": Health}})
+@_router.get(
+    "/healthz",
+    tags=["health"],
+    summary="Whether the router can answer",
+    responses=refusals() | {503: {"model": Health, "description": "It cannot, and why."}},
+)
 async def healthz(context: InContext, response: Response) -> Health:
     found = await health(context.core, context.version)
     response.status_code = 200 if found.status == "ok" else 503
     return found
 
 
-@_router.get("/readyz", tags=["health"], summary="Whether to send traffic here", responses={503: {"model": Readiness}})
+@_router.get(
+    "/readyz",
+    tags=["health"],
+    summary="Whether to send traffic here",
+    responses=refusals() | {503: {"model": Readiness, "description": "No, and why."}},
+)
 async def readyz(context: InContext, response: Response, pool: str | None = None) -> Readiness:
     found = await context.examiner.examine(pool)
     response.status_code = 200 if found.ready else 503
     return found
 
 
-@_router.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response)
+@_router.get(
+    "/metrics",
+    tags=["health"],
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses=refusals() | {200: {"content": {MEDIA_TYPE: {}}, "description": "In Prometheus' text format."}},
+)
 async def metrics(context: InContext) -> Response:
     text = context.metrics.text(await look(context.core, await tunnels(context)))
     return Response(text, media_type=MEDIA_TYPE)
@@ -165,7 +210,7 @@ def _is_loopback(host: str) -> bool:
 
 def admin_app(context: AdminContext) -> FastAPI:
     """The app. Its own requests are counted with the public app's."""
-    app = FastAPI(
+    app = DescribedApp(
         title="Letterpress, admin",
         summary="Workers, pools, metrics; for the operator.",
         version=context.version,
@@ -179,5 +224,5 @@ def admin_app(context: AdminContext) -> FastAPI:
     app.add_middleware(Rim, observe=context.metrics.served)
     app.include_router(_router)
     for part in (admin_keys.router, admin_webhooks.router):
-        app.include_router(part, responses={"4XX": PROBLEM, "5XX": PROBLEM})
+        app.include_router(part)
     return app

@@ -1,4 +1,4 @@
-"""What every route of the admin app needs, and who may change something: whoever has the admin key."""
+"""What every route of the admin app needs and may answer, and who may change something: whoever has the admin key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from router.api.auth import digest
-from router.api.refusals import unauthorized
+from router.api.errors import Answers, Dialect, described
+from router.api.refusals import Kind, unauthorized
 from router.core import Core
 from router.metrics import Metrics
 from router.readiness import Examiner
@@ -50,3 +51,11 @@ async def _operator(
 
 CHANGES = [Depends(_operator)]
 """What a route that changes something depends on."""
+
+CHANGED = (Kind.UNAUTHORIZED,)
+"""What such a route may answer because of it."""
+
+
+def refusals(*kinds: Kind) -> Answers:
+    """A route's refusals of these kinds and of those that every route here has."""
+    return described(Dialect.PROBLEM, Kind.MISDIRECTED, Kind.INTERNAL, Kind.UNAVAILABLE, *kinds)

@@ -8,8 +8,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
 
-from router.admin_context import CHANGES, InContext
+from router.admin_context import CHANGED, CHANGES, InContext, refusals
 from router.api.auth import digest
+from router.api.errors import BODY, NAMED
 from router.api.refusals import Kind, RefusedError, refused
 from router.api.requests import json_only
 from router.api.views import moment
@@ -29,12 +30,18 @@ router = APIRouter(prefix="/keys", tags=["keys"])
 Name = Annotated[KeyName, Path()]
 
 
-@router.get("", summary="All keys")
+@router.get("", summary="All keys", responses=refusals())
 async def every(context: InContext) -> list[KeyView]:
     return [_view(record) for record in await context.core.store.api_keys()]
 
 
-@router.post("", summary="Make a key", status_code=201, dependencies=[*CHANGES, Depends(json_only)])
+@router.post(
+    "",
+    summary="Make a key",
+    status_code=201,
+    dependencies=[*CHANGES, Depends(json_only)],
+    responses=refusals(*CHANGED, *BODY, Kind.EXISTS),
+)
 async def create(body: KeyRequest, context: InContext) -> NewKey:
     """The answer shows the key this once: only its hash is kept."""
     key = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
@@ -42,7 +49,12 @@ async def create(body: KeyRequest, context: InContext) -> NewKey:
     return NewKey(**_view(record).model_dump(), key=key)
 
 
-@router.put("/{name}/limits", summary="Limit a key", dependencies=[*CHANGES, Depends(json_only)])
+@router.put(
+    "/{name}/limits",
+    summary="Limit a key",
+    dependencies=[*CHANGES, Depends(json_only)],
+    responses=refusals(*CHANGED, *BODY, *NAMED),
+)
 async def limit(name: Name, body: KeyLimitsView, context: InContext) -> KeyView:
     """From now on (at another router, within a second); what was promised is kept."""
     record = await context.core.store.limit_api_key(name, _limits(body))
@@ -50,7 +62,9 @@ async def limit(name: Name, body: KeyLimitsView, context: InContext) -> KeyView:
     return _view(_known(name, record))
 
 
-@router.delete("/{name}", summary="Revoke a key", dependencies=CHANGES)
+@router.delete(
+    "/{name}", summary="Revoke a key", dependencies=CHANGES, responses=refusals(*CHANGED, *NAMED, Kind.EXISTS)
+)
 async def revoke(name: Name, context: InContext) -> KeyView:
     """Nobody is let in with it from now on (by another router of the same database, within a second); jobs that were
     promised are finished. Again is the same."""
@@ -61,7 +75,7 @@ async def revoke(name: Name, context: InContext) -> KeyView:
     return _view(_known(name, record))
 
 
-@router.get("/{name}/usage", summary="What a key has used")
+@router.get("/{name}/usage", summary="What a key has used", responses=refusals(*NAMED))
 async def usage(name: Name, context: InContext, since: Annotated[date | None, Query()] = None) -> list[UsageView]:
     """By day (UTC), of the last 30 days unless `since` says otherwise. Days without images are left out."""
     begin = since or (datetime.now(UTC) - timedelta(days=USAGE_DAYS)).date()

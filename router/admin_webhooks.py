@@ -6,7 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from router.admin_context import CHANGES, InContext
+from router.admin_context import CHANGED, CHANGES, InContext, refusals
+from router.api.errors import NAMED
 from router.api.refusals import Kind, refused
 from router.api.views import moment
 from router.contract import DeliveryState, DeliveryView, Replayed
@@ -15,7 +16,11 @@ from router.webhooks import Delivery
 router = APIRouter(prefix="/webhooks", tags=["webhooks"])
 
 
-@router.get("", summary="Webhooks on their way, delivered and dead; the newest first")
+@router.get(
+    "",
+    summary="Webhooks on their way, delivered and dead; the newest first",
+    responses=refusals(Kind.INVALID_REQUEST),
+)
 async def webhooks(
     context: InContext,
     state: DeliveryState | None = None,
@@ -24,14 +29,14 @@ async def webhooks(
     return [_shown(one) for one in await context.core.store.outbox.deliveries(state, limit)]
 
 
-@router.post("/replay", summary="Replay all dead webhooks", dependencies=CHANGES)
+@router.post("/replay", summary="Replay all dead webhooks", dependencies=CHANGES, responses=refusals(*CHANGED))
 async def replay_dead(context: InContext) -> Replayed:
     count = await context.core.store.outbox.replay_dead()
     context.wake_webhooks()
     return Replayed(count=count)
 
 
-@router.post("/{name}/replay", summary="Replay a webhook", dependencies=CHANGES)
+@router.post("/{name}/replay", summary="Replay a webhook", dependencies=CHANGES, responses=refusals(*CHANGED, *NAMED))
 async def replay(name: Annotated[str, Path(max_length=64)], context: InContext) -> DeliveryView:
     """Due now, with all its tries before it, whatever became of it; also to a URL that had answered 410."""
     found = await context.core.store.outbox.replay(name)

@@ -7,10 +7,10 @@ needs more than the store: who could make them, and how long they would wait.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 
-from router.choice import Lane
+from router.choice import pixels_of
 from router.contract import BATCH
 from router.errors import (
     AdmissionError,
@@ -87,8 +87,8 @@ class Admission:
             await self.check_takes(pool)
         except PoolUnavailableError as error:
             return error
-        for lane, new in {replace(Lane.of("", new.request, new.terms), work_class=0): new for new in wanted}.items():
-            if not self._fleet.could_make(pool, lane):
+        for new in {(pixels_of(new.request), new.terms.tier, new.terms.model): new for new in wanted}.values():
+            if pixels_of(new.request) > self._fleet.largest(pool, new.terms.tier, new.terms.model):
                 if await self._store.pool_expected(pool):
                     said = f"no worker there makes images of {described(new)} yet, and more of them are expected"
                     return PoolUnavailableError(pool, said, POOL_RETRY_S)

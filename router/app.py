@@ -57,7 +57,7 @@ async def health(core: Core, version: str) -> Health:
     return Health(status="ok", version=version, ready_pools=pools)
 
 
-class _PublicApp(FastAPI):
+class DescribedApp(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Without FastAPI's own shape of a 422: the routes say themselves how a refusal looks."""
         if self.openapi_schema is None:
@@ -74,7 +74,7 @@ class _PublicApp(FastAPI):
 
 def public_app(context: Context, observe: Callable[[Served], None]) -> FastAPI:
     """The app. `observe` is told of every request that has ended."""
-    app = _PublicApp(
+    app = DescribedApp(
         title="Letterpress",
         summary="Ideogram 4 from your own GPU machines.",
         description=ABOUT,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from worker.contract import GenerationRequest, Preset
+from worker.contract import MAX_PIXELS, GenerationRequest, Preset
 
 PIXEL_CLASS = 512 * 512
 """Sizes of up to so many pixels more share a lane: sixteen classes up to 2048x2048."""
@@ -40,6 +40,12 @@ class Capability:
     tier: str | None = None
     model: str | None = None
     max_pixels: int | None = None
+
+    def largest(self, tier: str | None, model: str | None) -> int:
+        """Pixels of the largest image that it makes of this tier and model (None or empty: any); 0 if none."""
+        if (tier and tier != self.tier) or (model and model != self.model):
+            return 0
+        return MAX_PIXELS if self.max_pixels is None else self.max_pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +95,18 @@ class Lane:
         return cls(key, int(pixel_class), int(work_class), tier, model)
 
     @property
+    def pixels(self) -> tuple[int, int]:
+        """Its images have more than the first, and at most the second."""
+        return (self.pixel_class - 1) * PIXEL_CLASS, self.pixel_class * PIXEL_CLASS
+
+    @property
     def name(self) -> str:
         return f"{self.api_key_id}/{self.pixel_class:02}/{self.work_class:02}/{self.tier}/{self.model}"
 
     def fits(self, worker: Capability, max_work: int | None) -> bool:
         """Whether the worker can make a job of this lane; at a class's border, perhaps not every one of them."""
-        return (
-            (not self.tier or self.tier == worker.tier)
-            and (not self.model or self.model == worker.model)
-            and (worker.max_pixels is None or (self.pixel_class - 1) * PIXEL_CLASS < worker.max_pixels)
-            and (max_work is None or 2 ** (self.work_class - 1) <= max_work)
-        )
+        able = worker.largest(self.tier, self.model) > self.pixels[0]
+        return able and (max_work is None or 2 ** (self.work_class - 1) <= max_work)
 
 
 def fair_order(keys: Iterable[str], turns: Mapping[str, int], at_limit: Collection[str]) -> list[str]:

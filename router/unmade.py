@@ -7,8 +7,8 @@ Who could make them is the fleet's to say. A job by itself waits for its worker 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -30,7 +30,7 @@ AT_ONCE = 500
 
 
 class Unmade:
-    """Since when each lane of each pool has been in vain, as far as this process has seen it."""
+    """Since when nobody can make what waits, as far as this process has seen it."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Unmade:
     ) -> None:
         self._store, self._fleet, self._rules, self._notices = store, fleet, rules, notices
         self._monotonic = monotonic
-        self._since: dict[tuple[str, Lane], float] = {}
+        self._since: dict[_Want, float] = {}
 
     async def keep_looking(self) -> None:
         while True:
@@ -54,35 +54,46 @@ class Unmade:
         now, before = self._monotonic(), self._since
         self._since = {}
         for pool in sorted({view.pool for view in self._fleet.views()}):
-            vain = [lane for lane in await self._store.lanes(pool) if not self._possible(pool, lane)]
+            vain = await self._vain(pool)
             if not vain or await self._store.pool_expected(pool):
                 continue
-            wants = {(pool, _want(lane)) for lane in vain}
-            self._since |= {want: before.get(want, now) for want in wants}
-            over = [lane for lane in vain if now - self._since[pool, _want(lane)] >= HELD_S]
-            await self._give_up(pool, over)
+            self._since |= {want: before.get(want, now) for want in vain.values()}
+            for lane, want in vain.items():
+                if now - self._since[want] >= HELD_S:
+                    await self._give_up(lane, want)
 
-    def _possible(self, pool: str, lane: Lane) -> bool:
-        """Whether somebody may make it: a worker of the pool, or one that helps it out. Those that have not said yet
-        what they can, may."""
-        givers = (rule.giver for rule in self._rules if rule.taker == pool)
-        return any(self._fleet.could_make(one, lane) for one in (pool, *givers))
+    async def _vain(self, pool: str) -> Mapping[Lane, _Want]:
+        """The lanes that hold, or could hold, what nobody can make: no worker of the pool, and none that helps it
+        out."""
+        pools, found = (pool, *(rule.giver for rule in self._rules if rule.taker == pool)), dict[Lane, _Want]()
+        for lane in await self._store.lanes(pool):
+            most = max(self._fleet.largest(one, lane.tier, lane.model) for one in pools)
+            over, up_to = lane.pixels
+            if most < up_to:
+                found[lane] = _Want(pool, lane.pixel_class, lane.tier, lane.model, max(most, over))
+        return found
 
-    async def _give_up(self, pool: str, lanes: Iterable[Lane]) -> None:
-        for lane in lanes:
-            error = JobError(UNMAKEABLE, _why(pool, lane))
-            while ended := await self._store.give_up(pool, lane, error, AT_ONCE):
-                log.warning("unmakeable", pool=pool, jobs=len(ended), why=error.detail)
-                for job in ended:
-                    self._notices.publish(job)
+    async def _give_up(self, lane: Lane, want: _Want) -> None:
+        error = JobError(UNMAKEABLE, _why(want))
+        while ended := await self._store.give_up(want.pool, lane, want.over, error, AT_ONCE):
+            log.warning("unmakeable", pool=want.pool, jobs=len(ended), why=error.detail)
+            for job in ended:
+                self._notices.publish(job)
 
 
-def _want(lane: Lane) -> Lane:
-    """What it wants of a worker, whoever asks for it and however long it takes."""
-    return replace(lane, api_key_id="", work_class=0)
+@dataclass(frozen=True, slots=True)
+class _Want:
+    """What nobody can make: images of the lanes of this class that have more pixels than `over`, whoever asks for them
+    and however long they take. What workers can make of a class may change, and then it is another want."""
+
+    pool: str
+    pixel_class: int
+    tier: str
+    model: str
+    over: int
 
 
-def _why(pool: str, lane: Lane) -> str:
-    terms = [f"{name} {value}" for name, value in (("tier", lane.tier), ("model", lane.model)) if value]
+def _why(want: _Want) -> str:
+    terms = [f"{name} {value}" for name, value in (("tier", want.tier), ("model", want.model)) if value]
     wanted = "images of its size" + (f" with {', '.join(terms)}" if terms else "")
-    return f"pool {pool}: no worker there could make {wanted} for {HELD_S / 60:.0f} minutes"
+    return f"pool {want.pool}: no worker there could make {wanted} for {HELD_S / 60:.0f} minutes"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, assert_never
+from typing import Annotated, assert_never
 
 import structlog
 from fastapi import APIRouter, Header, Path, Query
@@ -15,7 +15,7 @@ from router.api.refusals import Kind, refused
 from router.artifacts import AtUrl, InFile
 from router.contract import EDGE_ARTIFACTS
 from router.jobs import Image, Job
-from worker.contract import MEDIA_TYPES, PROBLEM_MEDIA_TYPE, Problem
+from worker.contract import MEDIA_TYPES
 
 router = APIRouter(tags=["images"])
 
@@ -28,11 +28,6 @@ PNG: Answers = {
     200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}, "description": "The image."},
     307: {"description": "The image is in a bucket; its `Location` is good for some minutes and wants no key."},
     304: {"description": "The caller has it."},
-}
-PROBLEM: dict[str, Any] = {
-    # In place, because FastAPI would describe a `model` as plain JSON.
-    "content": {PROBLEM_MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
-    "description": "What is wrong, and what to do.",
 }
 
 

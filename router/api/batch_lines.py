@@ -89,14 +89,14 @@ class ImageLines:
         except ValidationError:
             return Checked(asked.custom_id, _around(asked.custom_id))  # it will be one of the error file
 
-    def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
+    async def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
         try:
             asked = BatchLine.model_validate_json(line)
         except ValidationError:
             return NewLine(number, "", refusal=INPUT_LOST)  # it was one when it was checked: the file is damaged
         try:
             body = BatchedImagesRequest.model_validate(asked.body)
-            wanted = self._wanted(batch, number, body)
+            wanted = await self._wanted(batch, number, body)
         except ValidationError as error:
             return NewLine(number, asked.custom_id, refusal=_refusal(_wrong(error)))
         except RefusedError as error:
@@ -104,10 +104,10 @@ class ImageLines:
         foreseen = _foreseen(asked.custom_id, body.wanted(0), len(line), by_url=body.by_url)
         return NewLine(number, asked.custom_id, wanted, body.by_url, foreseen=foreseen)
 
-    def _wanted(self, batch: Batch, number: int, body: BatchedImagesRequest) -> list[NewJob]:
+    async def _wanted(self, batch: Batch, number: int, body: BatchedImagesRequest) -> list[NewJob]:
         if "pool" in body.model_fields_set and body.pool != batch.pool:
             raise RefusedError(of_faults((Fault(("pool",), f"is {body.pool}, and the batch's {batch.pool}"),)))
-        terms = Terms(deadline=batch.at.expires, model=awaited(self._context, batch.pool, body.model))
+        terms = Terms(deadline=batch.at.expires, model=await awaited(self._context, batch.pool, body.model))
         place = Place(batch.id, number)
         try:
             requests = [GenerationRequest.model_validate(one) for one in body.wanted(self._context.draw_seed())]

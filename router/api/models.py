@@ -52,25 +52,27 @@ async def model(model: str, context: InContext, _: Caller) -> Model:
     return _described(model)
 
 
-def resolved(context: Context, pool: str, name: str | None) -> str | None:
+async def resolved(context: Context, pool: str, name: str | None) -> str | None:
     """What a worker must say of itself to make images of this model; None: any will do. Raises RefusedError where no
     worker of any pool does, with a time to ask again if there may be one soon. Whether the pool's own can make the
     images is asked when they are taken on (`router.admission`)."""
-    meant = awaited(context, pool, name)
+    meant = await awaited(context, pool, name)
     if not _serves(context, meant):
-        said = f"pool {pool}: no worker serves model '{name}' yet, and not all of them have said what they serve"
+        said = (
+            f"pool {pool}: no worker serves model '{name}' yet, and some are expected or have not said what they serve"
+        )
         raise refused(Kind.UNMAKEABLE, said, POOL_RETRY_S)
     return meant
 
 
-def awaited(context: Context, pool: str, name: str | None) -> str | None:
+async def awaited(context: Context, pool: str, name: str | None) -> str | None:
     """As `resolved`, for a job that waits where there may be such a worker soon: the pool has none, or one that has not
-    said what it serves."""
+    said what it serves, or expects more."""
     meant = wished(context, name)
     if _serves(context, meant):
         return meant
     said = [view.model for view in context.core.fleet.views() if view.pool == pool]
-    if said and all(said):
+    if said and all(said) and not await context.core.store.pool_expected(pool):
         raise _not_served(context, name or "")
     return meant
 

@@ -67,7 +67,7 @@ async def generations(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Waits as long as it takes; closing the connection cancels the images."""
-    terms = Terms(model=resolved(context, body.pool, body.model))
+    terms = Terms(model=await resolved(context, body.pool, body.model))
     wanted = body.wanted(context.draw_seed())
     repeated = repeatable(idempotency_key, request, body, waits=True)
     if body.stream:

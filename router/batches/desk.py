@@ -29,7 +29,7 @@ class Words(Protocol):
         """Raises BadLineError if the line is none of a request to this batch's endpoint."""
         ...
 
-    def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
+    async def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
         """What a line that has passed `check` wants."""
         ...
 

@@ -211,7 +211,7 @@ class Keeper:
             async for end, line in lines_of(self._stream(source, batch.read_to), batch.read_to):
                 number += 1
                 if line.strip():
-                    lines.append((end, self._read(batch, number, line)))
+                    lines.append((end, await self._read(batch, number, line)))
                 if len(lines) == at_once:
                     if not await self._add(lease, lines, end, number, whole=False):
                         return pause_ms if lines else 0
@@ -238,8 +238,8 @@ class Keeper:
         if faults:
             await self._desk.batches.fail(lease, faults)
 
-    def _read(self, batch: Batch, number: int, line: bytes) -> NewLine:
-        asked, refusal = self._desk.words.read(batch, number, line), over(batch, self._desk.now_ms())
+    async def _read(self, batch: Batch, number: int, line: bytes) -> NewLine:
+        asked, refusal = await self._desk.words.read(batch, number, line), over(batch, self._desk.now_ms())
         return asked if refusal is None else NewLine(number, asked.custom_id, refusal=refusal)
 
     async def _refuse_rest(self, lease: BatchLease, end: int, number: int) -> bool:

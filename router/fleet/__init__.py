@@ -6,11 +6,12 @@ what the processes that drive them have written down.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from router.choice import Lane
+from router.choice import Capability
 from router.contract import JobState, PoolView, WorkerHealth, WorkerRegistration, WorkerView
+from worker.contract import MAX_PIXELS
 
 
 class Fleet(Protocol):
@@ -50,9 +51,17 @@ class Fleet(Protocol):
         """How many could make an image now, or after the one that they make."""
         ...
 
-    def could_make(self, pool: str, lane: Lane) -> bool:
-        """Whether some worker of the pool can make what is in the lane, or has not said yet what it can."""
+    def largest(self, pool: str, tier: str | None, model: str | None) -> int:
+        """Pixels of the largest image of this tier and model (None or empty: any) that the pool's workers can make. One
+        that has not said yet what it can may make any, and so may a pool without workers."""
         ...
+
+
+def largest(said: Collection[Capability | None], tier: str | None, model: str | None) -> int:
+    """As `Fleet.largest`, of workers of whom this is `said`."""
+    if not said or None in said:
+        return MAX_PIXELS
+    return max(able.largest(tier, model) for able in said if able is not None)
 
 
 def usable(view: WorkerView) -> bool:

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from router.choice import Lane, Spill
+from router.choice import Spill
 from router.contract import PoolView, WorkerRegistration, WorkerView
 from router.dispatch import Dispatcher
-from router.fleet import pool_views, ready_pools, ready_workers
+from router.fleet import largest, pool_views, ready_pools, ready_workers
 from router.jobs import AttemptEnd
 from router.member import Member, Rhythm
 from router.paces import Paces
@@ -111,9 +111,9 @@ class DrivenFleet:
     def ready_workers(self, pool: str) -> int:
         return ready_workers(self.views(), pool)
 
-    def could_make(self, pool: str, lane: Lane) -> bool:
-        members = [member for member in self._members.values() if member.worker.pool == pool]
-        return not members or any(member.capability is None or lane.fits(member.capability, None) for member in members)
+    def largest(self, pool: str, tier: str | None, model: str | None) -> int:
+        said = [member.capability for member in self._members.values() if member.worker.pool == pool]
+        return largest(said, tier, model)
 
     async def _take(self, worker: RegisteredWorker) -> Member:
         """The member for what is registered now: the one that there is, unless the worker is another."""

@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from router.choice import Capability, Lane
+from router.choice import Capability
 from router.contract import PoolView, WorkerHealth, WorkerRegistration, WorkerView, fingerprint
-from router.fleet import pool_views, ready_pools, ready_workers
+from router.fleet import largest, pool_views, ready_pools, ready_workers
 from router.store import RegisteredWorker, Store
 
 BELIEVED_MS = 15_000
@@ -112,9 +112,8 @@ class SeenFleet:
     def takes_jobs(self, pool: str) -> bool:
         return any(worker.pool == pool and not worker.draining for worker in self._registered)
 
-    def could_make(self, pool: str, lane: Lane) -> bool:
-        known = [worker.capability for worker in self._registered if worker.pool == pool]
-        return not known or any(capability is None or lane.fits(capability, None) for capability in known)
+    def largest(self, pool: str, tier: str | None, model: str | None) -> int:
+        return largest([worker.capability for worker in self._registered if worker.pool == pool], tier, model)
 
     async def _view(self, name: str) -> WorkerView | None:
         await self.look()

@@ -277,8 +277,9 @@ class Store(Protocol):
         """Those in which jobs of the pool wait."""
         ...
 
-    async def give_up(self, pool: str, lane: Lane, error: JobError, limit: int) -> Sequence[Job]:
-        """End at most `limit` of the jobs of batches that wait in the lane, as failed for this reason."""
+    async def give_up(self, pool: str, lane: Lane, over: int, error: JobError, limit: int) -> Sequence[Job]:
+        """End at most `limit` of the jobs of batches that wait in the lane and have more pixels than `over`, as failed
+        for this reason."""
         ...
 
     async def held_leases(self, driver: str = ROUTER) -> Sequence[Lease]:

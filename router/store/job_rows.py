@@ -151,9 +151,13 @@ def expire(connection: Connection, now: Now, limit: int) -> Sequence[Job]:
     return [changed(connection, row) for row in rows]
 
 
-def give_up(connection: Connection, now: Now, pool: str, lane: Lane, error: JobError, limit: int) -> Sequence[Job]:
-    """End jobs of batches that wait in the lane, `limit` at most."""
-    vain = select(jobs.c.id).where(WAITING, jobs.c.pool == pool, jobs.c.lane == lane.name, jobs.c.batch_id.is_not(None))
+def give_up(
+    connection: Connection, now: Now, pool: str, lane: Lane, over: int, error: JobError, limit: int
+) -> Sequence[Job]:
+    """End jobs of batches that wait in the lane and have more pixels than `over`, `limit` at most."""
+    vain = select(jobs.c.id).where(
+        WAITING, jobs.c.pool == pool, jobs.c.lane == lane.name, jobs.c.pixels > over, jobs.c.batch_id.is_not(None)
+    )
     ids = connection.scalars(vain.limit(limit).with_for_update(skip_locked=True)).all()
     ended = {"finished_at": now, "error_type": error.type, "error_detail": error.detail}
     rows = connection.execute(

@@ -172,8 +172,8 @@ class SqlStore:
     async def lanes(self, pool: str) -> Sequence[Lane]:
         return await self._database.read(choice_rows.waiting_lanes, pool)
 
-    async def give_up(self, pool: str, lane: Lane, error: JobError, limit: int) -> Sequence[Job]:
-        return await self._database.write(job_rows.give_up, self._clock(), pool, lane, error, limit)
+    async def give_up(self, pool: str, lane: Lane, over: int, error: JobError, limit: int) -> Sequence[Job]:
+        return await self._database.write(job_rows.give_up, self._clock(), pool, lane, over, error, limit)
 
     async def held_leases(self, driver: str = ROUTER) -> Sequence[Lease]:
         return await self._database.read(lease_rows.held_leases, self._clock(), driver)

@@ -42,7 +42,7 @@ class PlainWords:
     def check(self, batch: Batch, line: bytes) -> Checked:  # noqa: ARG002 - the protocol's
         return Checked(line.decode(), self.answer_bytes)
 
-    def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
+    async def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
         new = NewJob(request(seed=number), Terms(deadline=batch.at.expires), place=Place(batch.id, number))
         return NewLine(number, line.decode(), [new], foreseen=self.answer_bytes)
 

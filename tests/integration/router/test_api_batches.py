@@ -210,7 +210,7 @@ async def test_a_line_whose_model_no_worker_has_named_yet_waits_for_the_worker_t
         async with client_of(early) as client:
             lines = [line("house", model=house), line("other", model="stable-diffusion"), line("any", model="dall-e-3")]
             batch = await made(client, spelled(lines))
-            with pytest.raises(openai.InternalServerError, match="not all of them have said what they serve") as caught:
+            with pytest.raises(openai.InternalServerError, match="have not said what they serve") as caught:
                 await client.images.generate(prompt="a", model=house, extra_body={"pool": "batch"})
             assert (caught.value.code, int(caught.value.response.headers["retry-after"])) == ("unmakeable", 30)
 
@@ -230,6 +230,15 @@ async def test_a_line_whose_model_no_worker_has_named_yet_waits_for_the_worker_t
             late = await ended(client, await made(client, spelled([line("other", model="stable-diffusion")])))
             await client.batches.cancel(batch.id)
             output = await lines_in(client, (await ended(client, batch)).output_file_id)
+            await admin.expect("batch", 600)
+            expecting = await made(client, spelled([line("other", model="stable-diffusion")]))
+
+            async def held() -> bool:
+                return len(await jobs_of(early, expecting)) == 1
+
+            await until(held, "a machine on its way may serve it")
+            with pytest.raises(openai.InternalServerError, match="some are expected"):
+                await client.images.generate(prompt="a", model="stable-diffusion", extra_body={"pool": "batch"})
         drawn = {name.partition(".")[0] for name in (await second.ledger()).finished}
     assert set(output) == {"house", "any"}
     assert output["house"]["response"]["request_id"] in drawn

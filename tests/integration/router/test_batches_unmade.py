@@ -10,30 +10,42 @@ from pathlib import Path
 
 import pytest
 
+from router.admission import Admission, Bounds
 from router.batches import Batch, BatchState, NewLine
 from router.choice import Capability
 from router.contract import JobState
+from router.errors import UnmakeableError
 from router.fleet.seen import SeenFleet
 from router.jobs import NewJob
 from router.notices import Notices
+from router.outlook import Outlooks
+from router.paces import Paces
 from router.spill import SpillRule
 from router.store import ApiKey, JobFilter
 from router.unmade import HELD_S, Unmade
 from tests.integration.router.keeper_rig import POOL, PlainWords, Room, keeping, room_at
 from tests.stores import request
+from worker.contract import GenerationRequest
 
 SMALL, LARGE = Capability("exact", "paced", 1024 * 1024), Capability("exact", "paced", 2048 * 2048)
 WIDE = request().model_copy(update={"width": 2048, "height": 2048})
+BORDER = Capability("exact", "paced", 1_000_000)
+"""It makes some of the images between 3 and 4 times 512x512, and not all of them."""
+WITHIN = request().model_copy(update={"width": 992, "height": 1008})
+BEYOND = request().model_copy(update={"width": 1024, "height": 1024})
 HELP = SpillRule(giver="interactive", taker=POOL, longest_s=60)
 
 
 @dataclass(frozen=True)
-class SecondWide(PlainWords):
-    """The second line is of an image too large for a small worker."""
+class OfSizes(PlainWords):
+    """The lines are of images of these sizes, in their order; unless told otherwise the second is too large for a small
+    worker."""
 
-    def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
-        asked = super().read(batch, number, line)
-        return asked if number != 2 else replace(asked, wanted=[replace(new, request=WIDE) for new in asked.wanted])
+    sizes: Sequence[GenerationRequest] = (request(), WIDE)
+
+    async def read(self, batch: Batch, number: int, line: bytes) -> NewLine:
+        asked = await super().read(batch, number, line)
+        return replace(asked, wanted=[replace(new, request=self.sizes[number - 1]) for new in asked.wanted])
 
 
 @dataclass
@@ -70,9 +82,9 @@ async def pools(database_url: str, tmp_path: Path) -> AsyncIterator[Pools]:
 
 
 @asynccontextmanager
-async def loaded(pools: Pools, beside: int = 0) -> AsyncIterator[Batch]:
+async def loaded(pools: Pools, beside: int = 0, words: OfSizes | None = None) -> AsyncIterator[Batch]:
     """A batch of two lines whose jobs wait, `beside` so many others."""
-    async with keeping(pools.room.desk(words=SecondWide())):
+    async with keeping(pools.room.desk(words=words or OfSizes())):
         batch = await pools.room.batch(pools.key, 2)
         await pools.room.waiting(2 + beside)
         yield batch
@@ -128,3 +140,40 @@ async def test_a_pool_that_does_not_help_out_or_cannot_is_not_waited_for(pools: 
     await pools.worker("o", LARGE, "other")
     async with loaded(pools):
         assert await pools.hold(pools.unmade(HELP)) == [JobState.QUEUED, JobState.FAILED]
+
+
+async def test_of_sizes_that_share_a_lane_only_those_wait_that_somebody_can_make(pools: Pools) -> None:
+    await pools.worker("b", BORDER)
+    async with loaded(pools, words=OfSizes(sizes=(WITHIN, BEYOND))):
+        await pools.room.store.remove_worker("a")
+        await pools.fleet.look()
+        assert await pools.hold(pools.unmade()) == [JobState.QUEUED, JobState.FAILED]
+
+
+async def test_a_size_that_could_be_made_a_moment_ago_waits_as_long_as_any(pools: Pools) -> None:
+    """Though its lane has held for long what nobody could make."""
+    await pools.worker("a", replace(BORDER, max_pixels=800_000))
+    await pools.worker("b", BORDER)
+    async with loaded(pools, words=OfSizes(sizes=(WITHIN, BEYOND))):
+        unmade = pools.unmade()
+        assert await pools.hold(unmade, HELD_S) == [JobState.QUEUED, JobState.FAILED]
+        await pools.room.store.remove_worker("b")
+        await pools.fleet.look()
+        assert await pools.hold(unmade, HELD_S - 1) == [JobState.QUEUED, JobState.FAILED]
+        pools.now += 1
+        assert await pools.hold(unmade, 0) == [JobState.FAILED, JobState.FAILED]
+
+
+async def test_a_size_beyond_what_workers_make_is_refused_though_its_class_is_made(pools: Pools) -> None:
+    store, still = pools.room.store, lambda: 0.0
+    outlooks = Outlooks(store, Paces(store, still), pools.fleet.ready_workers, still)
+    admission = Admission(store, pools.fleet, outlooks, Bounds())
+
+    async def asked(*wanted: GenerationRequest) -> int:
+        admitted = await admission.admit(pools.key, POOL, [NewJob(one) for one in wanted], None, waits=False)
+        return len(admitted.job_ids)
+
+    await pools.worker("a", BORDER)
+    assert await asked(WITHIN) == 1
+    with pytest.raises(UnmakeableError, match="1024x1024"):
+        await asked(WITHIN, BEYOND)

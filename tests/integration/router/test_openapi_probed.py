@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from tests.emulators.paced_process import paced_worker
 from tests.emulators.paced_worker import Pace
-from tests.integration.router.served import API_KEY, ServedRouter, served_router
+from tests.integration.router.served import ADMIN_KEY, API_KEY, ServedRouter, served_router
 
 Case = schemathesis.Case[Any]
 EXAMPLES = 6
@@ -58,7 +59,7 @@ NAMING = {
 }
 """The routes whose path or fields name what another route's answer has made; but for generations, which begin only
 with a webhook that could be reached."""
-HEADERS = {"Authorization": f"Bearer {API_KEY}"}
+CALLER, OPERATOR = ({"Authorization": f"Bearer {key}"} for key in (API_KEY, ADMIN_KEY))
 PROMISED = {501: ("not_served", "is not served here"), 503: ("pool_unavailable", "unmakeable")}
 
 
@@ -100,8 +101,14 @@ def _lines(_context: schemathesis.SerializationContext, value: object) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode(errors="replace")
 
 
+@dataclass(frozen=True)
+class Urls:
+    public: str
+    admin: str
+
+
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def urls() -> Iterator[Urls]:
     """The router's, by TCP: what Schemathesis speaks. Everything runs on a loop of its own, in a thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -116,7 +123,7 @@ def url() -> Iterator[str]:
         loop.close()
 
 
-async def _serve(stack: AsyncExitStack) -> str:
+async def _serve(stack: AsyncExitStack) -> Urls:
     worker = await stack.enter_async_context(paced_worker(Pace(step_s=0, tail_s=0)))
     router = await stack.enter_async_context(served_router())
     await router.use("w-1", worker)
@@ -124,7 +131,7 @@ async def _serve(stack: AsyncExitStack) -> str:
     server = await asyncio.start_server(_forward_to(router), "127.0.0.1", 0)
     stack.push_async_callback(server.wait_closed)
     stack.callback(server.close)
-    return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    return Urls(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", router.admin_url)
 
 
 def _forward_to(router: ServedRouter) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
@@ -146,8 +153,13 @@ def _forward_to(router: ServedRouter) -> Callable[[asyncio.StreamReader, asyncio
 
 
 @pytest.fixture(scope="module")
-def document(url: str) -> OpenApiSchema:
-    return schemathesis.openapi.from_url(f"{url}/openapi.json")
+def document(urls: Urls) -> OpenApiSchema:
+    return schemathesis.openapi.from_url(f"{urls.public}/openapi.json")
+
+
+@pytest.fixture(scope="module")
+def admin_document(urls: Urls) -> OpenApiSchema:
+    return schemathesis.openapi.from_url(f"{urls.admin}/openapi.json")
 
 
 def _operations(document: OpenApiSchema) -> list[APIOperation[Any, Any, Any, Any]]:
@@ -158,7 +170,7 @@ def _operations(document: OpenApiSchema) -> list[APIOperation[Any, Any, Any, Any
     return operations
 
 
-def _ask_each(document: OpenApiSchema, how: settings, mode: GenerationMode) -> None:
+def _ask_each(document: OpenApiSchema, how: settings, mode: GenerationMode, headers: dict[str, str] = CALLER) -> None:
     """Every route as often as `how` says, or for each of what it has to be asked with; whether by what the document
     allows, or by what it does not."""
     requests, asked = Counter[str](), 0
@@ -170,7 +182,7 @@ def _ask_each(document: OpenApiSchema, how: settings, mode: GenerationMode) -> N
         @given(case=operation.as_strategy(generation_mode=mode))
         def ask(case: Case) -> None:
             requests[case.operation.label] += 1
-            case.call_and_validate(headers=HEADERS, checks=CHECKS, timeout=60)
+            case.call_and_validate(headers=headers, checks=CHECKS, timeout=60)
 
         ask()
         asked += 1
@@ -185,8 +197,9 @@ def _can_be_asked_wrongly(operation: APIOperation[Any, Any, Any, Any]) -> bool:
     return "requestBody" in described or any(schema.keys() - {"type", "title", "default"} for schema in schemas)
 
 
-def test_every_refusal_is_documented_by_its_status(document: OpenApiSchema) -> None:
-    for path, methods in document.raw_schema["paths"].items():
+@pytest.mark.parametrize("app", ["document", "admin_document"])
+def test_every_refusal_is_documented_by_its_status(app: str, request: pytest.FixtureRequest) -> None:
+    for path, methods in request.getfixturevalue(app).raw_schema["paths"].items():
         for method, operation in methods.items():
             statuses = operation["responses"].keys()
             assert all(status.isdecimal() for status in statuses), (method, path, statuses)
@@ -197,6 +210,11 @@ def test_every_refusal_is_documented_by_its_status(document: OpenApiSchema) -> N
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_every_route_answers_as_described(document: OpenApiSchema, mode: GenerationMode) -> None:
     _ask_each(document, BRIEF, mode)
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_every_route_of_the_admin_app_answers_as_described(admin_document: OpenApiSchema, mode: GenerationMode) -> None:
+    _ask_each(admin_document, BRIEF, mode, OPERATOR)
 
 
 @pytest.mark.soak
@@ -216,7 +234,7 @@ def _follow(document: OpenApiSchema, how: settings, runs: int) -> None:
 
     class Machine(document.as_state_machine()):  # type: ignore[misc]
         def get_call_kwargs(self, _case: Case) -> dict[str, object]:
-            return {"headers": HEADERS, "timeout": 60}
+            return {"headers": CALLER, "timeout": 60}
 
         def step(self, input: StepInput) -> StepOutput:  # noqa: A002 - the parent's name
             output: StepOutput = super().step(input)
