@@ -33,6 +33,7 @@ from infra.engine.command import EngineCommand, InterruptedBeforeError
 from infra.engine.events import EventReader, OnProgress, Outcome, last_words
 from infra.engine.guard import MARK, backend_locks, end_orphans, only_operation, orphans, require_orphaned
 from infra.engine.state import StackState, mended, recorded
+from infra.engine.terse import TerseStack
 from infra.errors import InfraError
 from infra.paths import HOME, RUN, StackPaths
 from infra.planning.program import Declared, declare
@@ -186,7 +187,7 @@ class Engine:
 
     def _stack(self) -> Stack:
         try:
-            return self._run(lambda: Stack.create_or_select(self._name, self._workspace))
+            return self._run(lambda: TerseStack(self._name, self._workspace))
         except CommandError as error:
             raise self._failed(error) from error
 

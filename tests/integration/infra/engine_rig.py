@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from infra.engine import Engine, EngineSettings, OnFailure, operate
@@ -44,6 +45,14 @@ pools:
   batch: {{machines: 1, market: spot, first_port: {3}}}
 """
 READY = ("0", "ready")
+
+
+@cache
+def pulumi_engine() -> Path:
+    """Looked for once: it is started to be asked for its version."""
+    found = find_engine()
+    assert found, "no Pulumi engine: run `make setup-test`"
+    return found
 
 
 @dataclass
@@ -83,9 +92,7 @@ class Rig:
 
     @property
     def settings(self) -> EngineSettings:
-        binary = find_engine()
-        assert binary, "no Pulumi engine: run `make setup-test`"
-        return EngineSettings(binary, self.backend or own(self.paths))
+        return EngineSettings(pulumi_engine(), self.backend or own(self.paths))
 
     @contextmanager
     def engine(self, what: str = "test") -> Iterator[Engine]:

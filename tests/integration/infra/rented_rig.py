@@ -26,8 +26,8 @@ from infra.paths import StackPaths, repository_root
 from infra.planning.planner import Plan, plan
 from infra.planning.program import Declared, Program, Programs
 from infra.provider.resource import Kind
-from infra.setup.engine import find_engine
 from infra.stack import parse
+from tests.integration.infra.engine_rig import pulumi_engine
 from tests.waiting import eventually
 
 NAME = "hired"
@@ -80,12 +80,9 @@ class Rig:
 
     @contextmanager
     def engine(self, decided: Plan | None) -> Iterator[Engine]:
-        binary = find_engine()
-        assert binary, "no Pulumi engine: run `make setup-test`"
         declared = machines(decided) if decided else []
-        with operate(
-            NAME, self.paths, declared, EngineSettings(binary, f"file://{self.paths.pulumi}"), "test"
-        ) as engine:
+        settings = EngineSettings(pulumi_engine(), f"file://{self.paths.pulumi}")
+        with operate(NAME, self.paths, declared, settings, "test") as engine:
             yield engine
 
     @contextmanager

@@ -19,12 +19,11 @@ from infra.engine import Engine, EngineSettings, operate
 from infra.engine.guard import BusyError
 from infra.engine.shelf import Shelf, ShelfError
 from infra.paths import StackPaths
-from infra.setup.engine import find_engine
 from infra.state.backend import own
 from infra.state.bundle import BundleError, Sealed
 from infra.state.custody import PASSPHRASE, Custody
 from tests.emulators.s3 import EmulatedS3, emulated_s3
-from tests.integration.infra.engine_rig import NAME, Rig, done, new_rig
+from tests.integration.infra.engine_rig import NAME, Rig, done, new_rig, pulumi_engine
 
 pytestmark = pytest.mark.engine
 
@@ -77,13 +76,10 @@ def rig(tmp_path: Path, url: str) -> Iterator[Rig]:
 
 
 def custody(paths: StackPaths, url: str, said: list[str]) -> Custody:
-    binary = find_engine()
-    assert binary
-
     def nobody() -> str:
         raise AssertionError("nobody is there to be asked")
 
-    return Custody(paths, Shelf(NAME, binary, url), said.append, nobody)
+    return Custody(paths, Shelf(NAME, pulumi_engine(), url), said.append, nobody)
 
 
 def test_a_stack_lives_and_ends_with_its_state_in_a_bucket(rig: Rig, bucket: EmulatedS3) -> None:
@@ -189,8 +185,6 @@ def test_a_state_moves_from_its_folder_into_a_bucket_with_all_that_runs(rig: Rig
 
 def test_wrong_credentials_are_said_in_the_backends_own_words(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    binary = find_engine()
-    assert binary
     with pytest.raises(ShelfError, match="SignatureDoesNotMatch") as failed:
-        Shelf(NAME, binary, url).read()
+        Shelf(NAME, pulumi_engine(), url).read()
     assert "wrong" not in str(failed.value)
