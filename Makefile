@@ -66,10 +66,10 @@ watch: installed ## replace lost machines, follow the backlog, return to spot, k
 sweep: installed ## list what is rented in the stack's name and is in no state, and ask (DELETE=name|all deletes unasked)
 	@$(LETTERPRESS) sweep '$(STACK)' $(if $(filter all,$(DELETE)),--all,$(if $(DELETE),--delete '$(DELETE)'))
 
-test: setup-test ## set up what is missing, run every test that needs no GPU (PYTEST_ARGS=...)
+test: setup-test ## set up what is missing, run every test that needs no GPU (PYTEST_ARGS=..., COVERAGE=1 tells what they run)
 	@data=$$(mktemp -d /tmp/lp.XXXXXX) && trap 'rm -rf "$$data"' EXIT && export COVERAGE_FILE="$$data/coverage" && \
-	  .venv/bin/pytest --basetemp="$$data/t" -n $(TEST_PROCESSES) --no-loadscope-reorder --cov --cov-report= \
-	    -m "not soak and not gpu" $(PYTEST_ARGS) && .venv/bin/coverage report
+	  .venv/bin/pytest --basetemp="$$data/t" -n $(TEST_PROCESSES) --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=) \
+	    -m "not soak and not gpu" $(PYTEST_ARGS) $(if $(COVERAGE),&& .venv/bin/coverage report)
 
 bench-gpu: ## the engine beside the pipeline on this machine's GPU; writes docs/benchmarks.md (PART=rows|batching|served|compiled, JSON=file of another card)
 	@$(SETUP) $(TEST),bench

@@ -21,6 +21,7 @@ from tests.ports import free_ports
 REPOSITORY = Path(__file__).resolve().parents[2]
 TAKE_IT_BARE = {"deploy", "preview", "destroy", "watch", "sweep", "status"}
 """Verbs whose argument the stack is; others have an option for it."""
+CHANGES_THE_ENDPOINT = {"deploy", "destroy"}
 QUICK = {"prompt": "a small picture, at once", "width": 256, "height": 256, "steps": 1}
 
 DESCRIPTION = """\
@@ -44,6 +45,7 @@ class UserStack:
     folder: Path
     name: str = field(default_factory=lambda: f"t-{uuid.uuid4().hex[:8]}")
     deployed: str = ""
+    _endpoint: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         edge, admin, first, batch = _spaced_ports()
@@ -60,6 +62,8 @@ class UserStack:
 
     def make(self, target: str, *settings: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run one target to its end; nothing is asserted of how it ends."""
+        if target in CHANGES_THE_ENDPOINT:
+            self._endpoint = None
         return subprocess.run(
             self.command(target, *settings),
             cwd=REPOSITORY,
@@ -103,8 +107,10 @@ class UserStack:
         return done.stdout
 
     def endpoint(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.ok("endpoint"))
-        return found
+        """Asked for once: a command takes as long as an image here."""
+        if self._endpoint is None:
+            self._endpoint = json.loads(self.ok("endpoint"))
+        return self._endpoint
 
     def client(self) -> httpx.Client:
         endpoint = self.endpoint()
