@@ -31,6 +31,7 @@ _USED = text(
 
 
 def put(connection: Connection, now: ColumnElement[int], entropy: bytes, name: str, sha256: str) -> ApiKey:
+    """The key, which is made if there was none of the name. Of two at once, one loses with an IntegrityError."""
     replaced = connection.execute(
         update(api_keys)
         .where(api_keys.c.name == name)

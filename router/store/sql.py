@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from router import ids
 from router.choice import ANY_TERMS, Capability, Lane, Spill, Terms
 from router.contract import JobState, WorkerView
-from router.errors import AdmissionError
+from router.errors import AdmissionError, KeyExistsError
 from router.jobs import AttemptEnd, Image, Job, JobError, Lease, NewJob
 from router.limits import KeyLimits, Share
 from router.pace import Service
@@ -225,11 +225,17 @@ class SqlStore:
 
     async def put_api_key(self, name: str, key_sha256: str) -> ApiKey:
         entropy = self._entropy(ids.ENTROPY_BYTES)
-        return await self._database.write(key_rows.put, self._clock(), entropy, name, key_sha256)
+        try:
+            return await self._database.write(key_rows.put, self._clock(), entropy, name, key_sha256)
+        except IntegrityError:  # another router has made it at the same time
+            return await self._database.write(key_rows.put, self._clock(), entropy, name, key_sha256)
 
     async def create_api_key(self, name: str, key_sha256: str, limits: KeyLimits) -> KeyRecord:
         entropy = self._entropy(ids.ENTROPY_BYTES)
-        return await self._database.write(key_rows.create, self._clock(), entropy, name, key_sha256, limits)
+        try:
+            return await self._database.write(key_rows.create, self._clock(), entropy, name, key_sha256, limits)
+        except IntegrityError as error:  # another router was quicker
+            raise KeyExistsError(name) from error
 
     async def api_keys(self) -> Sequence[KeyRecord]:
         return await self._database.read(key_rows.every)

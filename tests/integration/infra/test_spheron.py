@@ -345,7 +345,7 @@ def test_a_minimum_run_time_is_waited_out_or_told_with_its_cost(tmp_path: Path) 
 def test_orders_beyond_the_limit_wait_and_say_so_and_processes_share_the_count(
     emulator: Emulator, tmp_path: Path
 ) -> None:
-    limits = {CREATES: Limit(2, 1.0), REQUESTS: Limit(1000, 900.0)}
+    limits = {CREATES: Limit(2, 3.0), REQUESTS: Limit(1000, 900.0)}
     one, other = spheron(emulator, tmp_path, limits), spheron(emulator, tmp_path, limits)
     assert one.wire.quota == other.wire.quota
     said: list[str] = []

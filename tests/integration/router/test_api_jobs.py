@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -51,11 +51,16 @@ async def _submit(http: httpx.AsyncClient, request: JobRequest = SMALL) -> str:
     return str(answer.json()["id"])
 
 
-async def _events(http: httpx.AsyncClient, job_id: str) -> list[Sent]:
+async def _events(http: httpx.AsyncClient, job_id: str, listening: Callable[[], None] | None = None) -> list[Sent]:
+    """All of them; `listening` is called when the first is here."""
     async with http.stream("GET", f"/v1/jobs/{job_id}/events") as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         assert stream.headers["x-accel-buffering"] == "no"
-        text = "".join([piece async for piece in stream.aiter_text()])
+        text = ""
+        async for piece in stream.aiter_text():
+            if listening is not None and not text:
+                listening()
+            text += piece
     sent = []
     for block in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
@@ -72,9 +77,13 @@ async def test_a_job_is_accepted_with_its_place_and_its_seed(http: httpx.AsyncCl
     assert (job.state, job.attempt, job.seed, job.pool) == (JobState.QUEUED, 0, 5, "interactive")
 
 
-async def test_the_events_tell_the_whole_way_of_a_job(http: httpx.AsyncClient) -> None:
-    job_id = await _submit(http)
-    sent = await _events(http, job_id)
+async def test_the_events_tell_the_whole_way_of_a_job(http: httpx.AsyncClient, worker: PacedProcess) -> None:
+    worker.freeze()  # the job may be over before a busy computer has come to listen
+    try:
+        job_id = await _submit(http)
+        sent = await _events(http, job_id, worker.thaw)
+    finally:
+        worker.thaw()
     names = [one.event for one in sent]
     assert names[-1] == "succeeded"
     assert "progress" in names

@@ -47,6 +47,19 @@ async def asked(store: SqlStore, key: ApiKey, repeatable: Repeatable | None = No
         return error
 
 
+async def test_two_routers_that_begin_at_once_have_one_default_key(store: SqlStore, other: SqlStore) -> None:
+    made = await asyncio.gather(*(one.put_api_key("default", "d" * 64) for one in (store, other) * 4))
+    assert len({key.id for key in made}) == 1
+
+
+async def test_of_two_who_make_a_key_of_one_name_at_once_one_is_told_that_there_is_one(
+    store: SqlStore, other: SqlStore
+) -> None:
+    asked = [one.create_api_key("team", f"{n}" * 64, KeyLimits()) for n, one in enumerate((store, other) * 4)]
+    made = await asyncio.gather(*asked, return_exceptions=True)
+    assert sorted(type(one).__name__ for one in made) == ["KeyExistsError"] * 7 + ["KeyRecord"]
+
+
 async def test_a_rate_holds_over_two_routers_and_says_when_to_ask_again(
     store: SqlStore, other: SqlStore, clock: SteeredClock
 ) -> None:
