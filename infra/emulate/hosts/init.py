@@ -17,9 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from infra.emulate.hosts.standins import CHECKOUT, COMPILED
 from infra.emulate.hosts.systemd import JOURNAL, SYSTEM, WANTS, Systemd
 
 OVERLAID = ("/etc", "/var", "/root", "/home", "/usr/local", "/usr/sbin", "/srv")
+WORKERS_USER = 10001
+CODE = Path("/usr/local/lib/standins")
+"""Of the stand-ins that are more than a few lines: imported, it is compiled once a machine and not with each call."""
 SHELL_FILES = (".bashrc", ".profile", ".bash_profile", ".bash_login", ".bash_logout")
 
 
@@ -49,9 +53,14 @@ def adopt() -> None:
 
 
 def mount_checkout(spec: dict[str, Any]) -> None:
-    """The code of containers' images."""
-    Path("/srv/checkout").mkdir(exist_ok=True)
-    subprocess.run(["mount", "--bind", spec["checkout"], "/srv/checkout"], check=True)
+    """The code of containers' images, and where what Python made of it is kept: an image has its code compiled, once for
+    all machines that run it."""
+    compiled = Path(spec["compiled"])
+    compiled.mkdir(exist_ok=True)
+    os.chown(compiled, WORKERS_USER, WORKERS_USER)
+    for there, here in ((CHECKOUT, Path(spec["checkout"])), (COMPILED, compiled)):
+        Path(there).mkdir(exist_ok=True)
+        subprocess.run(["mount", "--bind", str(here), there], check=True)
 
 
 def mount_disk(disk: Path) -> None:
@@ -76,7 +85,7 @@ def install(spec: dict[str, Any]) -> None:
         )
     Path("/etc/hosts").write_text(f"127.0.0.1 localhost {socket.gethostname()}\n")
     # Whom the worker's image runs it as: there is one table of users for the machine and its containers.
-    subprocess.run(["useradd", "-u", "10001", "-M", "-d", "/tmp", "letterpress"], check=True)
+    subprocess.run(["useradd", "-u", str(WORKERS_USER), "-M", "-d", "/tmp", "letterpress"], check=True)
     for user in spec["users"]:
         name, home = user["name"], Path("/root" if user["name"] == "root" else f"/home/{user['name']}")
         if name != "root":
@@ -100,11 +109,14 @@ def install(spec: dict[str, Any]) -> None:
 
 def install_standins(spec: dict[str, Any], names: tuple[str, ...]) -> None:
     """Those programs, and Python."""
+    CODE.mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(__file__).with_name("standins.py"), CODE)
+    called = f"import sys\nsys.path.insert(0, {str(CODE)!r})\nimport standins\nstandins.main()\n"
     for name in names:
-        program = Path(__file__).with_name("systemctl.py" if name.startswith("system") else "standins.py")
+        program = Path(__file__).with_name("systemctl.py").read_text() if name.startswith("system") else called
         file = Path("/usr/local/bin", name)
         file.unlink(missing_ok=True)
-        file.write_text(f"#!{spec['python']} -IS\n" + program.read_text())
+        file.write_text(f"#!{spec['python']} -IS\n{program}")
         file.chmod(0o755)
     python = Path("/usr/local/bin/python3")
     python.unlink(missing_ok=True)

@@ -52,6 +52,7 @@ class TestMachine:
         described = {
             "disk": str(self.disk),
             "checkout": str(repository_root()),
+            "compiled": str(Path(sys.prefix) / "compiled"),
             "python": str(Path(sys.executable).resolve()),
             "users": self.users,
             "standin": self.standin,

@@ -17,13 +17,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from infra.emulate.hosts.init import adopt, install_standins, may_be_entered, mount_checkout, mount_disk, new_home
+from infra.emulate.hosts.init import (
+    WORKERS_USER,
+    adopt,
+    install_standins,
+    may_be_entered,
+    mount_checkout,
+    mount_disk,
+    new_home,
+)
+from infra.emulate.hosts.standins import CHECKOUT
 
-CHECKOUT = "/srv/checkout"
 VOLUME = "/srv/volume"
 ENTRY_POINT = Path("/usr/local/bin/letterpress-container")
 SSHD_CONFIG = Path("/etc/ssh/letterpress_sshd_config")
-WORKERS_USER = 10001
 
 
 def environment(public_key: str, port: int) -> dict[str, str]:

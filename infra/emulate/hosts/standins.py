@@ -1,42 +1,57 @@
 # journalctl, docker and nvidia-smi of a test machine: one file, which goes by the name that it is called by.
 # Standard library alone. What goes wrong is told by /etc/standin.json. Real ones are quick to start, and so is this one:
-# what only some verbs want is imported by them.
+# what only some verbs want is imported by them, and paths are plain text (pathlib alone takes longer than most verbs).
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
-from pathlib import Path
-from typing import Any
 
-IMAGES = Path("/var/lib/standin-docker/images")
-CODE = Path("/var/lib/standin-docker/code")
-RUNNING = Path("/run/standin-docker")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+IMAGES = "/var/lib/standin-docker/images"
+CODE = "/var/lib/standin-docker/code"
+RUNNING = "/run/standin-docker"
 CHECKOUT = "/srv/checkout"
+COMPILED = "/srv/compiled"
 IMAGE_ENV = {
     "PATH": f"{CHECKOUT}/.venv/bin:/usr/local/bin:/usr/bin:/bin",
     "HOME": "/tmp",
     "PYTHONUNBUFFERED": "1",
-    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONPYCACHEPREFIX": COMPILED,
     "XDG_CACHE_HOME": "/cache",
     "HF_HOME": "/cache/huggingface",
     "LETTERPRESS_WORKER_CACHE_DIR": "/cache/letterpress",
 }
 
 
+def read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
+def write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
 def standin() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path("/etc/standin.json").read_text())
+    import json
+
+    found: dict[str, Any] = json.loads(read("/etc/standin.json"))
     return found
 
 
 def journalctl(argv: list[str]) -> int:
+    import json
+
     def after(option: str) -> str:
         return argv[argv.index(option) + 1] if option in argv else ""
 
-    journal = Path("/var/log/standin-journal", after("-u"))
-    entries = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    journal = f"/var/log/standin-journal/{after('-u')}"
+    entries = [json.loads(line) for line in read(journal).splitlines()] if os.path.exists(journal) else []
     since = next((float(word[9:]) for word in argv if word.startswith("--since=@")), 0.0)
     entries = [entry for entry in entries if int(entry["__REALTIME_TIMESTAMP"]) / 1e6 >= since - 1e-6]
     if after("-n"):
@@ -62,12 +77,11 @@ def refuse(text: str) -> int:
 
 
 def docker(argv: list[str]) -> int:
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    CODE.mkdir(parents=True, exist_ok=True)
-    RUNNING.mkdir(parents=True, exist_ok=True)
-    config = Path("/root/.docker")
+    for folder in (IMAGES, CODE, RUNNING):
+        os.makedirs(folder, exist_ok=True)
+    config = "/root/.docker"
     if argv[0] == "--config":
-        config, argv = Path(argv[1]), argv[2:]
+        config, argv = argv[1], argv[2:]
     match argv:
         case ["version", *_]:
             print("27.0.0")
@@ -75,33 +89,35 @@ def docker(argv: list[str]) -> int:
             print('{"nvidia":{},"runc":{}}')
         case ["ps", "-aq", "--filter", named]:
             prefix = named.removeprefix("name=^")
-            print("\n".join(file.name for file in RUNNING.iterdir() if file.name.startswith(prefix)))
+            print("\n".join(name for name in os.listdir(RUNNING) if name.startswith(prefix)))
         case ["image", "ls", "-q", _]:
             pass  # no image has an id of its own here
         case ["image", "rm", "-f", tag]:
-            image(tag).unlink(missing_ok=True)
+            if os.path.exists(image(tag)):
+                os.unlink(image(tag))
         case ["image", "inspect", tag]:
-            return 0 if image(tag).exists() else refuse(f"Error: No such image: {tag}")
+            return 0 if os.path.exists(image(tag)) else refuse(f"Error: No such image: {tag}")
         case ["login", *_]:
             return login(config)
         case ["pull", *_, reference]:
-            if standin().get("registry") == "hangs":
-                time.sleep(3600)
-            wanted = standin().get("registry_password")
-            if standin().get("registry") == "refuses" or (wanted and wanted not in logged_in(config)):
+            told = standin()
+            if told.get("registry") == "hangs":
+                hang()
+            wanted = told.get("registry_password")
+            if told.get("registry") == "refuses" or (wanted and wanted not in logged_in(config)):
                 return refuse(
                     f"Error response from daemon: pull access denied for {reference}, repository does not exist"
                 )
-            program = standin().get("programs", {}).get(reference)
-            image(reference).write_text(other(reference, program) if program else CHECKOUT)
+            program = told.get("programs", {}).get(reference)
+            write(image(reference), other(reference, program) if program else CHECKOUT)
         case ["build", *_]:
             return build(argv)
         case ["load"]:
             sys.stdin.buffer.read()
-            image("saved:1").write_text(CHECKOUT)
+            write(image("saved:1"), CHECKOUT)
             print("Loaded image: saved:1")
         case ["tag", before, after]:
-            image(after).write_text(image(before).read_text())
+            write(image(after), read(image(before)))
         case ["run", *_]:
             return run(argv[1:])
         case ["stop", "-t", seconds, name]:
@@ -113,45 +129,51 @@ def docker(argv: list[str]) -> int:
     return 0
 
 
-def image(tag: str) -> Path:
-    """A file that holds the folder of the image's code."""
-    import hashlib
+def hang() -> None:
+    import signal
 
-    return IMAGES / hashlib.sha256(tag.encode()).hexdigest()[:16]
+    signal.pause()
+
+
+def image(tag: str) -> str:
+    """A file that holds the folder of the image's code."""
+    return f"{IMAGES}/{tag.replace('/', '%')}"
 
 
 def other(reference: str, program: str) -> str:
     """The folder of an image whose worker is another program, given as Python's text."""
     import hashlib
 
-    folder = CODE / hashlib.sha256(reference.encode()).hexdigest()[:16]
-    (folder / "worker").mkdir(parents=True, exist_ok=True)
-    (folder / "worker" / "__init__.py").write_text("")
-    (folder / "worker" / "__main__.py").write_text(program)
-    return str(folder)
+    folder = f"{CODE}/{hashlib.sha256(reference.encode()).hexdigest()[:16]}"
+    os.makedirs(f"{folder}/worker", exist_ok=True)
+    write(f"{folder}/worker/__init__.py", "")
+    write(f"{folder}/worker/__main__.py", program)
+    return folder
 
 
-def login(config: Path) -> int:
+def login(config: str) -> int:
     """Kept as Docker keeps it where it has no helper for that."""
     import base64
+    import json
 
     password = sys.stdin.read()
     if password != standin().get("registry_password"):
         return refuse("unauthorized")
-    config.mkdir(parents=True, exist_ok=True)
+    os.makedirs(config, exist_ok=True)
     kept = {"auths": {"registry": {"auth": base64.b64encode(f"user:{password}".encode()).decode()}}}
-    (config / "config.json").write_text(json.dumps(kept))
+    write(f"{config}/config.json", json.dumps(kept))
     return 0
 
 
-def logged_in(config: Path) -> str:
+def logged_in(config: str) -> str:
     """As whom; empty if nobody is."""
     import base64
+    import json
 
-    file = config / "config.json"
-    if not file.exists():
+    file = f"{config}/config.json"
+    if not os.path.exists(file):
         return ""
-    return base64.b64decode(json.loads(file.read_text())["auths"]["registry"]["auth"]).decode()
+    return base64.b64decode(json.loads(read(file))["auths"]["registry"]["auth"]).decode()
 
 
 def build(argv: list[str]) -> int:
@@ -162,7 +184,7 @@ def build(argv: list[str]) -> int:
 
     tag = argv[argv.index("-t") + 1]
     content = sys.stdin.buffer.read()
-    folder = CODE / hashlib.sha256(content).hexdigest()[:16]
+    folder = f"{CODE}/{hashlib.sha256(content).hexdigest()[:16]}"
     with tarfile.open(fileobj=io.BytesIO(content)) as context:
         names = context.getnames()
         for wanted in ("worker/Dockerfile", "pyproject.toml", "constraints.txt", "worker/container/entrypoint.sh"):
@@ -174,8 +196,8 @@ def build(argv: list[str]) -> int:
             return refuse(f"failed to copy files: {str(error.strerror).lower()}")
     print("#1 transferring context")
     if broken := standin().get("image"):
-        (folder / "worker" / "__main__.py").write_text(f"import sys\nprint({broken!r}, flush=True)\nsys.exit(70)\n")
-    image(tag).write_text(str(folder))
+        write(f"{folder}/worker/__main__.py", f"import sys\nprint({broken!r}, flush=True)\nsys.exit(70)\n")
+    write(image(tag), folder)
     print(f"#9 naming to {tag} done")
     return 0
 
@@ -197,18 +219,18 @@ def run(argv: list[str]) -> int:
                 key, _, text = value.partition("=")
                 environment[key] = text
             case "--env-file":
-                pairs = (line.partition("=") for line in Path(value).read_text().splitlines())
+                pairs = (line.partition("=") for line in read(value).splitlines())
                 environment |= {key: text for key, _, text in pairs}
             case "--name":
                 name = value
             case "--gpus":
                 device = value.removeprefix("device=")
     tag, command, *rest = argv
-    if not image(tag).exists():
+    if not os.path.exists(image(tag)):
         return refuse(f"Unable to find image '{tag}' locally")
     if device and int(device) >= len(standin()["gpus"] or ()):
         return refuse(f"nvidia-container-cli: device error: {device}: unknown device")
-    environment["PYTHONPATH"] = image(tag).read_text()
+    environment["PYTHONPATH"] = read(image(tag))
     programs = {
         "server": ["python3", "-m", "worker"],
         "weights": [
@@ -241,26 +263,29 @@ def run(argv: list[str]) -> int:
         cwd="/",
         start_new_session=True,
     )
-    (RUNNING / name).write_text(str(process.pid))
+    write(f"{RUNNING}/{name}", str(process.pid))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM))
     status = process.wait()
-    (RUNNING / name).unlink(missing_ok=True)
+    if os.path.exists(f"{RUNNING}/{name}"):
+        os.unlink(f"{RUNNING}/{name}")
     return status if status >= 0 else 128 - status
 
 
 def stop(name: str, seconds: float) -> int:
     import signal
+    import time
 
+    running = f"{RUNNING}/{name}"
     try:
-        pid = int((RUNNING / name).read_text())
+        pid = int(read(running))
     except FileNotFoundError:
         return refuse(f"Error: No such container: {name}")
     end = time.monotonic() + seconds
     number = signal.SIGTERM if seconds else signal.SIGKILL
     try:
         os.kill(pid, number)
-        while (RUNNING / name).exists() and os.path.exists(f"/proc/{pid}"):
+        while os.path.exists(running) and os.path.exists(f"/proc/{pid}"):
             if time.monotonic() > end and seconds:
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
@@ -275,5 +300,6 @@ PROGRAMS = {
     "nvidia-smi": nvidia_smi,
 }
 
-if __name__ == "__main__":
-    sys.exit(PROGRAMS[Path(sys.argv[0]).name](sys.argv[1:]))
+
+def main() -> None:
+    sys.exit(PROGRAMS[os.path.basename(sys.argv[0])](sys.argv[1:]))
