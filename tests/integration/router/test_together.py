@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -135,6 +136,30 @@ async def test_a_broker_that_is_killed_and_comes_back_loses_nothing(house: Toget
     await asyncio.to_thread(broker.start)
     await waiting
     await images(house, 4)
+
+
+async def test_a_consumer_that_is_at_work_outlives_its_broker(
+    house: Together, broker: RedisServer, workers: list[PacedProcess]
+) -> None:
+    """It holds messages then, and cannot give them back."""
+    for worker in workers:
+        await worker.pace(Pace(step_s=0.4, heartbeat_s=0.2))
+    try:
+        async with house.client() as client:
+            jobs = [await client.submit(seeded(seed)) for seed in range(20, 26)]
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(broker.stop, signal.SIGKILL)
+            for job in jobs:
+                assert (await client.wait(job.id)).state is JobState.SUCCEEDED
+        await asyncio.to_thread(broker.start)
+        await images(house, 4)
+        for consumer in house.consumers:
+            assert consumer.process is not None
+            assert consumer.process.returncode is None, consumer.log
+            assert "Unrecoverable" not in consumer.log, consumer.log
+    finally:
+        for worker in workers:
+            await worker.pace(PACE)
 
 
 async def test_a_rolling_restart_of_everything_drops_no_request(house: Together) -> None:
