@@ -60,7 +60,8 @@ class Admission:
         self.check_pool(key, pool)
         refusal = await self._refusal(key, pool, wanted, waits=waits)
         try:
-            return await self._store.admit(key, pool, wanted, self.bounds.queue_of(pool), repeatable, refusal)
+            bound = self.bounds.queue_of(pool)
+            return await self._store.admit(key, pool, wanted, bound, repeatable, refusal, waits=waits)
         except QueueFullError as error:
             outlook = await self._outlooks.of(pool)
             over = error.queued + len(wanted) - self.bounds.queue_of(pool)

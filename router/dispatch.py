@@ -237,7 +237,7 @@ class Dispatcher:
                 f"({len(fetched.data)} bytes, sha256 {fetched.sha256[:12]}; {announced})"
             )
             return Unmade(AttemptEnd.CORRUPT, str(error), error)
-        image = await self._artifacts.put(lease.generation_id, fetched.data, finished.media_type)
+        image = await self._artifacts.put(lease.generation_id, fetched.data, finished.media_type, fetched.sha256)
         if self._notices.watches(lease.job_id):
             self._recent.keep(image, fetched.data)
         return Made(replace(image, suspicion=finished.safety_reason), finished.timings)

@@ -54,8 +54,11 @@ class Artifacts(Protocol):
     """Every method may raise ArtifactError; then nothing was promised, and trying again is safe. Of what was stored and
     is no longer, `read` and `stream` raise ArtifactGoneError: trying again is of no use."""
 
-    async def put(self, generation_id: str, data: bytes, media_type: str) -> Image:
-        """Store the bytes so that they survive a power cut. Again with the same is the same."""
+    async def put(self, generation_id: str, data: bytes, media_type: str, sha256: str | None = None) -> Image:
+        """Store the bytes so that they survive a power cut. Again with the same is the same.
+
+        `sha256` is theirs in hex, if the caller has seen to it already.
+        """
         ...
 
     async def read(self, image: Image) -> bytes:

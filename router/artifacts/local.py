@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
@@ -36,9 +36,9 @@ class LocalArtifacts:
 
     root: Path
 
-    async def put(self, generation_id: str, data: bytes, media_type: str) -> Image:
+    async def put(self, generation_id: str, data: bytes, media_type: str, sha256: str | None = None) -> Image:
         def store() -> Image:
-            digest = sha256(data).hexdigest()
+            digest = sha256 or hashlib.sha256(data).hexdigest()
             relative = path_of(generation_id, digest, media_type)
             _write(self.root / relative, data)
             return Image(path=relative, sha256=digest, bytes=len(data), media_type=media_type)
@@ -53,7 +53,7 @@ class LocalArtifacts:
     async def read(self, image: Image) -> bytes:
         def stored() -> tuple[bytes, str]:
             data = (self.root / image.path).read_bytes()
-            return data, sha256(data).hexdigest()
+            return data, hashlib.sha256(data).hexdigest()
 
         try:
             data, digest = await asyncio.to_thread(stored)

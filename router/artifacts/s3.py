@@ -81,8 +81,8 @@ class S3Artifacts:
         if bucket.public_endpoint not in (None, bucket.endpoint):
             self._public = _open(bucket, bucket.public_endpoint, retries, answer_s)
 
-    async def put(self, generation_id: str, data: bytes, media_type: str) -> Image:
-        digest = await digest_of(data)
+    async def put(self, generation_id: str, data: bytes, media_type: str, sha256: str | None = None) -> Image:
+        digest = sha256 or await digest_of(data)
         path = path_of(generation_id, digest, media_type)
         try:
             await obstore.put_async(

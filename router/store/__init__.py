@@ -172,8 +172,13 @@ class Store(Protocol):
         pool_bound: int,
         repeatable: Repeatable | None = None,
         refusal: AdmissionError | None = None,
+        *,
+        waits: bool = False,
     ) -> Admitted:
         """Commit them all as new jobs, if the key's limits and the pool's bound on what waits allow it.
+
+        `waits` if their caller is told nothing before they end: on SQLite a power cut, which breaks the caller's
+        connection too, may take them back until then.
 
         `refusal` is raised, unless the request is a repetition, which is served whatever may be in the way of new ones.
         Raises RateLimitedError, KeyQueueFullError, QueueFullError, IdempotencyError; then nothing has changed.

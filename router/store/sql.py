@@ -89,9 +89,12 @@ class SqlStore:
         pool_bound: int,
         repeatable: Repeatable | None = None,
         refusal: AdmissionError | None = None,
+        *,
+        waits: bool = False,
     ) -> Admitted:
         entropies = [self._entropy(ids.ENTROPY_BYTES) for _ in wanted]
-        return await self._database.write(
+        write = self._database.write_unsynced if waits else self._database.write
+        return await write(
             admission_rows.admit,
             self._clock(),
             entropies,

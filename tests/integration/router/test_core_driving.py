@@ -143,10 +143,10 @@ class StalledArtifacts(LocalArtifacts):
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     let: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def put(self, generation_id: str, data: bytes, media_type: str) -> Image:
+    async def put(self, generation_id: str, data: bytes, media_type: str, sha256: str | None = None) -> Image:
         self.asked.set()
         await self.let.wait()
-        return await LocalArtifacts(self.root).put(generation_id, data, media_type)
+        return await LocalArtifacts(self.root).put(generation_id, data, media_type, sha256)
 
 
 async def test_a_driver_that_stalls_until_its_lease_has_run_out_finishes_too_late_and_changes_nothing(

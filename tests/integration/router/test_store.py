@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, Integer, insert, literal_column, select, text
 from sqlalchemy.exc import IntegrityError
 
 from router.contract import JobState
-from router.jobs import AttemptEnd, Lease
+from router.jobs import AttemptEnd, Lease, NewJob
 from router.store import ApiKey, Measure, Renewal
 from router.store.clock import database_clock
 from router.store.database import Database
 from router.store.sql import SqlStore
 from router.store.tables import api_keys, metadata
-from tests.stores import DAWN, IMAGE, NO_TIME, SteeredClock, opened_at, request
+from tests.stores import DAWN, IMAGE, NO_TIME, SteeredClock, opened_at, opened_store, request
 
 TTL_MS = 15_000
 POOL = "interactive"
@@ -63,6 +63,17 @@ async def test_on_sqlite_a_lease_alone_is_not_synced_to_the_disk(tmp_path: Path)
     said = [await write(how) for write in (database.write, database.write_unsynced, database.write)]
     await database.close()
     assert said == [2, 1, 2]
+
+
+async def test_on_sqlite_a_job_is_synced_to_the_disk_before_its_id_is_told(tmp_path: Path) -> None:
+    """An open request's id is told to nobody before its end, and that is synced."""
+    how = select(literal_column("synchronous", Integer)).select_from(text("pragma_synchronous")).scalar_subquery()
+    async with opened_store(tmp_path, lambda: how) as store:
+        key = await store.put_api_key("default", "0" * 64)
+        told = await store.admit(key, POOL, [NewJob(request())], 1000)
+        open_request = await store.admit(key, POOL, [NewJob(request())], 1000, waits=True)
+        jobs = await store.jobs([*told.job_ids, *open_request.job_ids])
+    assert [job.created_at for job in jobs] == [2, 1]
 
 
 async def test_opening_again_keeps_what_was_there(database_url: str, clock: SteeredClock) -> None:
