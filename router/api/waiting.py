@@ -11,10 +11,10 @@ not started, and only when the last who waited for them has gone; and not at all
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pybase64
 import structlog
 from fastapi import Request
 from pydantic import ValidationError
@@ -29,9 +29,6 @@ from router.errors import StoreUnavailableError
 from router.jobs import Job, NewJob
 from router.store import ApiKey, Repeatable
 from worker.contract import GenerationRequest
-
-SMALL = 2**16
-"""Bytes that are in base64 (40 us) before a thread has begun."""
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -166,6 +163,5 @@ async def _gone(request: Request) -> None:
 
 
 async def image_base64(context: Context, job: Job) -> bytes:
-    """The finished image in base64; a large one (a 2048-pixel PNG has megabytes) is encoded off the event loop."""
-    data = await context.core.service.image_bytes(job)
-    return base64.b64encode(data) if len(data) <= SMALL else await asyncio.to_thread(base64.b64encode, data)
+    """The finished image in base64."""
+    return pybase64.b64encode(await context.core.service.image_bytes(job))
