@@ -8,10 +8,11 @@ wrong.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 import asyncpg
 from alembic import command
@@ -72,7 +73,7 @@ class Database:
         self._readers = readers
         self._writers = writers
         self._unsynced = unsynced
-        self._running: set[asyncio.Task[object]] = set()
+        self._running: set[asyncio.Future[Any]] = set()
 
     @classmethod
     async def open(cls, url: str) -> Self:
@@ -126,15 +127,16 @@ class Database:
         await self._writers.dispose()
 
     async def _run(self, side: _Side, work: Callable[[Connection], T]) -> T:
-        task = asyncio.create_task(_transact(side, work))
-        self._running.add(task)
-        task.add_done_callback(self._forget)
-        return await asyncio.shield(task)
+        running = side.begin(work)
+        self._running.add(running)
+        running.add_done_callback(self._forget)
+        with _in_words_of_ours(side.url):
+            return await asyncio.shield(running)
 
-    def _forget(self, task: asyncio.Task[object]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen, also when whoever asked is gone
+    def _forget(self, ended: asyncio.Future[Any]) -> None:
+        self._running.discard(ended)
+        if not ended.cancelled():
+            ended.exception()  # seen, also when whoever asked is gone
 
 
 class _Side(Protocol):
@@ -143,7 +145,9 @@ class _Side(Protocol):
     @property
     def url(self) -> URL: ...
 
-    async def run(self, work: Callable[[Connection], T]) -> T: ...
+    def begin(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
+        """Goes on to its end, whoever waits for it or does not."""
+        ...
 
     async def dispose(self) -> None: ...
 
@@ -155,7 +159,10 @@ class _OnLoop:
         self._engine = engine
         self.url = engine.url
 
-    async def run(self, work: Callable[[Connection], T]) -> T:
+    def begin(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
+        return asyncio.create_task(self._transact(work))
+
+    async def _transact(self, work: Callable[[Connection], T]) -> T:
         async with self._engine.begin() as connection:
             return await connection.run_sync(work)
 
@@ -172,8 +179,8 @@ class _InThreads:
         self.url = engine.url
         self._threads = threads
 
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._transact, work)
+    def begin(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, self._transact, work)
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
         with self._engine.begin() as connection:
@@ -184,16 +191,16 @@ class _InThreads:
         self._threads.shutdown()
 
 
-async def _transact(side: _Side, work: Callable[[Connection], T]) -> T:
+@contextmanager
+def _in_words_of_ours(url: URL) -> Iterator[None]:
     try:
-        return await side.run(work)
+        yield
     except (DataError, IntegrityError, ProgrammingError):
         raise  # the database is well; what it was asked was wrong
     except (DBAPIError, PoolTimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         # The last two come as they are from a Postgres that refuses the connection (it starts, it stops, it is full).
         raise StoreUnavailableError(
-            f"the database {_named(side.url)} did not do as asked: {_cause(error)}; "
-            "look at its disk, its locks and its log"
+            f"the database {_named(url)} did not do as asked: {_cause(error)}; look at its disk, its locks and its log"
         ) from error
 
 
