@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.emulators.paced_worker import SPANS, Ledger, Pace, Span
+from tests.emulators.pace import SPANS, Ledger, Pace, Span
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-for-tests"

@@ -19,8 +19,8 @@ from pathlib import Path
 import httpx
 
 from router.contract import INTERACTIVE, WorkerHealth, WorkerRegistration
+from tests.emulators.pace import SPANS, Pace, Span
 from tests.emulators.paced_process import ROOT, TOKEN
-from tests.emulators.paced_worker import SPANS, Pace, Span
 from tests.integration.router.served import API_KEY, ServedRouter, served_router, until
 
 

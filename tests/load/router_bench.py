@@ -31,8 +31,8 @@ import uvloop
 
 from infra.edge.nginx import find_nginx
 from infra.setup.for_tests import find_haproxy
+from tests.emulators.pace import Pace, Span
 from tests.emulators.paced_process import TOKEN
-from tests.emulators.paced_worker import Pace, Span
 from tests.load.rig import Fleet, fleet, machine, many_files, post, quantile, router_before
 from worker.contract import WorkerState
 

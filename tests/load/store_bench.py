@@ -28,8 +28,8 @@ from router.store import ApiKey, choice_rows
 from router.store.clock import database_clock
 from router.store.sql import SqlStore
 from router.store.tables import jobs
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import paced_worker
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.served import served_router, until
 from tests.postgres import Postgres, postgres
 from tests.stores import opened_at, request, url

@@ -25,8 +25,8 @@ import pytest
 from router.client import RouterClientError
 from router.contract import JobRequest, JobState, JobView, TunnelState
 from router.queue.celery import TASK, Broker, celery_app, queue_name
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess, paced_worker
-from tests.emulators.paced_worker import Pace
 from tests.emulators.plain_png import png
 from tests.integration.router.served import ServedRouter
 from tests.integration.router.together import LEASE_S, ServedConsumer, Together, together

@@ -16,7 +16,8 @@ from router.client.batch.errors import BatchError, NotMadeError
 from router.client.batch.lines import Defaults
 from router.client.batch.makers import ByRouter, ByWorker, Maker
 from router.client.batch.patience import Patience
-from router.client.batch.run import Outcome, Settings, Watcher, run
+from router.client.batch.run import run
+from router.client.batch.settings import Outcome, Settings, Watcher
 from router.client.batch.tally import Tally
 
 __all__ = [

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from router.client.batch.index import NAME
-from router.client.batch.run import Outcome
+from router.client.batch.settings import Outcome
 from router.client.batch.tally import Tally
 
 LINE_EVERY_S = 30.0

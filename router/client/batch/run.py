@@ -11,75 +11,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
 
 from router.client.batch import folder
-from router.client.batch.aside import PATIENCE_S, UNMAKEABLE_S, Aside
+from router.client.batch.aside import Aside
 from router.client.batch.errors import BadLineError, BatchError, NotMadeError, NotNowError
 from router.client.batch.index import Entry, Head, Index, Known, State
 from router.client.batch.lines import Asked, Defaults, Line, parse, read_lines
 from router.client.batch.makers import Made, Maker, Work
+from router.client.batch.settings import Outcome, Settings, Watcher
 from router.client.batch.tally import Tally
 from router.contract.names import INTERACTIVE, UNMAKEABLE
 from worker.contract import MEDIA_TYPES
 
 CHANGED_SHOWN = 3
 SUFFIXES: dict[str, str] = {media_type: form.value for form, media_type in MEDIA_TYPES.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """`pool` is where lines go that name none, if the batch names none either: this run's own choice, since a batch
-    may begin at a worker and go on at a router. `limit` bounds the images of this run; `quick` believes files by their
-    size; `redo_changed` makes lines anew that were edited after their image was made. A line that no worker can make is
-    asked for again when the others are through, and given up `unmakeable_s` seconds after its first refusal if others
-    were made since; if none was, it waits for `patience_s` (`router.client.batch.aside`)."""
-
-    source: Path
-    out: Path
-    defaults: Defaults = Defaults()  # noqa: RUF009 - frozen
-    pool: str | None = None
-    concurrency: int = 32
-    limit: int | None = None
-    retry_failed: bool = False
-    redo_changed: bool = False
-    quick: bool = False
-    price: float | None = None
-    unmakeable_s: float = UNMAKEABLE_S
-    patience_s: float = PATIENCE_S
-
-
-class Watcher(Protocol):
-    """Who is told of it, at the moment that it is so."""
-
-    def checking(self, done: int, total: int) -> None:
-        """Files of earlier runs, of which this many have been read."""
-        ...
-
-    def begins(self, tally: Tally) -> None: ...
-
-    def moved(self) -> None:
-        """The tally has changed."""
-        ...
-
-    def bad(self, line: int, why: str) -> None:
-        """No image will come of this line, and why."""
-        ...
-
-    def aside(self, line: int, why: str) -> None:
-        """Nobody can make this line now; it is asked for again after the others."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """`whole` if every line has its image."""
-
-    tally: Tally
-
-    @property
-    def whole(self) -> bool:
-        return not (self.tally.failed or self.tally.invalid)
 
 
 async def run(

@@ -29,8 +29,8 @@ from infra.watch.decide import PoolSeen, Seen, World
 from infra.watch.observe import Observer
 from infra.watch.silence import COMES_UP_WITHIN_S, UNWATCHED_S
 from router.contract import BATCH, JobRequest, WorkerHealth
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import paced_worker
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.served import served_router, until
 from tests.sshd import sshd
 from tests.waiting import eventually

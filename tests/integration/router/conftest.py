@@ -1,7 +1,10 @@
-"""Cores with paced workers: one of one's own for each test, and a served router that a module shares; and a store."""
+"""Cores with paced workers: one of one's own for each test, and a served router that a module shares; a store; and a
+machine with the tunnels to it."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +15,8 @@ from router.store.sql import SqlStore
 from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.integration.router.core_rig import Rig, rig
 from tests.integration.router.served import ServedRouter, served_router
+from tests.integration.router.tunnelled import Tunnels, serving
+from tests.sshd import Sshd, sshd
 from tests.stores import SteeredClock, opened_at
 
 
@@ -44,6 +49,26 @@ async def a() -> AsyncIterator[PacedProcess]:
 async def b() -> AsyncIterator[PacedProcess]:
     async with paced_worker() as worker:
         yield worker
+
+
+@pytest.fixture
+async def folder() -> AsyncIterator[Path]:
+    """Short: a socket's path ends at 107 bytes."""
+    made = Path(tempfile.mkdtemp(prefix="lp-"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+async def machine(folder: Path) -> AsyncIterator[Sshd]:
+    async with sshd(folder / "m") as running:
+        yield running
+
+
+@pytest.fixture
+async def tunnels(folder: Path, machine: Sshd) -> AsyncIterator[Tunnels]:
+    async with serving(folder, machine.client_key) as running:
+        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -15,8 +15,8 @@ from router.core import Core, CoreConfig, open_core
 from router.jobs import AttemptEnd, Job
 from router.store import ApiKey
 from router.worker_client import Patience
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess
-from tests.emulators.paced_worker import Pace
 from tests.stores import request, url
 from worker.contract import GenerationRequest
 

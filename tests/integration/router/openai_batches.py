@@ -11,7 +11,7 @@ import httpx2
 import openai
 from openai.types import Batch
 
-from tests.emulators.paced_worker import Pace
+from tests.emulators.pace import Pace
 from tests.integration.router.served import API_KEY, PUBLIC_URL, ServedRouter, until
 
 ENDPOINT: Literal["/v1/images/generations"] = "/v1/images/generations"

@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 
 from router.contract import JobRequest, JobView
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.served import ServedRouter
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

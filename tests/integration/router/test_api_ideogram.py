@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 import standardwebhooks
 
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess, paced_worker
-from tests.emulators.paced_worker import Pace
 from tests.emulators.receiver import receiver
 from tests.integration.router.served import API_KEY, ServedRouter, served_router, until
 

@@ -16,8 +16,8 @@ from router.api.links import Links
 from router.client import JobEndedError, RouterNotFoundError, RouterRefusedError, RouterUnauthorizedError
 from router.contract import JobRequest, JobState, JobView
 from router.store.sql import SqlStore
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess, paced_worker
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.served import PUBLIC_URL, ServedRouter, served_router, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -9,8 +9,8 @@ import pytest
 
 from router.client import RouterRefusedError, RouterUnauthorizedError
 from router.contract import INTERACTIVE, JobRequest, JobState, KeyLimitsView, KeyRequest
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.served import ServedRouter, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -14,8 +14,8 @@ import pytest
 import pytest_asyncio
 from openai.types import ImageGenCompletedEvent
 
+from tests.emulators.pace import Fault, Pace
 from tests.emulators.paced_process import PacedProcess, paced_worker
-from tests.emulators.paced_worker import Fault, Pace
 from tests.integration.router.served import API_KEY, PUBLIC_URL, ServedRouter, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 
 from router.contract import INTERACTIVE, JobEvent, JobRequest, JobState, WorkerRegistration
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import paced_worker
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.served import ServedRouter, attempt_to_start, environment, served_router, until
 from worker.contract import WorkerState
 

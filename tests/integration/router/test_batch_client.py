@@ -15,8 +15,8 @@ from PIL import Image
 
 from router.client.batch import BatchError, ByRouter, Defaults, Patience, Settings
 from router.contract import KeyLimitsView, KeyRequest
+from tests.emulators.pace import Fault, Pace
 from tests.emulators.paced_process import PacedProcess, paced_worker
-from tests.emulators.paced_worker import Fault, Pace
 from tests.integration.router.batch_rig import count, last, ran, settings
 from tests.integration.router.batching import COMMAND, Batch, door
 from tests.integration.router.served import API_KEY, ROOT, ServedRouter, until

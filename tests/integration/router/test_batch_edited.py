@@ -13,8 +13,8 @@ import pytest_asyncio
 from router.client.batch import BatchError, ByRouter, Patience, run
 from router.client.batch.makers import Made, Work
 from router.contract import JobState
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.batch_rig import Heard, count, last, ran, settings
 from tests.integration.router.batching import Batch
 from tests.integration.router.served import ServedRouter, until

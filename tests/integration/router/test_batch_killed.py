@@ -11,8 +11,8 @@ import pytest
 
 from router.contract import BATCH
 from tests.drawing import drawn
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess, paced_worker
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.batching import Batch, door, prompts
 from tests.integration.router.served import served_router
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from router.contract import JobState
 from router.jobs import AttemptEnd, Job
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.core_rig import SLOW, Rig, ends, eventually
 from tests.stores import SteeredClock, opened_store
 from worker.contract import WorkerState

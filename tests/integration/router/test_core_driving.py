@@ -20,8 +20,8 @@ from router.notices import Notices
 from router.queue.embedded import EmbeddedQueue
 from router.recent import RecentImages
 from router.worker_client import Patience, WorkerClient
+from tests.emulators.pace import Fault, Pace
 from tests.emulators.paced_process import PacedProcess, paced_worker
-from tests.emulators.paced_worker import Fault, Pace
 from tests.emulators.plain_png import png
 from tests.integration.router.core_rig import POOL, SLOW, WITHIN_S, Rig, ends, eventually
 from tests.stores import SteeredClock, opened_store, request

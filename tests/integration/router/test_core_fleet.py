@@ -10,8 +10,8 @@ import pytest
 from router.contract import JobState, WorkerHealth
 from router.errors import PoolUnavailableError, QueueFullError
 from router.jobs import AttemptEnd
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.core_rig import POOL, SLOW, Rig, ends, eventually
 from worker.contract import WorkerState
 

@@ -11,8 +11,8 @@ import pytest
 from router.contract import JobState
 from router.core import open_core
 from router.jobs import AttemptEnd
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.core_rig import Rig, brisk, ends, eventually
 from tests.stores import request
 

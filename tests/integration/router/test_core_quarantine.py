@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from router.contract import JobState, WorkerHealth
 from router.jobs import AttemptEnd
+from tests.emulators.pace import Fault, Pace
 from tests.emulators.paced_process import PacedProcess
-from tests.emulators.paced_worker import Fault, Pace
 from tests.integration.router.core_rig import Rig, ends, eventually
 
 SLOW_S = 0.1

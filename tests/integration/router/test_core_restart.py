@@ -13,8 +13,8 @@ from pathlib import Path
 from router.contract import JobState, WorkerHealth
 from router.jobs import AttemptEnd
 from router.store.clock import database_clock
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import ROOT, PacedProcess, paced_worker
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.core_rig import POOL, SLOW, eventually, rig
 from tests.stores import opened_store, request
 

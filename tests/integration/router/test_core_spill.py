@@ -13,8 +13,8 @@ from router.contract import BATCH, JobState
 from router.core import open_core
 from router.jobs import Job
 from router.spill import SpillRule
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.core_rig import POOL, Rig, brisk, eventually
 from tests.stores import request
 

@@ -32,8 +32,8 @@ from schemathesis.specs.openapi.checks import (
 )
 from schemathesis.specs.openapi.schemas import OpenApiSchema
 
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import paced_worker
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.served import ADMIN_KEY, API_KEY, ServedRouter, served_router
 
 Case = schemathesis.Case[Any]

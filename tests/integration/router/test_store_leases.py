@@ -4,18 +4,14 @@ late ones included, on real databases with a steered clock, against a model of a
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     MultipleResults,
-    RuleBasedStateMachine,
     initialize,
     invariant,
     multiple,
@@ -27,12 +23,11 @@ from hypothesis.stateful import (
 from router.choice import Terms
 from router.contract import JobState
 from router.jobs import CRASHES, FAULTS, MAX_CRASHES, PATIENCE_MS, TELLING, AttemptEnd, Lease
-from router.store import ApiKey, Renewal
-from router.store.sql import SqlStore
+from router.store import Renewal
 from tests.conftest import NewDatabase
-from tests.stores import IMAGE, NO_TIME, SteeredClock, request
+from tests.integration.router.store_machine import StoreMachine
+from tests.stores import IMAGE, NO_TIME, request
 
-T = TypeVar("T")
 TTL_MS = 1000
 WORKERS = ("a", "b", "c")
 POOL = "interactive"
@@ -75,28 +70,19 @@ class Ended:
     """Its worker was released from quarantine since."""
 
 
-class Leases(RuleBasedStateMachine):
+class Leases(StoreMachine):
     jobs: Bundle[str] = Bundle("jobs")
     leases: Bundle[Lease] = Bundle("leases")
 
     def __init__(self, database_url: str) -> None:
-        super().__init__()
-        self.loop = asyncio.Runner()
-        self.database_url = database_url
-        self.clock = SteeredClock()
+        super().__init__(database_url)
         self.expected: dict[str, Expected] = {}
         self.quarantined: set[str] = set()
         self.ends: dict[str, dict[str, Ended]] = {worker: {} for worker in WORKERS}
-        self.store: SqlStore
-        self.key: ApiKey
-
-    def run(self, doing: Coroutine[object, object, T]) -> T:
-        return self.loop.run(doing)
 
     @initialize(target=jobs)
     def open(self) -> MultipleResults[str]:
-        self.store = self.run(SqlStore.open(self.database_url, self.clock))
-        self.key = self.run(self.store.put_api_key("default", "0" * 64))
+        self.open_store()
         for name in WORKERS:
             self.run(self.store.put_worker(name, "http://127.0.0.1:1", "t" * 16, POOL))
         return multiple(self.submit_one(), self.submit_one())
@@ -107,10 +93,6 @@ class Leases(RuleBasedStateMachine):
         job = self.run(self.store.add_job(self.key.id, POOL, request(), Terms(priority, deadline)))
         self.expected[job.id] = Expected(created=job.created_at, priority=priority, deadline=deadline)
         return job.id
-
-    def teardown(self) -> None:
-        self.run(self.store.close())
-        self.loop.close()
 
     def held(self, lease: Lease) -> bool:
         job = self.expected[lease.job_id]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     MultipleResults,
-    RuleBasedStateMachine,
     initialize,
     invariant,
     multiple,
@@ -32,9 +30,9 @@ from router.store import ApiKey
 from router.store.sql import SqlStore
 from router.webhooks import Again, Claim, Dead, Delivered, Verdict
 from tests.conftest import NewDatabase
+from tests.integration.router.store_machine import StoreMachine
 from tests.stores import IMAGE, NO_TIME, SteeredClock, opened_at, request
 
-T = TypeVar("T")
 POOL = "interactive"
 HOOK = "https://example.com/hook"
 TTL_MS = 1000
@@ -216,32 +214,19 @@ class Expected:
     leased_until: int = 0
 
 
-class Deliveries(RuleBasedStateMachine):
+class Deliveries(StoreMachine):
     """Against a model of a few lines."""
 
     claims: Bundle[Claim] = Bundle("claims")
 
     def __init__(self, database_url: str) -> None:
-        super().__init__()
-        self.loop = asyncio.Runner()
-        self.database_url = database_url
-        self.clock = SteeredClock()
+        super().__init__(database_url)
         self.expected: dict[str, Expected] = {}
         self.gone: set[str] = set()
-        self.store: SqlStore
-        self.key: ApiKey
-
-    def run(self, doing: Coroutine[object, object, T]) -> T:
-        return self.loop.run(doing)
 
     @initialize()
     def open(self) -> None:
-        self.store = self.run(SqlStore.open(self.database_url, self.clock))
-        self.key = self.run(self.store.put_api_key("default", "0" * 64))
-
-    def teardown(self) -> None:
-        self.run(self.store.close())
-        self.loop.close()
+        self.open_store()
 
     @precondition(lambda self: len(self.expected) < 5)
     @rule(path=st.sampled_from("ab"))

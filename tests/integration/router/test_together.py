@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 
 from router.contract import JobRequest, JobState, WorkerHealth
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess, paced_worker
-from tests.emulators.paced_worker import Pace
 from tests.integration.router.served import until
 from tests.integration.router.together import Together, together
 from tests.postgres import Postgres

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from time import monotonic
 
@@ -19,42 +17,17 @@ import httpx
 import pytest
 
 from router.contract import (
-    INTERACTIVE,
     SOCKET_PATH_MAX,
     TUNNEL_SOCKET_MAX,
-    JobRequest,
-    JobState,
     TunnelMachine,
     TunnelState,
-    WorkerHealth,
-    WorkerRegistration,
 )
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess
-from tests.emulators.paced_worker import Pace
 from tests.hosts import namespace
-from tests.integration.router.served import ROOT, served_router, until
+from tests.integration.router.served import ROOT, until
 from tests.integration.router.tunnelled import Tunnels, described, port_of, serving, socket_of
 from tests.sshd import Sshd, generate, sshd
-
-
-@pytest.fixture
-async def folder() -> AsyncIterator[Path]:
-    """Short: a socket's path ends at 107 bytes."""
-    made = Path(tempfile.mkdtemp(prefix="lp-"))
-    yield made
-    shutil.rmtree(made)
-
-
-@pytest.fixture
-async def machine(folder: Path) -> AsyncIterator[Sshd]:
-    async with sshd(folder / "m") as running:
-        yield running
-
-
-@pytest.fixture
-async def tunnels(folder: Path, machine: Sshd) -> AsyncIterator[Tunnels]:
-    async with serving(folder, machine.client_key) as running:
-        yield running
 
 
 async def alive(socket: str) -> bool:
@@ -303,60 +276,6 @@ async def test_a_description_that_cannot_be_followed_changes_nothing_and_is_told
 
     await until(untroubled, "the trouble is over")
     assert tunnels.tunnel("m-1") == tunnel
-
-
-async def test_a_router_that_restarts_in_mid_job_finds_its_worker_where_it_was(
-    tunnels: Tunnels, machine: Sshd, a: PacedProcess
-) -> None:
-    await a.pace(Pace(step_s=0.2, heartbeat_s=0.2))
-    tunnels.describe(described(machine, w_1=a))
-    tunnel = await tunnels.becomes("m-1", TunnelState.UP)
-    url = f"unix:{socket_of(tunnel, 'w-1')}"
-    async with served_router(TUNNELS_STATUS_FILE=str(tunnels.status)) as router, router.admin() as admin:
-        await admin.register("w-1", WorkerRegistration(url=url, token=a.token, pool=INTERACTIVE))
-
-        async def ready() -> bool:
-            return (await admin.worker("w-1")).health is WorkerHealth.READY
-
-        await until(ready, "the worker is ready, through the tunnel")
-        async with router.client() as client:
-            job = await client.submit(JobRequest(prompt="a press", width=256, height=256, steps=20))
-
-            async def begun() -> bool:
-                return (await client.job(job.id)).progress is not None
-
-            await until(begun, "the job runs")
-            await router.stop()
-            await router.start()
-            ended = await client.wait(job.id)
-        assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 1)
-        assert (await admin.tunnels()).tunnels == tunnels.view().tunnels
-        async with httpx.AsyncClient(base_url=router.admin_url, trust_env=False) as http:
-            metrics = (await http.get("/metrics")).text
-        assert 'letterpress_tunnels{state="up"} 1.0' in metrics
-    assert (await a.ledger()).finished == [f"{job.id}.1"]
-    after = tunnels.tunnel("m-1")
-    assert after
-    assert after.since == tunnel.since
-
-
-async def test_a_job_whose_tunnel_is_cut_is_joined_and_made_once(
-    tunnels: Tunnels, machine: Sshd, a: PacedProcess
-) -> None:
-    await a.pace(Pace(step_s=0.3, heartbeat_s=0.2))
-    tunnels.describe(described(machine, w_1=a))
-    tunnel = await tunnels.becomes("m-1", TunnelState.UP)
-    url = f"unix:{socket_of(tunnel, 'w-1')}"
-    async with served_router(LEASE_TTL_S="30") as router, router.admin() as admin, router.client() as client:
-        await admin.register("w-1", WorkerRegistration(url=url, token=a.token, pool=INTERACTIVE))
-        job = await client.submit(JobRequest(prompt="a press", width=256, height=256, steps=20))
-
-        async def begun() -> bool:
-            return (await client.job(job.id)).progress is not None
-
-        await until(begun, "the job runs")
-        machine.cut()
-        assert (await client.wait(job.id)).state is JobState.SUCCEEDED
 
 
 async def test_a_worker_on_a_loopback_elsewhere_is_reached_and_a_pulled_cable_is_noticed_in_under_ten_seconds(

@@ -8,8 +8,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 import httpx
 import pytest
 
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import paced_worker
-from tests.emulators.paced_worker import Pace
 from tests.integration.worker.serving import TOKEN, served
 from tests.unit.worker.scripted import ScriptedEngine, request
 from worker.contract import (

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
 
 import httpx
 import openai
 import pytest
-import pytest_asyncio
 from openai.types.webhooks import BatchCompletedWebhookEvent
 
 from router.contract import KeyRequest, WorkerRegistration
+from tests.emulators.pace import Pace
 from tests.emulators.paced_process import PacedProcess, paced_worker
-from tests.emulators.paced_worker import Pace
 from tests.emulators.receiver import receiver
 from tests.integration.router.openai_batches import (
     ENDPOINT,
@@ -31,20 +29,6 @@ from tests.integration.router.served import ServedRouter, served_router, until
 
 SLOW = Pace(step_s=0.3)
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def router(worker: PacedProcess) -> AsyncIterator[ServedRouter]:
-    async with served_router(WEBHOOK_ALLOW="127.0.0.1") as served:
-        await served.use("b-1", worker, "batch")
-        yield served
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def client(router: ServedRouter, worker: PacedProcess) -> AsyncIterator[openai.AsyncOpenAI]:
-    await worker.pace(QUICK)
-    async with client_of(router) as client:
-        yield client
 
 
 async def test_a_batch_is_made_and_its_owner_told_in_the_form_that_openais_client_verifies(

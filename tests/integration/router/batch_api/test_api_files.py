@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from typing import Any
 
 import openai
 import pytest
-import pytest_asyncio
 
 from tests.emulators.paced_process import PacedProcess
 from tests.integration.router.openai_batches import QUICK, client_of, ended, jobs_of, line, lines_in, made, spelled
 from tests.integration.router.served import ServedRouter, served_router, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def router(worker: PacedProcess) -> AsyncIterator[ServedRouter]:
-    async with served_router(WEBHOOK_ALLOW="127.0.0.1") as served:
-        await served.use("b-1", worker, "batch")
-        yield served
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def client(router: ServedRouter, worker: PacedProcess) -> AsyncIterator[openai.AsyncOpenAI]:
-    await worker.pace(QUICK)
-    async with client_of(router) as client:
-        yield client
 
 
 async def test_a_file_is_uploaded_listed_read_and_removed(client: openai.AsyncOpenAI) -> None:
