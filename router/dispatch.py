@@ -10,7 +10,7 @@ Cancelling `drive` ends nothing: lease and generation stay as they are, for the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar, assert_never
@@ -46,6 +46,9 @@ REJOINS = 2
 the generation does not depend on it."""
 CALL_OFF_S = 2.0
 """How long a worker may take to hear that its generation is called off."""
+ARTIFACT_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Between two tries to store an image. A full disk, or a bucket that does not answer, is often over within a minute,
+and an image that is thrown away is a GPU's work."""
 STORE_PAUSE_S = 1.0
 """Between two tries to write the end of an attempt while the database does not answer."""
 
@@ -131,12 +134,14 @@ class Dispatcher:
         queue: Queue,
         lease_ttl_ms: int,
         recent: RecentImages,
+        artifact_pauses_s: Sequence[float] = ARTIFACT_PAUSES_S,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._notices = notices
         self._queue = queue
         self._recent = recent
+        self._artifact_pauses_s = artifact_pauses_s
         self._ttl_ms = lease_ttl_ms
         self._hurried: dict[str, asyncio.Event] = {}
         notices.on_ask(self.hurry)
@@ -237,7 +242,7 @@ class Dispatcher:
                 f"({len(fetched.data)} bytes, sha256 {fetched.sha256[:12]}; {announced})"
             )
             return Unmade(AttemptEnd.CORRUPT, str(error), error)
-        image = await self._artifacts.put(lease.generation_id, fetched.data, finished.media_type, fetched.sha256)
+        image = await self._keep(lease, fetched, finished.media_type)
         if self._notices.watches(lease.job_id):
             self._recent.keep(image, fetched.data)
         return Made(replace(image, suspicion=finished.safety_reason), finished.timings)
@@ -253,6 +258,16 @@ class Dispatcher:
                     raise
                 rejoins += 1
                 log.warning("image_fetched_again", job=lease.job_id, attempt=lease.attempt, error=str(error))
+
+    async def _keep(self, lease: Lease, fetched: FetchedImage, media_type: str) -> Image:
+        """The image is here: what cannot be stored now is held, and tried again. Raises ArtifactError in the end."""
+        for pause_s in self._artifact_pauses_s:
+            try:
+                return await self._artifacts.put(lease.generation_id, fetched.data, media_type, fetched.sha256)
+            except ArtifactError as error:
+                log.warning("artifact_not_stored_yet", job=lease.job_id, error=str(error), again_in_s=pause_s)
+                await asyncio.sleep(pause_s)
+        return await self._artifacts.put(lease.generation_id, fetched.data, media_type, fetched.sha256)
 
     async def _hold(self, lease: Lease, hurried: asyncio.Event) -> Renewal:
         """Renew until that is no use any more, and say why. A store that does not answer may answer in time."""

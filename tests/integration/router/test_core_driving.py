@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from router.artifacts.local import LocalArtifacts
 from router.contract import JobEvent, JobState, WorkerHealth
@@ -179,6 +180,52 @@ async def test_a_driver_that_stalls_until_its_lease_has_run_out_finishes_too_lat
         assert await store.job(job.id) == ended
         assert (await store.attempt_counts())[POOL] == {AttemptEnd.EXPIRED: 1, AttemptEnd.FINISHED: 1}
     assert [path for path in root.rglob("*") if path.is_file()] == [root / ended.image.path]
+
+
+async def test_an_image_that_cannot_be_stored_yet_is_held_and_not_made_again(
+    house: Rig, a: PacedProcess, tmp_path: Path
+) -> None:
+    assert isinstance(house.core.artifacts, LocalArtifacts)
+    root, away = house.core.artifacts.root, tmp_path / "away"
+
+    def break_it() -> None:
+        root.rename(away)
+        root.touch()  # no folder, so nothing can be stored
+
+    def mend_it() -> None:
+        root.unlink()
+        away.rename(root)
+
+    await house.register("a", a)
+    await asyncio.to_thread(break_it)
+    with capture_logs() as told:
+        job = await house.submit()
+
+        async def failed() -> bool:
+            return any(line["event"].startswith("artifact_not_stored") for line in told)
+
+        await eventually(failed, "it could not be stored")
+    await asyncio.to_thread(mend_it)
+    ended = await house.ended(job)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 1)
+    assert (await a.ledger()).finished == [f"{job.id}.1"]
+    assert await house.core.service.image_bytes(ended) == png(job.request)
+
+
+async def test_an_image_that_cannot_be_stored_for_long_is_a_lost_attempt(a: PacedProcess, tmp_path: Path) -> None:
+    nowhere, on_a = LocalArtifacts(Path("/dev/null")), WorkerClient("a", a.url, a.token, Patience())
+    async with opened_store(tmp_path, SteeredClock()) as store, aclosing(on_a):
+        await store.put_worker("a", a.url, a.token, POOL)
+        job = await store.add_job((await store.put_api_key("default", "0" * 64)).id, POOL, request())
+        lease = await store.lease_next("a", 60_000)
+        assert lease is not None
+        dispatcher = Dispatcher(
+            store, nowhere, Notices(), EmbeddedQueue(), 60_000, RecentImages(0), artifact_pauses_s=(0.01, 0.01)
+        )
+        assert (await dispatcher.drive(lease, on_a)).end is AttemptEnd.LOST
+        waiting = await store.job(job.id)
+        assert waiting is not None
+        assert waiting.state is JobState.QUEUED
 
 
 async def test_a_frozen_worker_that_thaws_after_its_attempt_was_lost_changes_nothing(
