@@ -7,7 +7,6 @@ import pty
 import re
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,23 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from infra.emulate.server import Answer, Emulator, Request, serving
-from infra.emulate.spheron import KEY, SpheronApi
+from infra.emulate.server import Answer, Request, serving
+from infra.emulate.spheron import SpheronApi
 from infra.paths import repository_root
-from tests.ports import free_ports
+from tests.integration.infra.hired import Person
 
 pytestmark = pytest.mark.engine
 
-STACK = """\
-name: hired
-cloud: spheron
-model: tiny
-budget_per_hour: 5
-router: {{edge: {{port: {}}}, admin: {{port: {}}}}}
-pools:
-  interactive: {{machines: 0, gpus: [H100-PCIe], first_port: {}}}
-  batch: {{machines: 1, market: spot, gpus: [A100-SXM-80GB], first_port: {}}}
-"""
 ENDS_WITHIN_S = 120.0
 
 
@@ -93,37 +82,20 @@ class Moving(SpheronApi):
 
 
 @dataclass
-class Person:
-    """Who has the stack file and the account."""
-
-    folder: Path
-    emulator: Emulator
+class Seated(Person):
+    """At a terminal."""
 
     @property
     def api(self) -> Moving:
         assert isinstance(self.emulator.api, Moving)
         return self.emulator.api
 
-    @property
-    def environment(self) -> dict[str, str]:
-        account = {"SPHERON_API_URL": self.emulator.url, "SPHERON_API_KEY": KEY}
-        return {
-            **os.environ,
-            **account,
-            "LETTERPRESS_HOME": str(self.folder / "home"),
-            "TERM": "xterm",
-            "COLUMNS": "200",
-        }
-
-    def words(self, *words: str) -> list[str]:
-        return [sys.executable, "-c", "from infra.cli import main; main()", *words]
-
     @contextmanager
     def at_a_terminal(self, verb: str) -> Iterator[Terminal]:
         screen, keyboard = pty.openpty()
         with subprocess.Popen(
-            self.words(verb, str(self.folder / "hired.yaml")),
-            env=self.environment,
+            self.words(verb),
+            env={**self.environment, "TERM": "xterm", "COLUMNS": "200"},
             cwd=repository_root(),
             stdin=keyboard,
             stdout=keyboard,
@@ -137,32 +109,19 @@ class Person:
                 process.kill()
                 os.close(screen)
 
-    def elsewhere(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """A command that nobody sits in front of."""
-        return subprocess.run(
-            self.words(*words),
-            env=self.environment,
-            cwd=repository_root(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-
 
 @pytest.fixture
-def person(tmp_path: Path) -> Iterator[Person]:
+def person(tmp_path: Path) -> Iterator[Seated]:
     with serving(Moving()) as emulator:
-        (tmp_path / "hired.yaml").write_text(STACK.format(*free_ports(4)))
-        made = Person(tmp_path, emulator)
+        made = Seated(tmp_path, emulator)
+        made.describes("machines: 0, gpus: [H100-PCIe]", "machines: 1, market: spot, gpus: [A100-SXM-80GB]")
         try:
             yield made
         finally:
-            made.elsewhere("destroy", str(tmp_path / "hired.yaml"))
+            made.letterpress("destroy")
 
 
-def test_a_no_rents_nothing_and_so_does_the_end_of_the_input(person: Person) -> None:
+def test_a_no_rents_nothing_and_so_does_the_end_of_the_input(person: Seated) -> None:
     for keys in ("n\n", "\x04"):
         with person.at_a_terminal("deploy") as terminal:
             terminal.until(r"Together \$0\.82 an hour, of which \$0\.82 are new\.")
@@ -174,7 +133,7 @@ def test_a_no_rents_nothing_and_so_does_the_end_of_the_input(person: Person) -> 
     assert "createDeployment" not in person.emulator.asked
 
 
-def test_a_price_that_rises_while_the_question_is_open_is_asked_about_again(person: Person) -> None:
+def test_a_price_that_rises_while_the_question_is_open_is_asked_about_again(person: Seated) -> None:
     with person.at_a_terminal("deploy") as terminal:
         terminal.until(r"Together \$0\.82 an hour")
         terminal.until(r"Rent them\?")
@@ -188,19 +147,19 @@ def test_a_price_that_rises_while_the_question_is_open_is_asked_about_again(pers
     assert person.emulator.account.rentals == {}
 
 
-def test_a_yes_beforehand_covers_no_price_that_has_risen_beyond_the_budget(person: Person) -> None:
-    shown = person.elsewhere("preview", str(person.folder / "hired.yaml"))
+def test_a_yes_beforehand_covers_no_price_that_has_risen_beyond_the_budget(person: Seated) -> None:
+    shown = person.letterpress("preview")
     assert "Together $0.82 an hour" in shown.stdout, shown.stderr
     person.api.times, person.api.moves_at = 8.0, person.api.looks + 2
-    refused = person.elsewhere("deploy", str(person.folder / "hired.yaml"), "--yes")
+    refused = person.letterpress("deploy", "--yes")
     assert refused.returncode == 1
     assert "Together $0.82 an hour" in refused.stdout
     assert "would cost $6.56 an hour, and `budget_per_hour` is $5.00" in " ".join(refused.stderr.split())
     assert person.emulator.account.rentals == {}
 
 
-def test_while_a_sweep_asks_the_stack_is_free_and_what_changed_meanwhile_is_left_alone(person: Person) -> None:
-    person.elsewhere("deploy", str(person.folder / "hired.yaml"))
+def test_while_a_sweep_asks_the_stack_is_free_and_what_changed_meanwhile_is_left_alone(person: Seated) -> None:
+    person.letterpress("deploy")
     home = person.folder / "home/hired"
     stack_id = (home / "stack-id").read_text().strip()
     account = person.emulator.account
@@ -209,7 +168,7 @@ def test_while_a_sweep_asks_the_stack_is_free_and_what_changed_meanwhile_is_left
     )
     with person.at_a_terminal("sweep") as terminal:
         terminal.until(r"Delete them\? \(y/N\)")
-        deployed = person.elsewhere("deploy", str(person.folder / "hired.yaml"), "--yes")
+        deployed = person.letterpress("deploy", "--yes")
         assert "sweep hired" not in deployed.stderr, "nobody holds the stack while a person thinks"
         assert "createDeployment" not in person.emulator.asked, "the deploy takes up the machine that is there"
         account.end(ended)
@@ -223,10 +182,9 @@ def test_while_a_sweep_asks_the_stack_is_free_and_what_changed_meanwhile_is_left
     assert "left alone: it is no stray any more" in terminal.said
 
 
-def test_a_sweep_deletes_what_it_has_shown_after_a_yes_and_nothing_after_a_no(person: Person) -> None:
-    person.elsewhere("deploy", str(person.folder / "hired.yaml"))  # refused: it draws the stack's id, and no more
-    stack_id = (person.folder / "home/hired/stack-id").read_text().strip()
-    account, strays = person.emulator.account, [f"lp-{stack_id}-batch-{number}-g1" for number in (7, 8)]
+def test_a_sweep_deletes_what_it_has_shown_after_a_yes_and_nothing_after_a_no(person: Seated) -> None:
+    person.letterpress("deploy")  # refused: it draws the stack's id, and no more
+    account, strays = person.emulator.account, [f"lp-{person.stack_id}-batch-{number}-g1" for number in (7, 8)]
     for name in [*strays, "lp-zzzzzzzz-batch-1-g1"]:
         account.rent(name, 0.82, ())
     for keys, status, left in (("n\n", 0, 3), ("\x04", 0, 3), ("y\n", 0, 1)):

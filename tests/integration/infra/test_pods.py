@@ -6,35 +6,32 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from infra.bootstrap.access import TunnelKey
-from infra.bootstrap.machine import Described, Machine, WantedImage, WantedWeights
+from infra.bootstrap.machine import Machine, WantedImage, WantedWeights
 from infra.bootstrap.order import WORKER_STEPS
 from infra.bootstrap.step import StepError, go_through
 from infra.clouds import HostKind
 from infra.hosts import Unit, UnitState
 from infra.hosts.container import ContainerHost
-from infra.hosts.remote import Connect, stack_folder
+from infra.hosts.remote import stack_folder
 from infra.ssh.connect import connect
 from infra.ssh.connection import Connection
 from infra.ssh.keys import LOGIN, ensure_key, public_line
 from infra.ssh.pins import Pins
 from infra.ssh.target import Patience, Target
-from router.contract import forward_only
 from tests.emulators.hub import LARGE, TOKEN_ACCEPTED, TOKEN_OTHER, Hub, Repository, hub
 from tests.hosts import TestMachine, machine
 from tests.hosts.search import holds, places
+from tests.integration.infra.bootstrap.on_a_machine import described, over, unheard
 
 STACK = "podpodpo"
 ROOT = stack_folder(STACK)
 NAME = "acme/gated"
-
-
-def unheard(_: str) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +70,9 @@ async def connected(pod: TestMachine, folder: Path) -> AsyncIterator[Connection]
         made.close()
 
 
-def described(connection: Connection, folder: Path, weights: WantedWeights) -> Machine:
-    public = public_line(ensure_key(folder, "tunnel-key"), f"letterpress-tunnel-{STACK}")
-    return Machine(
-        connection=connection,
-        kind=HostKind.CONTAINER,
-        root=ROOT,
-        cache=ROOT / "cache",
-        stack_id=STACK,
-        described=Described(gpus=1, disk_gib=0.01),
-        image=WantedImage(""),
-        weights=weights,
-        tunnel_line=forward_only(public, (9101,)),
-        progress=unheard,
-    )
+def pod_machine(connection: Connection, folder: Path, weights: WantedWeights) -> Machine:
+    made = described(connection, folder, STACK)
+    return replace(made, kind=HostKind.CONTAINER, image=WantedImage(""), weights=weights)
 
 
 async def test_weights_are_fetched_by_the_image_to_where_its_workers_look_and_the_token_stays_nowhere(
@@ -95,8 +81,8 @@ async def test_weights_are_fetched_by_the_image_to_where_its_workers_look_and_th
     async with connected(pod, folder) as connection:
         refused = WantedWeights(NAME, True, TOKEN_OTHER, weights_hub.url)
         with pytest.raises(StepError, match="the account that HF_TOKEN belongs to may not download it"):
-            await go_through(WORKER_STEPS, described(connection, folder, refused))
-        given = described(connection, folder, WantedWeights(NAME, True, TOKEN_ACCEPTED, weights_hub.url))
+            await go_through(WORKER_STEPS, pod_machine(connection, folder, refused))
+        given = pod_machine(connection, folder, WantedWeights(NAME, True, TOKEN_ACCEPTED, weights_hub.url))
         assert await go_through(WORKER_STEPS, given) == ("weights",), "it goes on from there"
         assert await go_through(WORKER_STEPS, given) == ()
         found = await connection.run(f"find {ROOT}/cache/huggingface/hub -name '*.safetensors'", "looking")
@@ -117,22 +103,15 @@ async def test_after_a_restart_its_units_run_again_and_the_tunnel_service_is_let
 ) -> None:
     unit = Unit("keeper", ("/bin/sh", "-c", "echo up; exec sleep 600"))
     async with connected(pod, folder) as connection:
-        await go_through((TunnelKey(),), described(connection, folder, WantedWeights()))
+        await go_through((TunnelKey(),), pod_machine(connection, folder, WantedWeights()))
         keys = pod.file("/root/.ssh/authorized_keys").read_text()
-        before = await ContainerHost("pod", STACK, _open(connection)).ensure(unit, unheard)
+        before = await ContainerHost("pod", STACK, over(connection)).ensure(unit, unheard)
     pod.restart()
     async with connected(pod, folder) as connection, asyncio.timeout(30):
-        host = ContainerHost("pod", STACK, _open(connection))
+        host = ContainerHost("pod", STACK, over(connection))
         while (await host.observe("keeper")).state is not UnitState.RUNNING:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
         assert (await host.observe("keeper")).since != before.since
         assert pod.file("/root/.ssh/authorized_keys").read_text() == keys
         assert keys.count("letterpress-tunnel-") == 1
         await host.remove("keeper", unheard)
-
-
-def _open(connection: Connection) -> Connect:
-    async def current() -> Connection:
-        return connection
-
-    return current

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from infra.bootstrap.machine import Described, Machine, WantedImage, WantedWeights
-from infra.clouds import HostKind
+from infra.bootstrap.machine import Machine
 from infra.ssh.connect import connect
 from infra.ssh.connection import Connection
 from infra.ssh.keys import LOGIN, ensure_key, public_line
 from infra.ssh.pins import Pins
 from infra.ssh.target import Patience
-from router.contract import forward_only
 from tests.hosts import TestMachine, machine
-from tests.integration.infra.bootstrap.on_a_machine import PASSWORD, ROOT, STACK, target_of, unheard
+from tests.integration.infra.bootstrap.on_a_machine import PASSWORD, described, target_of, unheard
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +43,7 @@ async def connection(vm: TestMachine, folder: Path) -> AsyncIterator[Connection]
 def on(connection: Connection, folder: Path) -> Callable[..., Machine]:
     """The machine as steps see it; settings change what is described."""
 
-    def described(**changed: object) -> Machine:
-        public = public_line(ensure_key(folder, "tunnel-key"), f"letterpress-tunnel-{STACK}")
-        made = Machine(
-            connection=connection,
-            kind=HostKind.VM,
-            root=ROOT,
-            cache=ROOT / "cache",
-            stack_id=STACK,
-            described=Described(gpus=1, disk_gib=0.01),
-            image=WantedImage("letterpress-worker:1"),
-            weights=WantedWeights(),
-            tunnel_line=forward_only(public, (9101,)),
-            progress=unheard,
-        )
-        return replace(made, **changed)  # type: ignore[arg-type]  # named by Machine's own fields
+    def changed(**settings: object) -> Machine:
+        return replace(described(connection, folder), **settings)  # type: ignore[arg-type]  # named by Machine's own fields
 
-    return described
+    return changed

@@ -20,7 +20,18 @@ from infra.ssh.connection import Connection
 from infra.ssh.pins import Pins
 from infra.ssh.target import Patience
 from tests.hosts import TestMachine
-from tests.integration.infra.bootstrap.on_a_machine import STACK, target_of, unheard
+from tests.integration.infra.bootstrap.on_a_machine import STACK, over, target_of, unheard
+
+
+async def kept(host: SshHost | ContainerHost, unit: Unit, vm: TestMachine) -> None:
+    """Started as described, once, and again when it dies."""
+    first = await host.ensure(unit, unheard)
+    assert (first.state, first.fingerprint) == (UnitState.RUNNING, unit.fingerprint)
+    assert (await host.ensure(unit, unheard)).pid == first.pid
+    vm.inside("kill", "-9", str(first.pid))
+    async with asyncio.timeout(30):
+        while (await host.observe(unit.name)).pid in (first.pid, None):  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
 
 
 async def test_a_unit_is_kept_by_systemd_through_death_and_restart(
@@ -31,13 +42,7 @@ async def test_a_unit_is_kept_by_systemd_through_death_and_restart(
 
     host = SshHost("h1", STACK, current)
     unit = Unit("keeper", ("/bin/sh", "-c", "echo '100% of $HOME'; exec sleep 600"), env={"SAID": 'a "b" $c %d'})
-    first = await host.ensure(unit, unheard)
-    assert (first.state, first.fingerprint) == (UnitState.RUNNING, unit.fingerprint)
-    assert (await host.ensure(unit, unheard)).pid == first.pid
-    vm.inside("kill", "-9", str(first.pid))
-    async with asyncio.timeout(30):
-        while (await host.observe("keeper")).pid in (first.pid, None):  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
+    await kept(host, unit, vm)
     vm.restart()
     assert (await host.observe("keeper")).fingerprint == unit.fingerprint
     other = replace(unit, argv=("/bin/sleep", "601"))
@@ -47,18 +52,9 @@ async def test_a_unit_is_kept_by_systemd_through_death_and_restart(
 
 
 async def test_a_pods_units_are_kept_by_a_program_of_ours(connection: Connection, vm: TestMachine) -> None:
-    async def current() -> Connection:
-        return connection
-
-    host = ContainerHost("pod", "podpodpo", current)
+    host = ContainerHost("pod", "podpodpo", over(connection))
     unit = Unit("keeper", ("/bin/sh", "-c", "echo up; exec sleep 600"))
-    first = await host.ensure(unit, unheard)
-    assert (first.state, first.fingerprint) == (UnitState.RUNNING, unit.fingerprint)
-    assert (await host.ensure(unit, unheard)).pid == first.pid
-    vm.inside("kill", "-9", str(first.pid))
-    async with asyncio.timeout(30):
-        while (await host.observe("keeper")).pid in (first.pid, None):  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
+    await kept(host, unit, vm)
     async with asyncio.timeout(30):
         while (await host.tail("keeper", 5)).split() != ["up", "up"]:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
