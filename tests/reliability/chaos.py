@@ -273,7 +273,8 @@ async def chaos(seed: int) -> AsyncIterator[Chaos]:
         with suppress(pytest.skip.Exception):
             disk = held.enter_context(small_disk("16m"))
         await asyncio.to_thread(database.sql, "CREATE DATABASE chaos")
-        workers = [await held.enter_async_context(paced_worker(PACE)) for _ in range(WORKERS)]
+        starting = [held.enter_async_context(paced_worker(PACE)) for _ in range(WORKERS)]
+        workers = await asyncio.gather(*starting)
         data = None if disk is None else disk.folder / "data"
         house = await held.enter_async_context(together(database.url("chaos"), broker.url, data=data))
         await asyncio.to_thread(database.sql, SHIM, "chaos")
@@ -283,8 +284,8 @@ async def chaos(seed: int) -> AsyncIterator[Chaos]:
         tunnels = await held.enter_async_context(serving(folder, machine.client_key))
         tunnels.describe(described(machine, "m-1", **{f"w{number}": worker for number, worker in enumerate(workers)}))
         tunnel = await tunnels.becomes("m-1", TunnelState.UP)
-        for number in range(WORKERS):
-            await house.use(f"w{number}", f"unix:{socket_of(tunnel, f'w{number}')}")
+        named = [f"w{number}" for number in range(WORKERS)]
+        await asyncio.gather(*(house.use(name, f"unix:{socket_of(tunnel, name)}") for name in named))
         yield Chaos(house, database, "chaos", broker, workers, tunnels, machine, disk, random.Random(seed))
 
 
