@@ -200,7 +200,10 @@ class SqlStore:
         return await self._database.read(tally_rows.recent_services, pool, limit)
 
     async def put_worker(self, name: str, url: str, token: str, pool: str) -> RegisteredWorker:
-        return await self._database.write(worker_rows.put, name, url, token, pool)
+        try:
+            return await self._database.write(worker_rows.put, name, url, token, pool)
+        except IntegrityError:  # another router was told of it at the same time
+            return await self._database.write(worker_rows.put, name, url, token, pool)
 
     async def workers(self) -> Sequence[RegisteredWorker]:
         return await self._database.read(worker_rows.every)

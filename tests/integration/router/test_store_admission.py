@@ -52,6 +52,11 @@ async def test_two_routers_that_begin_at_once_have_one_default_key(store: SqlSto
     assert len({key.id for key in made}) == 1
 
 
+async def test_two_routers_that_are_told_of_a_worker_at_once_know_one(store: SqlStore, other: SqlStore) -> None:
+    await asyncio.gather(*(one.put_worker("new", "http://127.0.0.1:2", "t" * 16, POOL) for one in (store, other) * 4))
+    assert [worker.name for worker in await store.workers()] == ["a", "new"]
+
+
 async def test_of_two_who_make_a_key_of_one_name_at_once_one_is_told_that_there_is_one(
     store: SqlStore, other: SqlStore
 ) -> None:
