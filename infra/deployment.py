@@ -68,10 +68,14 @@ class Deployment:
         except ValidationError as error:
             raise DescriptionError(f"{kept} cannot be read; deploy the stack again: {error}") from None
 
-    def remember(self) -> None:
-        """Keep the description, before anything is brought about by it. What was proved before counts no more."""
+    def remember(self, *, exists: bool = True) -> None:
+        """Keep the description, before anything is brought about by it. What was proved before counts no more.
+
+        The stack's time begins with its first deploy: where nothing was kept, or nothing of it `exists` any more
+        because somebody destroyed it from another checkout.
+        """
         _proof(self.paths).unlink(missing_ok=True)
-        if not _kept(self.paths).exists():
+        if not _kept(self.paths).exists() or not exists:
             _begin(self.paths, time.time())
         replace_file(_kept(self.paths), self.description.model_dump_json(indent=2).encode() + b"\n")
 

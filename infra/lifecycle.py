@@ -16,6 +16,7 @@ from infra.costs.charges import Charge
 from infra.deployment import Deployment, forget, stack_name
 from infra.endpoint import Endpoint
 from infra.engine import OnFailure, OperationFailedError, operate
+from infra.engine.events import Action
 from infra.errors import InfraError
 from infra.paths import StackPaths
 from infra.planning.placement import Placement
@@ -104,7 +105,8 @@ def _bring_up(deployment: Deployment, plan: Plan, keeping: Safekeeping) -> str:
             say(f"Stack {name} will change:")
             show_plan(wanted.changes)
             plan.keep(deployment.paths)
-            deployment.remember()
+            made = sum(change.action is Action.CREATE for change in wanted.changes)
+            deployment.remember(exists=made < len(plan.declared))
             keeping.begin()
             say("Bringing it up:")
             with following() as tell:

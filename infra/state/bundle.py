@@ -29,7 +29,7 @@ from infra.paths import StackPaths
 PASSPHRASE_NAME = "bundle-passphrase"  # noqa: S105 - the name of a file
 SCRYPT_N = 2**17
 """128 MiB and about half a second for each guess (OWASP's advice for scrypt)."""
-ALONE = ("stack-id", "placement.json", "description.json", "known_hosts")
+ALONE = ("stack-id", "placement.json", "description.json", "known_hosts", "watch-began")
 INSIDE = re.compile(
     r"secrets/[A-Za-z0-9][A-Za-z0-9._-]*|project/Pulumi\.[a-z0-9-]+\.yaml|hosts/[A-Za-z0-9][A-Za-z0-9._-]*\.json"
 )

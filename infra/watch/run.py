@@ -42,6 +42,9 @@ URGENT = {Deed.REPLACE, Deed.GROW, Deed.END}
 """Does not wait for what is under way: that is ended cleanly, and goes on together with it."""
 
 
+DESTROYED = "it was destroyed"
+
+
 class WatchError(InfraError):
     """There is nothing to watch, or what was watched could not be ended."""
 
@@ -98,12 +101,10 @@ class Watch:
                 self._tell(action.deed, action.machine, action.why)
         self._held = frozenset(action for action in decision.actions if action.deed is Deed.HOLD)
         changed = decision.placement != placement and any(a.deed is not Deed.HOLD for a in decision.actions)
-        if decision.ends:
+        if decision.ends or changed or (self._unfinished and not self._pauses):
             self.leave()
-            self._end()
-            self.over = "its time is over"
-        elif changed or (self._unfinished and not self._pauses):
-            self._begin(decision.placement)
+            if not self._overtaken(placement):
+                self._act(decision)
         self._count(decision)
         return decision
 
@@ -112,7 +113,7 @@ class Watch:
         again because its machines are gone."""
         kept = Deployment.kept(self.deployment.paths)
         if kept is None:
-            self.over = "it was destroyed"
+            self.over = DESTROYED
             self.leave()
             return False
         if kept.description != self.deployment.description:
@@ -159,9 +160,23 @@ class Watch:
         pools = tuple(replace(pool, machines=tuple(map(known, pool.machines))) for pool in world.pools)
         return replace(world, pools=pools)
 
-    def _begin(self, placement: Placement) -> None:
-        self.leave()
-        self.work = Work(self.deployment, self.keeping, placement, self.part, self._follow)
+    def _overtaken(self, upon: Placement) -> bool:
+        """Whether another operator has changed the stack meanwhile: then it is looked at anew before anything is done.
+        Asked only before that, for it takes a look at the state's backend."""
+        self.keeping.catch_up()
+        kept = Deployment.kept(self.deployment.paths)
+        known = kept is not None and kept.description == self.deployment.description
+        if known and placed(self.deployment.paths)[0] == upon:
+            return False
+        self._tell("told", "", "it was changed by somebody else just now; what to do is decided anew")
+        return True
+
+    def _act(self, decision: Decision) -> None:
+        if decision.ends:
+            self._end()
+            self.over = "its time is over"
+            return
+        self.work = Work(self.deployment, self.keeping, decision.placement, self.part, self._follow)
         self._unfinished = True
         self.work.start()
 
@@ -171,6 +186,10 @@ class Watch:
             return
         work, self.work = self.work, None
         work.wait()
+        if work.gone:
+            self.over = DESTROYED
+            forget(self.deployment.paths)
+            return
         if work.failure is None:
             self._unfinished, self._failures = False, 0
             return

@@ -46,6 +46,8 @@ class Work:
     failure: InfraError | None = None
     fault: BaseException | None = None
     stopped: bool = False
+    gone: bool = False
+    """The stack was destroyed since this was decided, perhaps from another checkout: nothing of it is rented again."""
     _engine: Engine | None = None
     _kept: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -81,8 +83,9 @@ class Work:
         try:
             wanted = asyncio.run(plan(self.deployment.description, paths, wanting=self.placement))
             with operate(name, paths, self.part(wanted), self.keeping.settings, f"watch {name}") as engine:
-                if Deployment.kept(paths) is None:
-                    return  # destroyed since this was decided: nothing of it is rented again
+                self.gone = Deployment.kept(paths) is None or not engine.state().resources
+                if self.gone:
+                    return
                 wanted.keep(paths)
                 self.keeping.keep_up()
                 self._engine = engine

@@ -142,5 +142,10 @@ def test_the_time_of_a_stack_runs_from_its_first_deploy_and_ends_with_it(paths: 
     assert began < 5e9, "the deploy's own time, not that of the first watch"
     deployment.remember()
     assert deployment.began(5e9) == began
+    (paths.root / "watch-began").write_text("1000\n")
+    deployment.remember()
+    assert deployment.began(5e9) == 1000.0
+    deployment.remember(exists=False)
+    assert deployment.began(5e9) >= began, "destroyed from another checkout, it begins anew"
     forget(paths)
     assert deployment.began(5e9) == 5e9, "the fleet of tomorrow is not ended by the clock of yesterday's"

@@ -17,8 +17,13 @@ from infra.emulate.account import Account
 from infra.emulate.server import Fault, Trouble, serving
 from infra.emulate.spheron import SpheronApi, published
 from infra.engine.guard import BusyError, only_operation
+from infra.engine.shelf import Shelf
+from infra.paths import StackPaths
+from infra.planning.placement import write_placement
 from infra.planning.planner import placed
+from infra.setup.engine import find_engine
 from infra.stack import parse
+from infra.state.custody import Custody, ask_a_person
 from infra.state.safekeeping import Safekeeping
 from infra.watch.decide import Deed
 from infra.watch.run import Watch, watch
@@ -136,6 +141,56 @@ def test_an_order_that_fails_again_and_again_is_not_repeated_with_every_look(rig
     assert looks(2) == 0, "what somebody destroyed is not lost"
     assert watching.over == "it was destroyed"
     assert rig.alive() == []
+
+
+def remembered(rig: Rig) -> Deployment:
+    deployment = Deployment(parse((rig.folder / "stack.yaml").read_text(), "stack.yaml", rig.folder), rig.paths)
+    deployment.remember()
+    return deployment
+
+
+def test_what_was_destroyed_from_another_checkout_is_not_rented_again(rig: Rig) -> None:
+    rig.up()
+    watching = Watch(remembered(rig), Safekeeping.remembered(rig.paths), part=machines)
+    rig.destroy()  # and this checkout is not told
+    orders = rig.emulator.asked.count("createDeployment")
+    for _ in range(3):
+        watching.round()
+        if watching.work:
+            watching.work.wait(120)
+    assert rig.emulator.asked.count("createDeployment") == orders
+    assert watching.over == "it was destroyed"
+    assert Deployment.kept(rig.paths) is None
+
+
+def test_what_another_operator_decided_is_taken_over_before_anything_is_brought_about(rig: Rig) -> None:
+    rig.up()
+    deployment, binary = remembered(rig), find_engine()
+    assert binary
+    shelf = Shelf(NAME, binary, f"file://{rig.paths.pulumi}")
+    mine = Custody(rig.paths, shelf, print, ask_a_person)
+    mine.push()
+    elsewhere = StackPaths(rig.folder / "theirs" / NAME, rig.paths.run)
+    theirs = Custody(elsewhere, shelf, print, lambda: (rig.paths.secrets / "bundle-passphrase").read_text().strip())
+    theirs.pull()
+    decided, _ = placed(elsewhere)
+    moved = tuple(replace(each, generation=7) if each.machine == "batch-1" else each for each in decided.machines)
+    write_placement(elsewhere.root / "placement.json", replace(decided, machines=moved))
+    theirs.keep_up()
+
+    watching = Watch(deployment, replace(Safekeeping.remembered(rig.paths), bundle=mine), part=machines)
+    rig.emulator.account.take_back("batch-1")
+    orders = rig.emulator.asked.count("createDeployment")
+    watching.round()
+    assert rig.emulator.asked.count("createDeployment") == orders
+    assert told(rig) == [("replace", "batch-1"), ("told", "")]
+    watching.round()
+    assert watching.work is not None
+    watching.work.wait(120)
+    assert rig.alive() == sorted(MACHINES)
+    assert [rental.name for rental in rig.emulator.account.alive() if rental.name.endswith("-batch-1-g8")]
+    theirs.catch_up()
+    assert placed(elsewhere)[0] == placed(rig.paths)[0], "and they learn of it"
 
 
 def test_one_stack_is_watched_from_one_terminal(rig: Rig) -> None:

@@ -82,7 +82,14 @@ def test_it_holds_every_key_and_the_placement_but_not_its_own_passphrase(tmp_pat
     ours, theirs = StackPaths(tmp_path / "a", tmp_path), StackPaths(tmp_path / "b", tmp_path)
     (ours.root / "project").mkdir(parents=True)
     ours.secrets.mkdir()
-    for name in ("stack-id", "placement.json", "secrets/passphrase", "secrets/ssh-key", "project/Pulumi.fleet.yaml"):
+    for name in (
+        "stack-id",
+        "placement.json",
+        "watch-began",
+        "secrets/passphrase",
+        "secrets/ssh-key",
+        "project/Pulumi.fleet.yaml",
+    ):
         (ours.root / name).write_text(name)
     for name in ("secrets/bundle-passphrase", "operation.lock", "secrets/.api-key.1.2"):
         (ours.root / name).write_text("stays")
@@ -93,6 +100,7 @@ def test_it_holds_every_key_and_the_placement_but_not_its_own_passphrase(tmp_pat
         "secrets/passphrase",
         "secrets/ssh-key",
         "stack-id",
+        "watch-began",
     ]
     restore(files, theirs)
     assert digest(collect(theirs)) == digest(files)
