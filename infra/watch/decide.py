@@ -176,7 +176,7 @@ class _Desk:
         gone = [each for each in seen.machines if each.presence is Presence.GONE or self._given_up(each)]
         # The dearest image first: what was rented on demand in spot's place.
         idle = sorted(
-            (each for each in seen.machines if each.presence is Presence.THERE and each.spared and not seen.queued),
+            (each for each in seen.machines if self._idle(each) and not seen.queued),
             key=lambda each: (each.placed.offer.market is pool.market, -each.placed.offer.price, each.placed.machine),
         )
         for each in [*gone, *(each for each in idle if each.idle_s >= pool.scale.idle_s)]:
@@ -200,6 +200,9 @@ class _Desk:
                 self._replace(seen, each.placed, because)
             else:
                 self.actions.append(Action(Deed.HOLD, machine, f"{because}{self._why_kept(each)}"))
+
+    def _idle(self, each: Seen) -> bool:
+        return each.presence is Presence.THERE and each.spared and each.placed.machine not in self.hanging
 
     def _lasts(self, each: Seen) -> bool:
         since = each.silent_since

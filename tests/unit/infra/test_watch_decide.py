@@ -159,6 +159,9 @@ def test_a_pool_that_scales_does_not_wait_for_that_but_for_its_bound_and_the_bud
     assert deeds(over) == [(Deed.SHRINK, "batch-1")], "and then nobody takes its place"
     assert "and is not needed now" in over.actions[0].why
 
+    idle = [replace(silent("batch-1", PAID, 900, 1200), idle_s=1000), there("batch-2", SPOT, idle_s=1000)]
+    assert deeds(decided(scaled, *idle, queued=0)) == [(Deed.SHRINK, "batch-1"), (Deed.SHRINK, "batch-2")], "once each"
+
 
 def test_where_another_takes_its_place_that_one_is_not_given_back_as_idle() -> None:
     scaled = stack(machines=1, scale=SCALE | {"least": 1})
