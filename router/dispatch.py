@@ -46,9 +46,9 @@ REJOINS = 2
 the generation does not depend on it."""
 CALL_OFF_S = 2.0
 """How long a worker may take to hear that its generation is called off."""
-ARTIFACT_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Between two tries to store an image. A full disk, or a bucket that does not answer, is often over within a minute,
-and an image that is thrown away is a GPU's work."""
+ARTIFACT_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+"""Between two tries to store an image, as long as its lease is renewed. What keeps a disk or a bucket from taking it
+is often over within half a minute, and an image that is thrown away is a GPU's work."""
 STORE_PAUSE_S = 1.0
 """Between two tries to write the end of an attempt while the database does not answer."""
 
