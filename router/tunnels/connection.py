@@ -6,6 +6,7 @@ import asyncio
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from time import monotonic
@@ -48,7 +49,8 @@ class Connection:
         self.machine = machine
         self._places, self._changed, self._draw = places, changed, draw
         self._now = Now()
-        self._open: dict[str, int] = {}
+        self._asked: dict[str, int] = {}
+        """The ways that ssh was told to open, also those of which it said no or nothing: they may be open yet."""
         self._described = asyncio.Event()
 
     def view(self) -> TunnelView:
@@ -96,7 +98,7 @@ class Connection:
         """One connection, from its beginning to its end; why it ended."""
         self._places.known_hosts(self.machine.id).write_text(command.known_hosts(self.machine))
         self._places.control(self.machine.id).unlink(missing_ok=True)
-        self._open = {}
+        self._asked = {}
         try:
             ssh = await asyncio.create_subprocess_exec(
                 *command.connect(self.machine, self._places), stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE
@@ -128,24 +130,31 @@ class Connection:
         except TimeoutError:
             return Failure(f"{self.machine.id}: no connection within {STANDS_S:g} s")
         log.info("tunnel_up", machine=self.machine.id)
+        failed = 0
         while True:
             self._described.clear()
             await self._follow()
-            await self._described.wait()
+            closed = [reason for reason in self._now.forwards.values() if reason]
+            failed = failed + 1 if closed else 0
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s(Failure(closed[0]), failed, self._draw()) if closed else None):
+                    await self._described.wait()
+                    failed = 0
 
     async def _follow(self) -> None:
         wrong = dict(self._now.forwards)
-        for worker, port in list(self._open.items()):
+        for worker, port in list(self._asked.items()):
             if self.machine.workers.get(worker) != port:
                 await self._tell(command.cancel(self.machine, self._places, worker, port))
-                self._places.socket(worker).unlink(missing_ok=True)
-                del self._open[worker]
+                with suppress(IsADirectoryError):  # what was in the way of a socket
+                    self._places.socket(worker).unlink(missing_ok=True)
+                del self._asked[worker]
                 wrong.pop(worker, None)
         for worker, port in self.machine.workers.items():
-            if worker not in self._open:
+            if wrong.get(worker, "not asked for") != "":
+                self._asked[worker] = port
+                # To ssh, a way that is open already is one that it has opened.
                 wrong[worker] = await self._begin(worker, port)
-                if not wrong[worker]:
-                    self._open[worker] = port
         self._become(state=TunnelState.UP, reason="", failures=0, forwards=wrong)
 
     async def _begin(self, worker: str, port: int) -> str:

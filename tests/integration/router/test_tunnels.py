@@ -199,7 +199,7 @@ async def test_machines_and_workers_come_and_go_without_disturbing_others(
     assert "finished" in finished, "the stream that was open all the while"
 
 
-async def test_a_socket_that_cannot_be_opened_is_named_and_the_others_are_open(
+async def test_a_socket_that_cannot_be_opened_is_named_while_the_others_are_open_and_tried_again(
     tunnels: Tunnels, machine: Sshd, a: PacedProcess, b: PacedProcess
 ) -> None:
     taken = tunnels.folder / "run" / "w" / "w-2"
@@ -218,6 +218,10 @@ async def test_a_socket_that_cannot_be_opened_is_named_and_the_others_are_open(
     assert (good.worker, good.up, bad.worker, bad.up) == ("w-1", True, "w-2", False)
     assert f"the socket {taken} cannot be opened" in bad.reason
     assert await alive(good.socket)
+    taken.rmdir()
+    again = await tunnels.becomes("m-1", TunnelState.UP, within_s=60)
+    assert again.since == tunnel.since, "on the same connection"
+    assert await alive(bad.socket)
 
 
 async def test_a_second_service_does_not_start_and_a_killed_ones_connections_are_ended(
