@@ -15,14 +15,17 @@ from router.artifacts import Artifacts
 from router.contract import Readiness, WorkerHealth
 from router.core import Core
 from router.errors import ArtifactError, StoreUnavailableError
+from router.store import Store
 
+STORE_EVERY_S = 15.0
+"""Between two small writes that try whether a job could be kept; between them the store is only asked to answer."""
 ARTIFACTS_EVERY_S = 15.0
 """Between two writes that try whether an image could be stored: each is a request to a bucket."""
 ARTIFACTS_WITHIN_S = 5.0
 
 
 class Examiner:
-    """Keeps what it found of the artifact store for a while. `draining` tells whether the router is leaving."""
+    """Keeps what came of its writes to both stores for a while. `draining` tells whether the router is leaving."""
 
     def __init__(
         self, core: Core, version: str, draining: Callable[[], bool], now: Callable[[], float] = monotonic
@@ -30,6 +33,8 @@ class Examiner:
         self._core, self._version, self._draining, self._now = core, version, draining, now
         self._examining = asyncio.Lock()
         self._found: tuple[float, str] | None = None
+        self._trying = asyncio.Lock()
+        self._took: tuple[float, str] | None = None
 
     async def examine(self, pool: str | None = None) -> Readiness:
         """With `pool`, also whether a worker of it is ready."""
@@ -50,13 +55,25 @@ class Examiner:
             await self._core.store.ping()
         except StoreUnavailableError as error:
             return str(error)
-        return "ok"
+        async with self._trying:
+            if self._took is None or self._now() - self._took[0] >= STORE_EVERY_S:
+                self._took = self._now(), await _write_a_row(self._core.store)
+            return self._took[1]
 
     async def _artifacts(self) -> str:
         async with self._examining:
             if self._found is None or self._now() - self._found[0] >= ARTIFACTS_EVERY_S:
                 self._found = self._now(), await _write_to(self._core.artifacts)
             return self._found[1]
+
+
+async def _write_a_row(store: Store) -> str:
+    """The store's own bounds on locks and answers hold: one that is busy is no reason to send traffic away."""
+    try:
+        await store.check_writes()
+    except StoreUnavailableError as error:
+        return str(error)
+    return "ok"
 
 
 async def _write_to(artifacts: Artifacts) -> str:

@@ -278,6 +278,9 @@ class SqlStore:
     async def ping(self) -> None:
         await self._database.read(_ping)
 
+    async def check_writes(self) -> None:
+        await self._database.write(fact_rows.try_one, f"try-{self._entropy(ids.ENTROPY_BYTES).hex()}")
+
     async def close(self) -> None:
         await self._database.close()
 

@@ -10,11 +10,13 @@ import httpx
 
 from router.contract import INTERACTIVE, Readiness
 from router.core import open_core
-from router.readiness import ARTIFACTS_EVERY_S, Examiner
+from router.readiness import ARTIFACTS_EVERY_S, STORE_EVERY_S, Examiner
 from tests.emulators.paced_process import paced_worker
 from tests.integration.router.core_rig import brisk
 from tests.integration.router.served import ServedRouter, served_router
 from tests.postgres import FAST, postgres
+from tests.small_disk import small_disk
+from tests.stores import url as url_of
 
 
 async def ask(router: ServedRouter, pool: str = "") -> tuple[int, Readiness]:
@@ -45,6 +47,52 @@ async def test_a_store_that_does_not_answer_is_named(tmp_path: Path) -> None:
             assert not found.ready
             assert "did not do as asked" in found.store
             await asyncio.to_thread(server.start)
+            assert (await examiner.examine()).ready
+
+
+async def test_a_postgres_that_may_only_be_read_is_named_and_written_to_now_and_then(tmp_path: Path) -> None:
+    now = 0.0
+    with postgres(**FAST) as server:
+        url = server.create()
+        name = url.partition("@/")[2].partition("?")[0]
+
+        def may_only_be_read(word: str) -> None:
+            server.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = {word}")
+            server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname <> 'postgres'")
+
+        async with open_core(replace(brisk(tmp_path), database_url=url)) as core:
+            examiner = Examiner(core, "1", lambda: False, lambda: now)
+            facts = await asyncio.to_thread(server.sql, "SELECT * FROM facts", name)
+            assert (await examiner.examine()).ready
+            assert await asyncio.to_thread(server.sql, "SELECT * FROM facts", name) == facts
+            await asyncio.to_thread(may_only_be_read, "on")
+            assert (await examiner.examine()).ready, "it answers, and what was found is kept for a while"
+            now += STORE_EVERY_S
+            found = await examiner.examine()
+            assert (found.ready, found.artifacts) == (False, "ok")
+            assert "read-only transaction" in found.store
+            await asyncio.to_thread(may_only_be_read, "off")
+            now += STORE_EVERY_S
+            assert (await examiner.examine()).ready
+
+
+async def test_a_file_on_a_full_disk_is_named(tmp_path: Path) -> None:
+    now = 0.0
+    with small_disk("8m") as disk:
+        async with open_core(replace(brisk(tmp_path), database_url=url_of(disk.folder))) as core:
+            examiner = Examiner(core, "1", lambda: False, lambda: now)
+            assert (await examiner.examine()).ready
+            ballast = disk.fill()
+            found = await examiner.examine()
+            for _ in range(1000):  # the file's log has room of its own at first
+                if not found.ready:
+                    break
+                now += STORE_EVERY_S
+                found = await examiner.examine()
+            assert (found.ready, found.artifacts) == (False, "ok")
+            assert "disk is full" in found.store
+            ballast.unlink()
+            now += STORE_EVERY_S
             assert (await examiner.examine()).ready
 
 
