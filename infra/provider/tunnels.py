@@ -83,14 +83,12 @@ def without_worker(known: Mapping[str, TunnelMachine], worker: str) -> dict[str,
     return {name: each.model_copy(update={"workers": left[name]}) for name, each in known.items() if left[name]}
 
 
-async def knows(place: RouterPlace, machine_id: str, workers: Mapping[str, int]) -> bool:
-    """Whether the service is told of all ways to a machine's workers, each by its port. Raises SshError if the router's
-    host does not answer."""
+async def told_of(place: RouterPlace, machine_id: str) -> TunnelMachine | None:
+    """What the service was told of a machine last. Raises SshError if the router's host does not answer."""
     try:
-        told = (await _read(place)).get(machine_id)
+        return (await _read(place)).get(machine_id)
     except ProviderError:  # what is written there is nobody's: `add` says what to do
-        return False
-    return told is not None and told.workers == workers
+        return None
 
 
 async def _leave_out(

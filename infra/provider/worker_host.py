@@ -42,6 +42,8 @@ BOOT_POLL_S = 10.0
 STOP_GRACE_S = 60.0
 """A worker that drains waits up to 30 s for the generation that it has accepted, and finishes what it is at."""
 
+OTHER_KEY = "its host key is another one than the tunnel service was told"
+
 
 class WorkerInputs(Inputs):
     """One worker. `token` is its token's fingerprint; `setting` says where the stack file sets its port."""
@@ -282,22 +284,26 @@ class WorkerHostResource:
         condition = worst([unit.condition for unit in units])
         reason = ", ".join(f"{unit.name}: {unit.condition}" for unit in units if not unit.condition.good)
         if condition.good and state.host_key and state.host_key != self._pinned(state):
-            condition, reason = Condition.DIFFERENT, "its host key is another one than the tunnel service was told"
+            condition, reason = Condition.DIFFERENT, OTHER_KEY
         return state.model_copy(update={"units": tuple(units), "condition": condition, "reason": reason})
 
     async def _reached(self, state: WorkerHostState) -> WorkerHostState:
-        """With whether the tunnel service knows the ways to its workers: a destroy that was broken off has closed those
-        whose tunnel was down."""
+        """With whether the tunnel service knows the ways to its workers, and by which key: a destroy that was broken
+        off has closed those whose tunnel was down, and a deploy that a machine's new key stopped has told it nothing.
+        """
         if not state.condition.good or state.elsewhere is None:
             return state
         router = replace(self._router(state.elsewhere), patience=Patience(reach_s=0.0))
         try:
-            known = await tunnels.knows(router, state.machine, {worker.name: worker.port for worker in state.workers})
+            told = await tunnels.told_of(router, state.machine)
         except SshError:  # the router's host is away, which is RouterHost's to say
             return state
-        if known:
+        if told is None or told.workers != {worker.name: worker.port for worker in state.workers}:
+            said = "the tunnel service does not know the way to its workers"
+        elif told.host_key != self._pinned(state):
+            said = OTHER_KEY
+        else:
             return state
-        said = "the tunnel service does not know the way to its workers"
         return state.model_copy(update={"condition": Condition.DIFFERENT, "reason": said})
 
     def _pinned(self, inputs: WorkerHostInputs) -> str:

@@ -42,3 +42,22 @@ async def test_a_host_key_taken_anew_reaches_the_tunnel_service_with_the_next_de
             assert (await client.generate(ASKED)).startswith(b"\x89PNG")
         await rig.look()
         assert rig.worker_host().condition is Condition.RUNNING
+
+
+async def test_a_host_key_taken_anew_after_a_deploy_that_it_stopped_reaches_the_tunnel_service_too(
+    tmp_path: Path,
+) -> None:
+    async with hosts_rig(tmp_path, 1) as rig:
+        await rig.up()
+        await rig.until(WorkerHealth.READY)
+
+        rig.machines["h1"].new_host_key()
+        await rig.look()
+        await rig.up()
+        assert rig.failed, "a person has to say that it is meant"
+
+        Pins(rig.paths.known_hosts).forget(rig.worker_host().machine)
+        await looked_until_it_runs(rig)
+        assert rig.worker_host().condition is Condition.DIFFERENT, "or the next deploy would see nothing to do"
+        await rig.up()
+        await rig.until(WorkerHealth.READY)
