@@ -28,7 +28,7 @@ from router.contract import BATCH, INTERACTIVE
 from router.core import Consumer, Shared, open_consumer
 from router.errors import RouterError
 from router.logs import configure
-from router.queue.celery import queue_name, receiver
+from router.queue.celery import follow, queue_name, receiver
 from router.settings import PREFIX, ConsumerSettings, SettingsError, read_consumer_settings
 
 log = structlog.get_logger(__name__)
@@ -162,11 +162,7 @@ def _follow_pools(consumer: Consumer, loop: _Loop, known: set[str], stopping: th
     app: Celery = consumer.app
     while not stopping.wait(POOLS_EVERY_S):
         for pool in sorted(loop.run(_pools(consumer)) - known):
-            try:
-                app.control.add_consumer(queue_name(pool))
-            except OSError as error:
-                log.warning("queue_not_followed", pool=pool, error=str(error))
-            else:
+            if follow(app, pool):
                 known.add(pool)
 
 

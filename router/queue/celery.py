@@ -41,6 +41,8 @@ ANNOUNCED_MAX = 256
 UNSENT_MAX = 10_000
 CONNECT_S = 2.0
 PUBLISH_S = 5.0
+AWAY = (OperationalError, KombuError, CeleryError, OSError)
+"""What a broker that does not answer is told by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ class CeleryQueue:
         while (pool := self._unsent.get()) is not None:
             try:
                 self._app.send_task(TASK, args=(pool,), queue=queue_name(pool), ignore_result=True, retry=False)
-            except (OperationalError, KombuError, CeleryError, OSError) as error:
+            except AWAY as error:
                 if not away:
                     log.warning("broker_away", error=str(error) or type(error).__name__)
                 away = True
@@ -179,6 +181,16 @@ class CeleryQueue:
         except queue.Empty:
             return
         self._unsent.put(pool)  # the end
+
+
+def follow(app: Celery, pool: str) -> bool:
+    """Have the consumers of `app` take the messages for a pool that is new, too; False if the broker is away."""
+    try:
+        app.control.add_consumer(queue_name(pool))
+    except AWAY as error:
+        log.warning("queue_not_followed", pool=pool, error=str(error) or type(error).__name__)
+        return False
+    return True
 
 
 def receiver(app: Celery, deliver: Callable[[str], bool]) -> None:

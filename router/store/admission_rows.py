@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection, Integer, bindparam, delete, func, insert, literal, select, text, update
+from sqlalchemy import Connection, Integer, bindparam, delete, func, literal, select, text, update
 
 from router.choice import Lane
 from router.errors import AdmissionError, IdempotencyError, KeyQueueFullError, QueueFullError, RateLimitedError
@@ -20,6 +20,11 @@ from router.store import Admitted, ApiKey, Repeatable, job_rows
 from router.store.choice_rows import waiting_lanes
 from router.store.job_rows import RUNNING, WAITING, Now
 from router.store.tables import api_keys, expected_pools, idempotency, jobs
+
+_EXPECTED = text(
+    'INSERT INTO expected_pools (name, "until") VALUES (:pool, :until) '
+    'ON CONFLICT (name) DO UPDATE SET "until" = excluded."until"'
+)
 
 
 def admit(
@@ -66,10 +71,8 @@ def leave(connection: Connection, now: Now, api_key_id: str, name: str, *, cance
 
 
 def expect(connection: Connection, now: Now, pool: str, for_ms: int) -> None:
-    until = now + for_ms
-    known = connection.execute(update(expected_pools).where(expected_pools.c.name == pool).values(until=until))
-    if known.rowcount == 0:
-        connection.execute(insert(expected_pools).values(name=pool, until=until))
+    until = connection.execute(select(now)).scalar_one() + for_ms
+    connection.execute(_EXPECTED, {"pool": pool, "until": until})
 
 
 def expected(connection: Connection, now: Now, pool: str) -> bool:

@@ -10,9 +10,9 @@ import pytest
 from celery.contrib.testing.worker import start_worker
 
 from router.queue import Queue, WakeUp
-from router.queue.celery import Broker, CeleryQueue, celery_app, queue_name, receiver
+from router.queue.celery import Broker, CeleryQueue, celery_app, follow, queue_name, receiver
 from router.queue.embedded import EmbeddedQueue
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, redis_server
 
 POOL, OTHER = "interactive", "batch"
 LONG_S = 60.0
@@ -107,3 +107,12 @@ async def test_a_waiter_that_is_cancelled_takes_no_wake_up_along(queue: Queue) -
     await asyncio.gather(first, return_exceptions=True)
     queue.announce(POOL)
     (await woken(second)).done()
+
+
+def test_a_new_pool_is_followed_once_the_broker_is_back() -> None:
+    with redis_server() as server:
+        app = celery_app(Broker(server.url, "x:"))
+        server.stop()
+        assert not follow(app, "new")
+        server.start()
+        assert follow(app, "new")

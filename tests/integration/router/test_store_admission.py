@@ -57,6 +57,11 @@ async def test_two_routers_that_are_told_of_a_worker_at_once_know_one(store: Sql
     assert [worker.name for worker in await store.workers()] == ["a", "new"]
 
 
+async def test_two_routers_that_are_told_to_expect_a_pool_at_once_do(store: SqlStore, other: SqlStore) -> None:
+    await asyncio.gather(*(one.expect_pool("new", 1000) for one in (store, other) * 4))
+    assert await other.pool_expected("new")
+
+
 async def test_of_two_who_make_a_key_of_one_name_at_once_one_is_told_that_there_is_one(
     store: SqlStore, other: SqlStore
 ) -> None:
