@@ -15,6 +15,8 @@ from infra.emulate.hosts.machine import TestMachine
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
 PYTHON = Path("/usr/bin/python3")
 """The system's own, which anybody may run."""
+AT_ONCE = 500
+"""Files that one grep is given."""
 WATCH = """
 import os, select, sys
 seen = set()
@@ -57,25 +59,24 @@ def onlooker() -> Iterator[Onlooker]:
             looks.stop()
 
 
-def readable(folders: Sequence[Path], texts: Collection[bytes], on: TestMachine | None = None) -> list[str]:
-    """Files below `folders`, here or on a machine, that hold one of `texts` and that the user nobody may read."""
-    return _found(("-rlsaF", "-f", "-"), folders, texts, on)
+def readable(
+    folders: Sequence[Path], texts: Collection[bytes], on: TestMachine | None = None, since: float = 0.0
+) -> list[str]:
+    """Files below `folders`, here or on a machine, that hold one of `texts` and that the user nobody may read: of
+    those that have changed `since` that second. (A machine shows this computer's own files, too, gigabytes of them.)"""
+    changed = _said(("find", *map(str, folders), "-type", "f", "-newerct", f"@{since:.0f}", "-readable"), b"", on)
+    found, patterns = [], b"\n".join(texts) + b"\n"
+    for i in range(0, len(changed), AT_ONCE):
+        found += _said(("grep", "-lsaF", "-f", "-", "--", *changed[i : i + AT_ONCE]), patterns, on)
+    return found
 
 
 def entered(folders: Sequence[Path], on: TestMachine | None = None) -> list[str]:
     """All files there that the user nobody may read: whoever finds none has not looked."""
-    return _found(("-rlsa", "-e", ""), folders, (), on)
+    return _said(("grep", "-rlsa", "-e", "", *map(str, folders)), b"", on)
 
 
-def _found(
-    words: Sequence[str], folders: Sequence[Path], texts: Collection[bytes], on: TestMachine | None
-) -> list[str]:
+def _said(words: Sequence[str], given: bytes, on: TestMachine | None) -> list[str]:
     there = ("nsenter", "-t", str(on.init_pid), "-m", "-p", "-n", "--") if on else ()
-    said = subprocess.run(
-        [*there, *NOBODY, "grep", *words, *map(str, folders)],
-        input=b"\n".join(texts) + b"\n",
-        capture_output=True,
-        check=False,
-        timeout=120,
-    ).stdout
-    return said.decode(errors="replace").splitlines()
+    done = subprocess.run([*there, *NOBODY, *words], input=given, capture_output=True, check=False, timeout=120)
+    return done.stdout.decode(errors="replace").splitlines()
