@@ -40,7 +40,7 @@ from router.spill import SpillRule
 from router.store import ROUTER, Store
 from router.store.sql import SqlStore
 from router.supervise import forever
-from router.sweeper import keep_sweeping, sweep
+from router.sweeper import keep_sweeping
 from router.unmade import Unmade
 from router.worker_client import Patience
 
@@ -128,7 +128,6 @@ async def open_core(config: CoreConfig) -> AsyncIterator[Core]:
         fleet = _driven(config, store, queue, dispatcher, paces, ROUTER)
         admission = _admission(config, store, fleet, paces)
         service = JobService(store, queue, notices, artifacts, fleet, admission, recent)
-        await sweep(store, notices, queue, config.lease_ttl_ms)
         await fleet.start()
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "sweeper": partial(keep_sweeping, store, notices, queue, config.lease_ttl_ms, config.sweep_s),

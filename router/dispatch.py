@@ -182,6 +182,10 @@ class Dispatcher:
                 del self._hurried[lease.job_id]
             self._notices.forget(lease.job_id, lease.attempt)
 
+    async def take_up(self, driver: str) -> Sequence[Lease]:
+        """What the process of that name drove when it last ended, to be driven again from here."""
+        return await self._store.take_up(driver, self._ttl_ms)
+
     async def blame(self, lease: Lease, detail: str) -> None:
         """The attempt was lost because the worker's process died under it."""
         job = await self._store.blame(lease, detail)

@@ -6,6 +6,7 @@ import asyncio
 
 import structlog
 
+from router.errors import StoreUnavailableError
 from router.notices import Notices
 from router.queue import Queue
 from router.store import Store
@@ -15,6 +16,8 @@ log = structlog.get_logger(__name__)
 
 AT_ONCE = 500
 """So many overdue jobs end in one transaction: it must not keep the others from writing for long."""
+STORE_PAUSE_S = 1.0
+"""Between two tries to write to a database that took nothing."""
 
 
 async def sweep(store: Store, notices: Notices, queue: Queue, lease_ttl_ms: int) -> None:
@@ -35,6 +38,32 @@ async def sweep(store: Store, notices: Notices, queue: Queue, lease_ttl_ms: int)
 
 
 async def keep_sweeping(store: Store, notices: Notices, queue: Queue, lease_ttl_ms: int, every_s: float) -> None:
+    """Nobody's lease is taken for what kept everybody from renewing it. While the database took nothing, nobody could
+    (so each round begins with a small write: one that finds nothing to sweep writes nothing), and while this process
+    stood still, what it drives did, too. After either, who is alive has a lease's length to renew."""
+    loop = asyncio.get_running_loop()
     while True:
-        await sweep(store, notices, queue, lease_ttl_ms)
+        slept_at = loop.time()
         await asyncio.sleep(every_s)
+        stood_still = loop.time() - slept_at > 2 * every_s
+        try:
+            if stood_still:
+                log.warning("stood_still", for_s=round(loop.time() - slept_at, 1), sweeping_in_s=lease_ttl_ms / 1000)
+                await asyncio.sleep(lease_ttl_ms / 1000)
+            await store.check_writes()
+            await sweep(store, notices, queue, lease_ttl_ms)
+        except StoreUnavailableError as error:
+            log.error("store_unavailable", loop="sweeper", error=str(error))  # noqa: TRY400 - its trace says no more
+            await _writable(store)
+            log.info("store_is_back", sweeping_in_s=lease_ttl_ms / 1000)
+            await asyncio.sleep(lease_ttl_ms / 1000)
+
+
+async def _writable(store: Store) -> None:
+    while True:
+        await asyncio.sleep(STORE_PAUSE_S)
+        try:
+            await store.check_writes()
+        except StoreUnavailableError:
+            continue
+        return

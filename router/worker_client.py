@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -49,6 +49,8 @@ NO_GENERATION = "router.0"
 
 
 GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+LATE = 1.5
+"""A silence that is noticed after so many times of what is borne was noticed by a process that stood still itself."""
 END_OF_STREAM_S = 0.1
 """How long the end of a stream is waited for after its last event. With it the connection serves the image too:
 over a tunnel, a new one costs a journey there and back."""
@@ -129,15 +131,16 @@ class WorkerClient:
         async with self._speaking(f"generating {generation_id}"), begun as answer:
             if answer.status != HTTPStatus.OK:
                 self._raise_for(answer.status, await answer.read())
-            async for line in answer.content:
-                if not line.strip():
-                    continue  # a heartbeat
-                event = self._event(generation_id, line)
-                if isinstance(event, Finished | Failed):
-                    await _to_its_end(answer)
+            async with aclosing(self._lines(answer)) as lines:
+                async for line in lines:
+                    if not line.strip():
+                        continue  # a heartbeat
+                    event = self._event(generation_id, line)
+                    if isinstance(event, Finished | Failed):
+                        await _to_its_end(answer)
+                        yield event
+                        return
                     yield event
-                    return
-                yield event
         raise WorkerUnreachableError(f"worker {self.name}: the stream of {generation_id} broke off before its end")
 
     async def image(self, generation_id: str) -> FetchedImage:
@@ -192,6 +195,23 @@ class WorkerClient:
         except (aiohttp.ClientError, OSError) as error:
             raise WorkerUnreachableError(
                 f"worker {self.name}: the connection failed, {doing}: {str(error) or type(error).__name__}"
+            ) from error
+
+    async def _lines(self, answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
+        """As they come. A silence that is noticed far too late was ours: what the worker sent meanwhile lies unread,
+        and is no news of the worker. Raises WorkerUnreachableError then, SocketTimeoutError if it was the worker's."""
+        loop = asyncio.get_running_loop()
+        heard_at = loop.time()
+        try:
+            async for line in answer.content:
+                yield line
+                heard_at = loop.time()
+        except aiohttp.SocketTimeoutError as error:
+            silent_s = loop.time() - heard_at
+            if silent_s < LATE * self._patience.silence_s:
+                raise
+            raise WorkerUnreachableError(
+                f"worker {self.name}: not listened to for {silent_s:.0f} s, because this process stood still"
             ) from error
 
     def _event(self, generation_id: str, line: bytes) -> Event:

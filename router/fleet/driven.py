@@ -44,7 +44,7 @@ class DrivenFleet:
 
     async def start(self) -> None:
         """Take up the workers of the store, and with each the leases that it still holds."""
-        leases = await self._store.held_leases(self.driver)
+        leases = await self._dispatcher.take_up(self.driver)
         for worker in await self._store.workers():
             self._begin(worker).start(lease for lease in leases if lease.worker == worker.name)
 

@@ -246,11 +246,11 @@ class Store(Protocol):
         ...
 
     async def renew(self, lease: Lease, ttl_ms: int) -> Renewal:
-        """Extend a lease that is still this attempt's and has not expired."""
+        """Extend the lease if the attempt still is the job's; one that has expired, too, until somebody takes it."""
         ...
 
     async def finish(self, lease: Lease, image: Image, timings: Timings) -> Job | None:
-        """Commit the image if the lease still holds; None if it does not (nothing was changed)."""
+        """Commit the image if the attempt still is the job's; None if it is not (nothing was changed)."""
         ...
 
     async def end_attempt(self, lease: Lease, end: AttemptEnd, detail: str) -> Job | None:
@@ -287,8 +287,9 @@ class Store(Protocol):
         for this reason."""
         ...
 
-    async def held_leases(self, driver: str = ROUTER) -> Sequence[Lease]:
-        """The driver's leases that have not expired, for one that starts again and joins what still runs."""
+    async def take_up(self, driver: str, ttl_ms: int) -> Sequence[Lease]:
+        """The driver's leases, good for `ttl_ms` from now, for one that starts again and joins what still runs. One
+        that has expired meanwhile, too, unless somebody has taken the job."""
         ...
 
     async def counts(self) -> Mapping[str, Mapping[JobState, int]]:

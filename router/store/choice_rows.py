@@ -66,6 +66,7 @@ _USABLE = select(workers).where(
     workers.c.name == bindparam("worker"), ~workers.c.draining, workers.c.quarantine_cause.is_(None)
 )
 _WORKER_LOCKED = select(workers.c.name).where(workers.c.name == bindparam("worker")).with_for_update()
+_HOLDS = select(func.count()).where(RUNNING, jobs.c.worker == bindparam("worker"))
 _KEY_LOCKED = select(api_keys.c.id).where(api_keys.c.id == bindparam("key")).with_for_update(key_share=True)
 _KEY_RUNS = select(func.count()).where(RUNNING, jobs.c.api_key_id == bindparam("key"))
 _STANDING = (
@@ -101,12 +102,6 @@ def _turn_used() -> Update:
     behind = select(func.coalesce(func.max(of_pool.c.turn), 0) + 1).where(of_pool.c.pool == bindparam("in_pool"))
     mine = (turns.c.pool == bindparam("in_pool"), turns.c.api_key_id == bindparam("key"))
     return update(turns).where(*mine).values(turn=behind.scalar_subquery())
-
-
-@lru_cache(BUILT)
-def _holds(now: Now) -> Select[int]:
-    held = (RUNNING, jobs.c.worker == bindparam("worker"), jobs.c.lease_expires_at > now)
-    return select(func.count()).where(*held)
 
 
 @lru_cache(BUILT)
@@ -156,7 +151,7 @@ def lease_next(
     driver: str,
 ) -> Lease | Overtaken | None:
     row = connection.execute(_USABLE, {"worker": worker}).one_or_none()
-    if row is None or (places is not None and not _has_room(connection, now, worker, places)):
+    if row is None or (places is not None and not _has_room(connection, worker, places)):
         return None
     own = _Asking(worker, driver, Capability(row.tier, row.model, row.max_pixels), row.pool, ttl_ms)
     found = _lease_from(connection, now, own)
@@ -204,11 +199,12 @@ def _possible_lanes(connection: Connection, asking: _Asking) -> Mapping[str, lis
     return found
 
 
-def _has_room(connection: Connection, now: Now, worker: str, places: int) -> bool:
-    """Whether the worker holds fewer leases than that. Its row is locked: of two who ask, one sees the other's."""
+def _has_room(connection: Connection, worker: str, places: int) -> bool:
+    """Whether the worker holds fewer leases than that; one that has expired counts until somebody takes it. Its row is
+    locked: of two who ask, one sees the other's."""
     if not _one_writer(connection):
         connection.execute(_WORKER_LOCKED, {"worker": worker})
-    return connection.execute(_holds(now), {"worker": worker}).scalar_one() < places
+    return connection.execute(_HOLDS, {"worker": worker}).scalar_one() < places
 
 
 def waiting_lanes(connection: Connection, pool: str) -> list[Lane]:

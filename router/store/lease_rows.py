@@ -1,7 +1,8 @@
 """Leases: what becomes of a job that runs, as plain functions of a connection.
 
-Every change to it is one UPDATE guarded by `_held`: it names the attempt and its worker and wants the lease unexpired,
-so whoever comes late changes nothing. `now` is always the store's clock.
+Every change to it is one UPDATE guarded by `_HELD`: it names the attempt and its worker and wants it to be the one that
+runs, so whoever comes late changes nothing. Late is who comes after the sweep: that a lease has expired only lets
+somebody take it, and until then its holder may go on. `now` is always the store's clock.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any, assert_never
 
 from sqlalchemy import (
     BigInteger,
-    ColumnElement,
     Connection,
     Row,
     and_,
@@ -36,6 +36,13 @@ from worker.contract import Timings
 BUILT = 8
 """Statements of one kind that are kept: one for each clock, and there is one clock."""
 
+_HELD = and_(
+    jobs.c.id == bindparam("leased_job"),
+    jobs.c.state == JobState.RUNNING,
+    jobs.c.attempt == bindparam("leased_attempt"),
+    jobs.c.worker == bindparam("leased_worker"),
+)
+"""The guard: the lease that is `_named` still has the right to finish its job."""
 _NO_LEASE = {"worker": null(), "driver": null(), "lease_expires_at": null()}
 _CLOSED = (
     update(attempts)
@@ -48,7 +55,7 @@ _CLOSED = (
 @lru_cache(BUILT)
 def _renewed(now: Now) -> ReturningUpdate[Any]:
     until = now + bindparam("ttl_ms", type_=BigInteger())
-    return update(jobs).where(_held(now)).values(lease_expires_at=until).returning(jobs.c.cancel_requested)
+    return update(jobs).where(_HELD).values(lease_expires_at=until).returning(jobs.c.cancel_requested)
 
 
 def renew(connection: Connection, now: Now, lease: Lease, ttl_ms: int) -> Renewal:
@@ -62,7 +69,7 @@ def renew(connection: Connection, now: Now, lease: Lease, ttl_ms: int) -> Renewa
 def _finished(now: Now) -> ReturningUpdate[Any]:
     return (
         update(jobs)
-        .where(_held(now))
+        .where(_HELD)
         .values(
             state=JobState.SUCCEEDED,
             finished_at=now,
@@ -118,7 +125,7 @@ def end_attempt(connection: Connection, now: Now, lease: Lease, end: AttemptEnd,
         case unreachable:
             assert_never(unreachable)
     row = connection.execute(
-        update(jobs).where(_held(now)).values(values).returning(jobs, now.label("ended_at")), _named(lease)
+        update(jobs).where(_HELD).values(values).returning(jobs, now.label("ended_at")), _named(lease)
     ).one_or_none()
     if row is None:
         return None
@@ -187,22 +194,14 @@ def shorten(connection: Connection, now: Now, ttl_ms: int) -> int:
     ).rowcount
 
 
-def held_leases(connection: Connection, now: Now, driver: str) -> Sequence[Lease]:
-    unexpired = select(jobs).where(
-        jobs.c.state == JobState.RUNNING, jobs.c.lease_expires_at > now, jobs.c.driver == driver
+def take_up(connection: Connection, now: Now, driver: str, ttl_ms: int) -> Sequence[Lease]:
+    rows = connection.execute(
+        update(jobs)
+        .where(jobs.c.state == JobState.RUNNING, jobs.c.driver == driver)
+        .values(lease_expires_at=now + literal(ttl_ms, BigInteger()))
+        .returning(jobs)
     )
-    return [lease_of(row) for row in connection.execute(unexpired.order_by(jobs.c.created_at, jobs.c.id))]
-
-
-def _held(now: Now) -> ColumnElement[bool]:
-    """The guard: the lease that is `_named` still has the right to finish its job."""
-    return and_(
-        jobs.c.id == bindparam("leased_job"),
-        jobs.c.state == JobState.RUNNING,
-        jobs.c.attempt == bindparam("leased_attempt"),
-        jobs.c.worker == bindparam("leased_worker"),
-        jobs.c.lease_expires_at > now,
-    )
+    return [lease_of(row) for row in sorted(rows, key=lambda row: (row.created_at, row.id))]
 
 
 def _named(lease: Lease) -> dict[str, object]:

@@ -178,8 +178,8 @@ class SqlStore:
     async def give_up(self, pool: str, lane: Lane, over: int, error: JobError, limit: int) -> Sequence[Job]:
         return await self._database.write(job_rows.give_up, self._clock(), pool, lane, over, error, limit)
 
-    async def held_leases(self, driver: str = ROUTER) -> Sequence[Lease]:
-        return await self._database.read(lease_rows.held_leases, self._clock(), driver)
+    async def take_up(self, driver: str, ttl_ms: int) -> Sequence[Lease]:
+        return await self._database.write(lease_rows.take_up, self._clock(), driver, ttl_ms)
 
     async def counts(self) -> Mapping[str, Mapping[JobState, int]]:
         return await self._database.read(tally_rows.counts)

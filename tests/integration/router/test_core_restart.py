@@ -12,11 +12,10 @@ from pathlib import Path
 
 from router.contract import JobState, WorkerHealth
 from router.jobs import AttemptEnd
-from router.store.clock import database_clock
 from tests.emulators.pace import Pace
 from tests.emulators.paced_process import ROOT, PacedProcess, paced_worker
-from tests.integration.router.core_rig import POOL, SLOW, eventually, rig
-from tests.stores import opened_store, request
+from tests.integration.router.core_rig import POOL, SLOW, brisk, ends, eventually, rig
+from tests.stores import request
 
 JOBS = 50
 
@@ -63,25 +62,32 @@ async def test_a_worker_with_a_joined_generation_leaves_what_waits_to_those_that
             assert (await after.ended(await after.submit())).state is JobState.SUCCEEDED
 
 
-async def test_a_lease_that_ran_out_while_no_router_was_there_is_given_anew(tmp_path: Path) -> None:
-    async with paced_worker(SLOW) as worker, paced_worker() as other:
+async def test_an_image_that_was_made_while_no_router_was_there_for_longer_than_a_lease_is_fetched(
+    tmp_path: Path,
+) -> None:
+    async with paced_worker(SLOW) as worker:
         async with rig(tmp_path) as before:
             await before.register("a", worker)
             job = await before.submit()
             await before.started(job, worker)
-        async with opened_store(tmp_path, database_clock) as looking:
+        await asyncio.sleep(brisk(tmp_path).lease_ttl_ms / 1000 + 0.5)
+        async with rig(tmp_path) as after:
+            ended = await after.ended(job)
+        assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 1)
+        assert (await worker.ledger()).started == [f"{job.id}.1"]
 
-            async def expired() -> bool:
-                return not await looking.held_leases()
 
-            await eventually(expired, "the lease that nobody renewed never ran out")
-            seen = await looking.job(job.id)
-            assert seen is not None
-            assert seen.state is JobState.RUNNING, "somebody swept, and it was no router that starts"
+async def test_a_job_whose_router_and_worker_both_went_is_given_anew(tmp_path: Path) -> None:
+    async with paced_worker() as other:
+        async with paced_worker(SLOW) as worker, rig(tmp_path) as before:
+            await before.register("a", worker)
+            job = await before.submit()
+            await before.started(job, worker)
         async with rig(tmp_path) as after:
             await after.register("b", other)
-            assert (await after.ended(job)).state is JobState.SUCCEEDED
-            assert (await after.core.store.attempt_counts())[POOL] == {AttemptEnd.EXPIRED: 1, AttemptEnd.FINISHED: 1}
+            ended = await after.ended(job)
+            assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2)
+            assert await ends(after) == {AttemptEnd.LOST: 1, AttemptEnd.FINISHED: 1}
 
 
 async def test_a_stored_token_that_no_header_can_carry_keeps_no_router_from_starting(tmp_path: Path) -> None:

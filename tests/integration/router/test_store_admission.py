@@ -218,13 +218,13 @@ async def test_usage_is_counted_by_key_and_day_in_the_transaction_that_ends_the_
         assert lease is not None
         if late:
             clock.advance(TTL_MS)
+            await store.sweep()
         assert bool(await store.finish(lease, IMAGE, spent)) is not late
 
     await make_one()
     await make_one()
     clock.advance(DAY_MS)
     await make_one(late=True)
-    await store.sweep()
     lease = await store.lease_next("a", TTL_MS)
     assert lease is not None
     await store.finish(lease, IMAGE, spent)

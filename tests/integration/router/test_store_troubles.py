@@ -12,7 +12,7 @@ import pytest
 
 from router.contract import JobState
 from router.errors import StoreUnavailableError
-from router.store import ApiKey
+from router.store import ROUTER, ApiKey
 from router.store.clock import database_clock
 from router.store.sql import SqlStore
 from tests.integration.router.core_rig import eventually
@@ -88,7 +88,7 @@ async def test_connections_that_are_cut_in_mid_flight_are_errors_by_name_and_no_
     await asyncio.gather(cut(), *(consume() for _ in range(4)))
     assert len(got) == len(set(got))
     # A lease whose commit was not heard of is nobody's, and runs out: its job is never lost.
-    assert len(got) <= len(await on_mortal.held_leases()) == 200
+    assert len(got) <= len(await on_mortal.take_up(ROUTER, TTL_MS)) == 200
 
 
 async def test_a_postgres_that_is_not_there_says_where_it_was_looked_for() -> None:
