@@ -89,6 +89,8 @@ class _Seen:
     """What the events of one attempt have told so far, however often its stream was joined."""
 
     observe: Callable[[Event], None]
+    answered: bool = False
+    """In the stream that is listened to now."""
     accepted: bool = False
     started: bool = False
 
@@ -97,7 +99,7 @@ class _Seen:
         return self.accepted and not self.started
 
     def see(self, event: Event) -> None:
-        self.accepted = True
+        self.answered = self.accepted = True
         self.started = self.started or not isinstance(event, Accepted)
         self.observe(event)
 
@@ -197,8 +199,8 @@ class Dispatcher:
     async def _make(self, lease: Lease, worker: WorkerClient, seen: _Seen) -> Made | Unmade:
         """Everything up to the commit; each way to fail has its end, by name."""
         try:
-            end = await self._follow(lease, worker, seen)
-            return unmade_by(end) if isinstance(end, Failed) else await self._collect(lease, worker, end)
+            end, image = await self._follow(lease, worker, seen)
+            return unmade_by(end) if isinstance(end, Failed) else await self._collect(lease, worker, end, image)
         except WorkerRefusedError as error:
             return Unmade(AttemptEnd.REFUSED, str(error))
         except (WorkerUnavailableError, WorkerUnauthorizedError) as error:
@@ -213,21 +215,18 @@ class Dispatcher:
             log.exception("attempt_failed_unexpectedly", job=lease.job_id, attempt=lease.attempt, worker=lease.worker)
             return Unmade(AttemptEnd.LOST, f"unexpected: {type(error).__name__}: {error}")
 
-    async def _follow(self, lease: Lease, worker: WorkerClient, seen: _Seen) -> Finished | Failed:
+    async def _follow(
+        self, lease: Lease, worker: WorkerClient, seen: _Seen
+    ) -> tuple[Finished | Failed, FetchedImage | None]:
+        """How it ended; and the image, if it came along."""
         rejoins = 0
         while True:
-            accepted = False
+            seen.answered = False
             try:
-                async with aclosing(worker.generate(lease.generation_id, lease.request)) as events:
-                    async for event in events:
-                        accepted = True
-                        seen.see(event)
-                        if isinstance(event, Finished | Failed):
-                            return event
-                        self._report(lease, event)
+                return await self._listen(lease, worker, seen)
             except WorkerUnreachableError as error:
                 # A silent worker would be silent again, and one that never answered is simply not there.
-                if isinstance(error, WorkerSilentError) or not accepted or rejoins == REJOINS:
+                if isinstance(error, WorkerSilentError) or not seen.answered or rejoins == REJOINS:
                     raise
                 rejoins += 1
                 log.warning("generation_rejoined", job=lease.job_id, attempt=lease.attempt, error=str(error))
@@ -237,8 +236,29 @@ class Dispatcher:
                 # It held the generation a moment ago and knows it no more: it is another process now.
                 raise WorkerUnreachableError(f"{error} (it has lost the generation that it held)") from error
 
-    async def _collect(self, lease: Lease, worker: WorkerClient, finished: Finished) -> Made | Unmade:
-        fetched = await self._fetch(lease, worker)
+    async def _listen(
+        self, lease: Lease, worker: WorkerClient, seen: _Seen
+    ) -> tuple[Finished | Failed, FetchedImage | None]:
+        end, image = None, None
+        async with aclosing(worker.generate(lease.generation_id, lease.request)) as told:
+            async for news in told:
+                match news:
+                    case FetchedImage():
+                        image = news
+                    case Finished() | Failed():
+                        seen.see(news)
+                        end = news
+                    case _:
+                        seen.see(news)
+                        self._report(lease, news)
+        if end is None:
+            raise WorkerUnreachableError(f"worker {worker.name}: told no end of {lease.generation_id}")
+        return end, image
+
+    async def _collect(
+        self, lease: Lease, worker: WorkerClient, finished: Finished, came: FetchedImage | None
+    ) -> Made | Unmade:
+        fetched = came or await self._fetch(lease, worker)
         if fetched.sha256 != finished.sha256:
             announced = f"announced {finished.bytes}, {finished.sha256[:12]}"
             error = WorkerProtocolError(

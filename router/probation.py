@@ -13,7 +13,7 @@ import structlog
 
 from router.errors import WorkerError
 from router.jobs import Cause, Quarantine
-from router.worker_client import WorkerClient
+from router.worker_client import FetchedImage, WorkerClient
 from worker.contract import Failed, Finished, GenerationRequest
 
 log = structlog.get_logger(__name__)
@@ -59,15 +59,21 @@ class Probation:
     async def _trial(self) -> str:
         """Why the worker did not make the image; empty if it did."""
         generation_id = f"trial_{secrets.token_hex(8)}.1"
+        finished, image = None, None
         try:
             async with aclosing(self._client.generate(generation_id, TRIAL)) as events:
-                async for event in events:
-                    match event:
+                async for news in events:
+                    match news:
                         case Finished():
-                            same = (await self._client.image(generation_id)).sha256 == event.sha256
-                            return "" if same else "its image is not the one that it announced"
+                            finished = news
                         case Failed():
-                            return event.detail
+                            return news.detail
+                        case FetchedImage():
+                            image = news
+            if finished is not None:
+                image = image or await self._client.image(generation_id)
+                same = image.sha256 == finished.sha256
+                return "" if same else "its image is not the one that it announced"
         except WorkerError as error:
             return str(error)
         return "it told no end"

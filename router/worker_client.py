@@ -31,6 +31,8 @@ from router.errors import (
 from worker.contract import (
     CONTRACT_VERSION,
     EVENT,
+    EVENTS_AND_IMAGE_MEDIA_TYPE,
+    WITH_IMAGE,
     Accepted,
     Failed,
     Finished,
@@ -114,14 +116,16 @@ class WorkerClient:
             f"{CONTRACT_VERSION}; deploy both from one release"
         )
 
-    async def generate(self, generation_id: str, request: GenerationRequest) -> AsyncGenerator[Event]:
-        """Start or join the generation and follow it to its Finished or Failed event, which comes last.
+    async def generate(self, generation_id: str, request: GenerationRequest) -> AsyncGenerator[Event | FetchedImage]:
+        """Start or join the generation and follow it to its Finished or Failed event. Last comes the finished image, if
+        the worker sends it along and it has come whole; otherwise `image` fetches it.
 
         Raises any WorkerError. To be closed early with `aclose` (contextlib.aclosing); that does not
         cancel the generation.
         """
         begun = self._session_now().put(
             f"/generations/{generation_id}",
+            params={WITH_IMAGE: "true"},
             data=request.model_dump_json(),
             headers={"Content-Type": "application/json"},
             timeout=aiohttp.ClientTimeout(
@@ -136,11 +140,17 @@ class WorkerClient:
                     if not line.strip():
                         continue  # a heartbeat
                     event = self._event(generation_id, line)
-                    if isinstance(event, Finished | Failed):
+                    if not isinstance(event, Finished | Failed):
+                        yield event
+                    elif isinstance(event, Finished) and answer.content_type == EVENTS_AND_IMAGE_MEDIA_TYPE:
+                        yield event
+                        if image := await _image_behind(answer, event.bytes):
+                            yield image
+                        return
+                    else:
                         await _to_its_end(answer)
                         yield event
                         return
-                    yield event
         raise WorkerUnreachableError(f"worker {self.name}: the stream of {generation_id} broke off before its end")
 
     async def image(self, generation_id: str) -> FetchedImage:
@@ -149,11 +159,7 @@ class WorkerClient:
         async with self._speaking(f"fetching the image of {generation_id}"), asked as answer:
             if answer.status != HTTPStatus.OK:
                 self._raise_for(answer.status, await answer.read())
-            data, digest = bytearray(), hashlib.sha256()
-            async for piece in answer.content.iter_any():
-                data += piece
-                digest.update(piece)
-        return FetchedImage(bytes(data), digest.hexdigest())
+            return await _read(answer)
 
     async def cancel(self, generation_id: str) -> None:
         """Ask it to stop between steps; gone is success. Raises any WorkerError."""
@@ -243,6 +249,24 @@ class WorkerClient:
 
     def _not_the_contract(self, what: str) -> WorkerProtocolError:
         return WorkerProtocolError(f"worker {self.name}: not the worker contract (version {CONTRACT_VERSION}): {what}")
+
+
+async def _read(answer: aiohttp.ClientResponse) -> FetchedImage:
+    """All that is left of the answer."""
+    data, digest = bytearray(), hashlib.sha256()
+    async for piece in answer.content.iter_any():
+        data += piece
+        digest.update(piece)
+    return FetchedImage(bytes(data), digest.hexdigest())
+
+
+async def _image_behind(answer: aiohttp.ClientResponse, size: int) -> FetchedImage | None:
+    """The image behind the last event, if it comes whole: a stream that breaks off now has told all it had to tell."""
+    try:
+        image = await _read(answer)
+    except (aiohttp.ClientError, OSError):
+        return None
+    return image if len(image.data) == size else None
 
 
 async def _to_its_end(answer: aiohttp.ClientResponse) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated
 
@@ -18,10 +19,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from worker.contract import (
+    EVENTS_AND_IMAGE_MEDIA_TYPE,
     EVENTS_MEDIA_TYPE,
     HEARTBEAT_S,
     MAX_BODY_BYTES,
     PROBLEM_MEDIA_TYPE,
+    WITH_IMAGE,
+    Finished,
     GenerationId,
     GenerationRequest,
     Problem,
@@ -97,7 +101,10 @@ def create_app(runner: Runner, metrics: Metrics, token: str, *, heartbeat_s: flo
     @app.put("/generations/{generation_id}", dependencies=guarded)
     async def put(generation_id: Annotated[str, Depends(_generation_id)], request: Request) -> Response:
         generation = runner.put(generation_id, _parsed(await _body(request)))
-        return StreamingResponse(_lines(generation, heartbeat_s), media_type=EVENTS_MEDIA_TYPE)
+        if request.query_params.get(WITH_IMAGE) != "true":
+            return StreamingResponse(_lines(generation, heartbeat_s), media_type=EVENTS_MEDIA_TYPE)
+        lines = _lines(generation, heartbeat_s, runner)
+        return StreamingResponse(lines, media_type=EVENTS_AND_IMAGE_MEDIA_TYPE)
 
     @app.get("/generations/{generation_id}/image", dependencies=guarded)
     async def image(generation_id: Annotated[str, Depends(_generation_id)]) -> Response:
@@ -140,9 +147,13 @@ def _answer_probes(app: FastAPI, runner: Runner) -> None:
                 return Response(status_code=HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-async def _lines(generation: Generation, heartbeat_s: float) -> AsyncIterator[bytes]:
+async def _lines(generation: Generation, heartbeat_s: float, images: Runner | None = None) -> AsyncIterator[bytes]:
+    """With `images`, the finished one's bytes come last."""
     async for event in generation.follow(heartbeat_s):
         yield (event.model_dump_json().encode() if event else b"") + b"\n"
+        if images is not None and isinstance(event, Finished):
+            with suppress(ImageGoneError):  # so late that it is kept no longer; whoever fetches it is told
+                yield images.image(generation.id)
 
 
 def _generation_id(generation_id: str) -> str:

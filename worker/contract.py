@@ -5,6 +5,9 @@ the worker's HTTP border is one of these types; behaviour lives in `worker.runne
 
     PUT    /generations/{id}        body GenerationRequest -> a stream of Event, one JSON object a line
     GET    /generations/{id}/image  the finished bytes, for some minutes after the end
+    PUT    /generations/{id}?with_image=true
+                                    as the first, and `finished` is followed by the image: so many bytes, right behind
+                                    its line
     DELETE /generations/{id}        204: cancel between steps; ended, gone and never seen are success too
     GET    /livez                   200 while the process can answer
     GET    /readyz                  WorkerStatus; 200 when ready, otherwise 503
@@ -14,6 +17,7 @@ the worker's HTTP border is one of these types; behaviour lives in `worker.runne
 The stream starts with the first event whenever it is asked for, and ends after `finished` or `failed`.
 Between events, every HEARTBEAT_S seconds, comes an empty line: whoever hears nothing for a few of those
 has lost the worker, and the worker learns that a reader is gone. A reader's going ends nothing; DELETE does.
+An image that did not come, or not whole, with the stream that asked for it is fetched as any other.
 
 All but /livez, /readyz and /ping want `Authorization: Bearer <token>`, or `X-Letterpress-Token: <token>`
 where a load balancer owns the first. Errors are RFC 9457 problem details (`Problem`, media type
@@ -48,6 +52,8 @@ MAX_PROMPT_CHARS = 32_768
 MAX_SEED = 2**31 - 1
 
 EVENTS_MEDIA_TYPE = "application/x-ndjson"
+EVENTS_AND_IMAGE_MEDIA_TYPE = "application/vnd.letterpress.events-and-image"
+WITH_IMAGE = "with_image"
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 HEARTBEAT_S = 5.0
 """Seconds between the empty lines of a stream in which nothing happens."""

@@ -31,11 +31,13 @@ from starlette.routing import Route
 from tests.emulators.pace import SPANS, Fault, Ledger, Pace, Span
 from tests.emulators.plain_png import png
 from worker.contract import (
+    EVENTS_AND_IMAGE_MEDIA_TYPE,
     EVENTS_MEDIA_TYPE,
     GENERATION_ID,
     MAX_BODY_BYTES,
     MAX_PROMPT_TOKENS,
     PROBLEM_MEDIA_TYPE,
+    WITH_IMAGE,
     Accepted,
     Failed,
     FailureType,
@@ -166,7 +168,9 @@ class PacedWorker:
         generation = self._find(name) or self._begin(name, body)
         if generation.request != body:
             raise RefusalError(ProblemType.CONFLICT, 409, "this id was started with another body")
-        return StreamingResponse(self._follow(generation), media_type=EVENTS_MEDIA_TYPE)
+        with_image = request.query_params.get(WITH_IMAGE) == "true"
+        media_type = EVENTS_AND_IMAGE_MEDIA_TYPE if with_image else EVENTS_MEDIA_TYPE
+        return StreamingResponse(self._follow(name, generation, with_image=with_image), media_type=media_type)
 
     async def _delete(self, request: Request) -> Response:
         name = self._name(request)
@@ -188,11 +192,8 @@ class PacedWorker:
             raise RefusalError(ProblemType.NOT_FOUND, 404, f"no image of {name}")
         if not generation.image:
             raise RefusalError(ProblemType.NOT_FINISHED, 409, f"{name} has no image yet")
-        self._ledger["fetched"].append(name)
-        if generation.fault is Fault.DROP_IMAGE:
-            generation.fault = Fault.NONE
-            return StreamingResponse(_broken(generation.image), headers={"Content-Length": str(len(generation.image))})
-        return Response(generation.image, media_type="image/png")
+        headers = {"Content-Length": str(len(generation.image))}
+        return StreamingResponse(self._handed_over(name, generation), headers=headers, media_type="image/png")
 
     def _name(self, request: Request) -> str:
         """The generation that a request with the right token names."""
@@ -277,13 +278,16 @@ class PacedWorker:
             timings=Timings(queued=queued, text=0, denoise=took, decode=0, encode=0, total=queued + took),
         )
 
-    async def _follow(self, generation: Generation) -> AsyncIterator[bytes]:
+    async def _follow(self, name: str, generation: Generation, *, with_image: bool) -> AsyncIterator[bytes]:
         told = 0
         while True:
             while told < len(generation.events):
                 event = generation.events[told]
                 told += 1
                 yield event.model_dump_json().encode() + b"\n"
+                if isinstance(event, Finished) and with_image and self._find(name):
+                    async for piece in self._handed_over(name, generation):
+                        yield piece
                 if isinstance(event, Finished | Failed):
                     return
                 if isinstance(event, Step) and generation.fault is Fault.DROP:
@@ -297,6 +301,17 @@ class PacedWorker:
                         await generation.news.wait()
             except TimeoutError:
                 yield b"\n"
+
+    def _handed_over(self, name: str, generation: Generation) -> AsyncIterator[bytes]:
+        self._ledger["fetched"].append(name)
+        if generation.fault is Fault.DROP_IMAGE:
+            generation.fault = Fault.NONE
+            return _broken(generation.image)
+        return _whole(generation.image)
+
+
+async def _whole(data: bytes) -> AsyncIterator[bytes]:
+    yield data
 
 
 async def _broken(data: bytes) -> AsyncIterator[bytes]:

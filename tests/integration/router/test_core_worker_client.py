@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
@@ -18,21 +19,47 @@ from router.errors import (
     WorkerUnavailableError,
     WorkerUnreachableError,
 )
-from router.worker_client import Event, Patience, WorkerClient
+from router.worker_client import Event, FetchedImage, Patience, WorkerClient
 from tests.ports import free_ports
-from tests.stores import request
-from worker.contract import Accepted, Failed, FailureType, Problem, ProblemType, WorkerState, WorkerStatus
+from tests.stores import NO_TIME, request
+from worker.contract import (
+    EVENTS_AND_IMAGE_MEDIA_TYPE,
+    EVENTS_MEDIA_TYPE,
+    Accepted,
+    Failed,
+    FailureType,
+    Finished,
+    Problem,
+    ProblemType,
+    WorkerState,
+    WorkerStatus,
+)
 
 ID = "job_x.1"
 ACCEPTED = Accepted(id=ID).model_dump_json().encode()
 FAILED = Failed(id=ID, type=FailureType.ENGINE_ERROR, detail="boom", retryable=True).model_dump_json().encode()
+IMAGE = b"an image, as far as anybody here knows"
+FINISHED = (
+    Finished(
+        id=ID,
+        sha256=hashlib.sha256(IMAGE).hexdigest(),
+        bytes=len(IMAGE),
+        width=256,
+        height=256,
+        seed=1,
+        timings=NO_TIME,
+    )
+    .model_dump_json()
+    .encode()
+)
 STATUS = WorkerStatus(state=WorkerState.READY, version="1", model="m", engine="e", device="d")
 
 
-def answer(status: int, body: bytes, *, whole: bool = True) -> bytes:
+def answer(status: int, body: bytes, *, whole: bool = True, media_type: str = EVENTS_MEDIA_TYPE) -> bytes:
     """An HTTP answer; one that is not whole promises a byte more than it has."""
     length = len(body) + (0 if whole else 1)
-    return f"HTTP/1.1 {status} Whatever\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n".encode() + body
+    head = f"HTTP/1.1 {status} Whatever\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n"
+    return f"{head}Connection: close\r\n\r\n".encode() + body
 
 
 def problem(kind: str, status: int) -> bytes:
@@ -65,7 +92,7 @@ async def client_of(said: bytes, *, hang: bool = False) -> AsyncIterator[WorkerC
         await server.wait_closed()
 
 
-async def follow(client: WorkerClient) -> list[Event]:
+async def follow(client: WorkerClient) -> list[Event | FetchedImage]:
     async with aclosing(client.generate(ID, request())) as events:
         return [event async for event in events]
 
@@ -100,7 +127,33 @@ async def test_each_answer_to_a_generation_is_one_error_that_names_the_worker(
 
 async def test_empty_lines_are_heartbeats() -> None:
     async with client_of(answer(200, b"\n\n" + ACCEPTED + b"\n\n" + FAILED + b"\n")) as client:
-        assert [event.event for event in await follow(client)] == ["accepted", "failed"]
+        assert [type(event) for event in await follow(client)] == [Accepted, Failed]
+
+
+async def test_an_image_comes_along_with_the_stream_that_asked_for_it() -> None:
+    said = answer(200, ACCEPTED + b"\n" + FINISHED + b"\n" + IMAGE, media_type=EVENTS_AND_IMAGE_MEDIA_TYPE)
+    async with client_of(said) as client:
+        assert (await follow(client))[2:] == [FetchedImage(IMAGE, hashlib.sha256(IMAGE).hexdigest())]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        answer(200, FINISHED + b"\n"),  # a worker that knows nothing of it
+        answer(200, FINISHED + b"\n", media_type=EVENTS_AND_IMAGE_MEDIA_TYPE),  # its image is kept no longer
+        answer(200, FINISHED + b"\n" + IMAGE[:-1], media_type=EVENTS_AND_IMAGE_MEDIA_TYPE, whole=False),
+        answer(200, FINISHED + b"\n" + IMAGE + b"more", media_type=EVENTS_AND_IMAGE_MEDIA_TYPE),
+    ],
+)
+async def test_an_image_that_does_not_come_along_whole_is_none(said: bytes) -> None:
+    async with client_of(said) as client:
+        assert [type(event) for event in await follow(client)] == [Finished]
+
+
+async def test_an_image_that_stops_halfway_is_none() -> None:
+    half = answer(200, FINISHED + b"\n" + IMAGE[:9], media_type=EVENTS_AND_IMAGE_MEDIA_TYPE, whole=False)
+    async with client_of(half, hang=True) as client:
+        assert [type(event) for event in await follow(client)] == [Finished]
 
 
 async def test_silence_is_told_from_a_broken_connection() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
@@ -14,8 +15,11 @@ from tests.integration.worker.serving import TOKEN, served
 from tests.unit.worker.scripted import ScriptedEngine, request
 from worker.contract import (
     EVENT,
+    EVENTS_AND_IMAGE_MEDIA_TYPE,
+    EVENTS_MEDIA_TYPE,
     MAX_BODY_BYTES,
     PROBLEM_MEDIA_TYPE,
+    WITH_IMAGE,
     Accepted,
     Failed,
     FailureType,
@@ -102,6 +106,23 @@ async def test_a_preset_has_its_own_number_of_steps(worker: Worker, preset: Pres
         assert started.steps == steps
         assert isinstance(finished, Finished)
         assert len((await http.get("/generations/job.1/image")).content) == finished.bytes
+
+
+@both
+async def test_an_image_comes_behind_the_last_event_for_whoever_asks_for_that(worker: Worker) -> None:
+    async with worker(0, 600) as http:
+        body = request(1).model_dump_json()
+        answer = await http.put(f"/generations/job.1?{WITH_IMAGE}=true", content=body)
+        again = await http.put(f"/generations/job.1?{WITH_IMAGE}=true", content=body)
+        alone = await http.get("/generations/job.1/image")
+        plain = await http.put("/generations/job.1", content=body)
+    end = EVENT.validate_json(plain.content.splitlines()[-1])
+    assert isinstance(end, Finished)
+    assert plain.headers["content-type"] == EVENTS_MEDIA_TYPE
+    assert hashlib.sha256(alone.content).hexdigest() == end.sha256
+    for told in (answer, again):
+        assert told.headers["content-type"] == EVENTS_AND_IMAGE_MEDIA_TYPE
+        assert told.content == plain.content + alone.content
 
 
 @both
