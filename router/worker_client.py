@@ -53,6 +53,8 @@ NO_GENERATION = "router.0"
 GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 LATE = 1.5
 """A silence that is noticed after so many times of what is borne was noticed by a process that stood still itself."""
+READ_AHEAD_BYTES = 2**20
+"""Of an answer that nobody has asked for yet: a usual image comes without a pause."""
 END_OF_STREAM_S = 0.1
 """How long the end of a stream is waited for after its last event. With it the connection serves the image too:
 over a tunnel, a new one costs a journey there and back."""
@@ -179,6 +181,7 @@ class WorkerClient:
             self._session = aiohttp.ClientSession(
                 self._url,
                 connector=connector,
+                read_bufsize=READ_AHEAD_BYTES,
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=self._patience.connect_s, sock_read=self._patience.answer_s

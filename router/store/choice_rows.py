@@ -62,11 +62,11 @@ class _Asking:
 BUILT = 64
 """Statements of one kind that are kept: for the database's one clock, and each number of lanes in use."""
 
-_USABLE = select(workers).where(
+_HELD = select(func.count()).where(RUNNING, jobs.c.worker == bindparam("worker")).scalar_subquery()
+_USABLE = select(workers, _HELD.label("held")).where(
     workers.c.name == bindparam("worker"), ~workers.c.draining, workers.c.quarantine_cause.is_(None)
 )
 _WORKER_LOCKED = select(workers.c.name).where(workers.c.name == bindparam("worker")).with_for_update()
-_HOLDS = select(func.count()).where(RUNNING, jobs.c.worker == bindparam("worker"))
 _KEY_LOCKED = select(api_keys.c.id).where(api_keys.c.id == bindparam("key")).with_for_update(key_share=True)
 _KEY_RUNS = select(func.count()).where(RUNNING, jobs.c.api_key_id == bindparam("key"))
 _STANDING = (
@@ -106,9 +106,10 @@ def _turn_used() -> Update:
 
 @lru_cache(BUILT)
 def _head(now: Now, lanes: int, *, pixels: bool, work: bool) -> Select[str]:
-    """The first job of so many lanes (`lane0`, …) of `pool`, of at most `max_pixels` and `max_work` if those count."""
+    """The first job of so many lanes (`lane0`, …) of the pool `of_pool`, of at most `max_pixels` and `max_work` if
+    those count."""
     order = (jobs.c.precedence, jobs.c.due_at, jobs.c.id)
-    possible = [jobs.c.pool == bindparam("pool"), WAITING, or_(jobs.c.deadline.is_(None), jobs.c.deadline > now)]
+    possible = [jobs.c.pool == bindparam("of_pool"), WAITING, or_(jobs.c.deadline.is_(None), jobs.c.deadline > now)]
     if pixels:
         possible.append(jobs.c.pixels <= bindparam("max_pixels"))
     if work:
@@ -125,10 +126,11 @@ def _head(now: Now, lanes: int, *, pixels: bool, work: bool) -> Select[str]:
 
 
 @lru_cache(BUILT)
-def _leased(now: Now) -> ReturningUpdate[Any]:
+def _leased(now: Now, lanes: int, *, pixels: bool, work: bool) -> ReturningUpdate[Any]:
+    head = _head(now, lanes, pixels=pixels, work=work).scalar_subquery()
     return (
         update(jobs)
-        .where(jobs.c.id == bindparam("head"), jobs.c.state == JobState.QUEUED)
+        .where(jobs.c.id == head, jobs.c.state == JobState.QUEUED)
         .values(
             state=JobState.RUNNING,
             attempt=jobs.c.attempt + 1,
@@ -150,8 +152,10 @@ def lease_next(
     spills: Sequence[Spill],
     driver: str,
 ) -> Lease | Overtaken | None:
+    if places is not None and not _one_writer(connection):
+        connection.execute(_WORKER_LOCKED, {"worker": worker})  # of two who ask, one sees the other's lease
     row = connection.execute(_USABLE, {"worker": worker}).one_or_none()
-    if row is None or (places is not None and not _has_room(connection, worker, places)):
+    if row is None or (places is not None and row.held >= places):
         return None
     own = _Asking(worker, driver, Capability(row.tier, row.model, row.max_pixels), row.pool, ttl_ms)
     found = _lease_from(connection, now, own)
@@ -197,14 +201,6 @@ def _possible_lanes(connection: Connection, asking: _Asking) -> Mapping[str, lis
         if lane.fits(asking.capability, asking.max_work):
             found.setdefault(lane.api_key_id, []).append(lane)
     return found
-
-
-def _has_room(connection: Connection, worker: str, places: int) -> bool:
-    """Whether the worker holds fewer leases than that; one that has expired counts until somebody takes it. Its row is
-    locked: of two who ask, one sees the other's."""
-    if not _one_writer(connection):
-        connection.execute(_WORKER_LOCKED, {"worker": worker})
-    return connection.execute(_HOLDS, {"worker": worker}).scalar_one() < places
 
 
 def waiting_lanes(connection: Connection, pool: str) -> list[Lane]:
@@ -256,27 +252,20 @@ def _wait_for_turn(connection: Connection, pool: str, key: str) -> None:
 def _lease_head(connection: Connection, now: Now, asking: _Asking, lanes: Sequence[Lane]) -> Lease | Overtaken | None:
     """Lease the first of the lanes' jobs. None if all are past their deadlines, or only at the border of what the
     worker can make."""
-    named: dict[str, object] = {"pool": asking.pool}
+    named: dict[str, object] = {"of_pool": asking.pool}
     named |= {f"lane{number}": lane.name for number, lane in enumerate(lanes)}
     most, most_work = asking.capability.max_pixels, asking.max_work
     if most is not None:
         named["max_pixels"] = most
     if most_work is not None:
         named["max_work"] = most_work
-    wanted = _head(now, len(lanes), pixels=most is not None, work=most_work is not None)
-    first = connection.scalars(wanted, named).one_or_none()
-    if first is None:
-        return None
-    return _lease(connection, now, first, asking) or Overtaken.TRY_AGAIN
-
-
-def _lease(connection: Connection, now: Now, head: str, asking: _Asking) -> Lease | None:
-    row = connection.execute(
-        _leased(now),
-        {"head": head, "by_worker": asking.worker, "by_driver": asking.driver, "ttl_ms": asking.ttl_ms},
-    ).one_or_none()
+    kind = {"pixels": most is not None, "work": most_work is not None}
+    by = {"by_worker": asking.worker, "by_driver": asking.driver, "ttl_ms": asking.ttl_ms}
+    row = connection.execute(_leased(now, len(lanes), **kind), named | by).one_or_none()
     if row is None:
-        return None
+        # Nothing that it can make, or somebody has just taken it.
+        first = connection.scalars(_head(now, len(lanes), **kind), named).one_or_none()
+        return None if first is None else Overtaken.TRY_AGAIN
     begun = {
         "job_id": row.id,
         "attempt": row.attempt,

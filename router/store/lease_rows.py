@@ -98,7 +98,7 @@ def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings
     row = connection.execute(_finished(now), {**made, **_named(lease)}).one_or_none()
     if row is None:
         return None
-    _close(
+    closed = _close(
         connection,
         lease.job_id,
         lease.attempt,
@@ -107,7 +107,7 @@ def finish(connection: Connection, now: Now, lease: Lease, image: Image, timings
         timings=timings.model_dump_json(),
     )
     key_rows.use(connection, row.api_key_id, row.finished_at, row.pixels, timings)
-    sum_rows.job_ended(connection, row, lease.worker, timings)
+    sum_rows.add(connection, closed + sum_rows.job_ended(row, lease.worker, timings))
     return changed(connection, row)
 
 
@@ -129,10 +129,10 @@ def end_attempt(connection: Connection, now: Now, lease: Lease, end: AttemptEnd,
     ).one_or_none()
     if row is None:
         return None
-    _close(connection, lease.job_id, lease.attempt, end, row.ended_at, detail=detail)
+    closed = _close(connection, lease.job_id, lease.attempt, end, row.ended_at, detail=detail)
     if end in FAULTS:
         worker_rows.judge(connection, lease.worker)
-    sum_rows.job_ended(connection, row)
+    sum_rows.add(connection, closed + sum_rows.job_ended(row))
     return changed(connection, row)
 
 
@@ -152,7 +152,7 @@ def blame(connection: Connection, now: Now, lease: Lease, detail: str) -> Job | 
     ).one_or_none()
     if row is None:
         return None
-    sum_rows.attempt_ended(connection, row.pool, AttemptEnd.DIED)
+    sum_rows.add(connection, sum_rows.attempts_ended([row.pool], AttemptEnd.DIED))
     worker_rows.judge(connection, lease.worker)
     match after(AttemptEnd.DIED, detail, _crashed_on(connection, lease.job_id)):
         case Fail(error):
@@ -180,7 +180,9 @@ def sweep(connection: Connection, now: Now) -> Sequence[Job]:
         .returning(jobs, now.label("ended_at"))
     ).all()
     for row in rows:
-        _close(connection, row.id, row.attempt, AttemptEnd.EXPIRED, row.ended_at, detail="nobody renewed the lease")
+        said = "nobody renewed the lease"
+        closed = _close(connection, row.id, row.attempt, AttemptEnd.EXPIRED, row.ended_at, detail=said)
+        sum_rows.add(connection, closed)
     return [changed(connection, row) for row in rows]
 
 
@@ -237,11 +239,10 @@ def _close(
     *,
     detail: str | None = None,
     timings: str | None = None,
-) -> None:
+) -> list[sum_rows.Line]:
+    """What is to be added up for it."""
     closed = {"of_job": of_job, "of_attempt": attempt, "how": end, "at": at, "said": detail, "took": timings}
-    pools = connection.scalars(_CLOSED, closed).all()
-    for pool in pools:
-        sum_rows.attempt_ended(connection, pool, end)
+    return sum_rows.attempts_ended(connection.scalars(_CLOSED, closed), end)
 
 
 def lease_of(row: Row[Any]) -> Lease:

@@ -6,7 +6,7 @@ So the sums are true whichever process drove the job, and over restarts: a route
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, select, text
@@ -26,32 +26,37 @@ _ADDED = text(
 )
 
 
-def job_ended(connection: Connection, row: Row[Any], worker: str = "", timings: Timings | None = None) -> None:
+Line = Mapping[str, Any]
+"""What is to be added to one row."""
+
+
+def job_ended(row: Row[Any], worker: str = "", timings: Timings | None = None) -> list[Line]:
     """`row` is a job's as it is now. One that never met a worker counts nowhere. `worker` made the image, if any."""
     if row.started_at is None or row.finished_at is None:
-        return
-    add = [
+        return []
+    lines = [
         _line(row.pool, Measure.WAIT, row.started_at - row.created_at),
         _line(row.pool, Measure.SERVICE, row.finished_at - row.started_at),
     ]
     if timings is not None:
         # What a GPU does; the rest is waiting, and the file's compression.
-        add.append(_line(worker, Measure.BUSY, round(timings.gpu * 1000)))
-    # In one order everywhere: of two transactions that add to the same rows, neither waits for the other in a ring.
-    add.sort(key=lambda line: (line["of"], line["measure"], line["bucket"]))
-    _add(connection, add)
+        lines.append(_line(worker, Measure.BUSY, round(timings.gpu * 1000)))
+    return lines
 
 
-def attempt_ended(connection: Connection, pool: str, end: AttemptEnd) -> None:
+def attempts_ended(pools: Iterable[str], end: AttemptEnd) -> list[Line]:
     """Counted here, too, because a row of `attempts` goes with its job when that is old."""
-    _add(connection, [{"of": f"{pool}/{end}", "measure": Measure.ENDED.value, "bucket": 0, "ms": 0}])
+    return [{"of": f"{pool}/{end}", "measure": Measure.ENDED.value, "bucket": 0, "ms": 0} for pool in pools]
 
 
-def _add(connection: Connection, lines: Sequence[dict[str, Any]]) -> None:
-    connection.execute(_ADDED, lines)
+def add(connection: Connection, lines: Iterable[Line]) -> None:
+    """In one order everywhere: of two transactions that add to the same rows, neither waits for the other in a ring."""
+    ordered = sorted(lines, key=lambda line: (line["of"], line["measure"], line["bucket"]))
+    if ordered:
+        connection.execute(_ADDED, ordered)
 
 
-def _line(of: str, measure: Measure, ms: int) -> dict[str, Any]:
+def _line(of: str, measure: Measure, ms: int) -> Line:
     ms = max(0, ms)
     bucket = 0 if measure is Measure.BUSY else bisect_left(BOUNDS_S, ms / 1000)
     return {"of": of, "measure": measure.value, "bucket": bucket, "ms": ms}
