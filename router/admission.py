@@ -6,7 +6,7 @@ needs more than the store: who could make them, and how long they would wait.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -51,9 +51,20 @@ class Admission:
         self.bounds = bounds
 
     async def admit(
-        self, key: ApiKey, pool: str, wanted: Sequence[NewJob], repeatable: Repeatable | None, *, waits: bool
+        self,
+        key: ApiKey,
+        pool: str,
+        wanted: Sequence[NewJob],
+        repeatable: Repeatable | None,
+        announce: Callable[[], None],
+        *,
+        waits: bool,
     ) -> Admitted:
         """Promise to make all of `wanted`, or none. `waits` if the caller stays on the line for them.
+
+        `announce` is called once when they were taken on; or, where the store writes in order, as the last thing before
+        it takes them on: whoever looks then stands in line behind them, and finds them without a journey in between.
+        Who may be refused for the key's own limits (often, then) wakes nobody before.
 
         Raises AdmissionError, PoolForbiddenError, IdempotencyError, StoreUnavailableError.
         """
@@ -61,7 +72,13 @@ class Admission:
         refusal = await self._refusal(key, pool, wanted, waits=waits)
         try:
             bound = self.bounds.queue_of(pool)
-            return await self._store.admit(key, pool, wanted, bound, repeatable, refusal, waits=waits)
+            early = self._store.in_order and refusal is None and not key.limits.refusing
+            if early:
+                announce()
+            admitted = await self._store.admit(key, pool, wanted, bound, repeatable, refusal, waits=waits)
+            if not early and not admitted.joined:
+                announce()
+            return admitted
         except QueueFullError as error:
             outlook = await self._outlooks.of(pool)
             over = error.queued + len(wanted) - self.bounds.queue_of(pool)
@@ -89,10 +106,8 @@ class Admission:
         except PoolUnavailableError as error:
             return error
         for new in {(pixels_of(new.request), new.terms.tier, new.terms.model): new for new in wanted}.values():
-            if pixels_of(new.request) > self._fleet.largest(pool, new.terms.tier, new.terms.model):
-                if await self._store.pool_expected(pool):
-                    said = f"no worker there makes images of {described(new)} yet, and more of them are expected"
-                    return PoolUnavailableError(pool, said, POOL_RETRY_S)
+            vain = pixels_of(new.request) > self._fleet.largest(pool, new.terms.tier, new.terms.model)
+            if vain and not await self._store.pool_expected(pool):  # or those who come may make it
                 return UnmakeableError(pool, described(new), POOL_RETRY_S)
         if waits:
             wait_s = (await self._outlooks.of(pool)).wait_s(key.id)

@@ -49,6 +49,9 @@ CALL_OFF_S = 2.0
 ARTIFACT_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Between two tries to store an image, as long as its lease is renewed. What keeps a disk or a bucket from taking it
 is often over within half a minute, and an image that is thrown away is a GPU's work."""
+KEEP_S = 60.0
+"""For all tries together: a bucket's client tries again by itself, for half a minute each time, and a process that is
+told to stop waits two minutes for what it drives (`consumer_stop_s`)."""
 STORE_PAUSE_S = 1.0
 """Between two tries to write the end of an attempt while the database does not answer."""
 
@@ -68,16 +71,19 @@ class Unmade:
     end: AttemptEnd
     detail: str
     error: WorkerError | None = None
+    unkept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What the fleet learns. `end` is None if the attempt was no longer ours to end; `waited` says that the worker
-    had accepted it and was not at work on it yet, but at the one before it."""
+    had accepted it and was not at work on it yet, but at the one before it; `unkept` that it has made the image, and
+    the image could not be stored."""
 
     end: AttemptEnd | None
     error: WorkerError | None = None
     waited: bool = False
+    unkept: bool = False
 
 
 def _unobserved(_event: Event) -> None:
@@ -137,13 +143,14 @@ class Dispatcher:
         lease_ttl_ms: int,
         recent: RecentImages,
         artifact_pauses_s: Sequence[float] = ARTIFACT_PAUSES_S,
+        keep_s: float = KEEP_S,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._notices = notices
         self._queue = queue
         self._recent = recent
-        self._artifact_pauses_s = artifact_pauses_s
+        self._artifact_pauses_s, self._keep_s = artifact_pauses_s, keep_s
         self._ttl_ms = lease_ttl_ms
         self._hurried: dict[str, asyncio.Event] = {}
         notices.on_ask(self.hurry)
@@ -210,7 +217,7 @@ class Dispatcher:
             return Unmade(AttemptEnd.LOST, f"{error}{waited}", error)
         except ArtifactError as error:
             log.error("artifact_not_stored", job=lease.job_id, attempt=lease.attempt, error=str(error))  # noqa: TRY400
-            return Unmade(AttemptEnd.LOST, str(error))
+            return Unmade(AttemptEnd.LOST, str(error), unkept=True)
         except Exception as error:  # an attempt ends by name whatever happens, or its job would wait for the sweeper
             log.exception("attempt_failed_unexpectedly", job=lease.job_id, attempt=lease.attempt, worker=lease.worker)
             return Unmade(AttemptEnd.LOST, f"unexpected: {type(error).__name__}: {error}")
@@ -285,13 +292,19 @@ class Dispatcher:
 
     async def _keep(self, lease: Lease, fetched: FetchedImage, media_type: str) -> Image:
         """The image is here: what cannot be stored now is held, and tried again. Raises ArtifactError in the end."""
-        for pause_s in self._artifact_pauses_s:
-            try:
+        why = "nothing was said of why"
+        try:
+            async with asyncio.timeout(self._keep_s):
+                for pause_s in self._artifact_pauses_s:
+                    try:
+                        return await self._artifacts.put(lease.generation_id, fetched.data, media_type, fetched.sha256)
+                    except ArtifactError as error:
+                        why = str(error)
+                        log.warning("artifact_not_stored_yet", job=lease.job_id, error=why, again_in_s=pause_s)
+                        await asyncio.sleep(pause_s)
                 return await self._artifacts.put(lease.generation_id, fetched.data, media_type, fetched.sha256)
-            except ArtifactError as error:
-                log.warning("artifact_not_stored_yet", job=lease.job_id, error=str(error), again_in_s=pause_s)
-                await asyncio.sleep(pause_s)
-        return await self._artifacts.put(lease.generation_id, fetched.data, media_type, fetched.sha256)
+        except TimeoutError as error:
+            raise ArtifactError(f"the image could not be stored within {self._keep_s:g} s: {why}") from error
 
     async def _hold(self, lease: Lease, hurried: asyncio.Event) -> Renewal:
         """Renew until that is no use any more, and say why. A store that does not answer may answer in time."""
@@ -322,9 +335,9 @@ class Dispatcher:
             case Made(image, timings):
                 job = await _insist(lambda: self._store.finish(lease, image, timings))
                 outcome = Outcome(None if job is None else AttemptEnd.FINISHED)
-            case Unmade(end, detail, error):
+            case Unmade(end, detail, error, unkept):
                 job = await _insist(lambda: self._store.end_attempt(lease, end, detail))
-                outcome = Outcome(None if job is None else end, error, waited)
+                outcome = Outcome(None if job is None else end, error, waited, unkept)
             case None:
                 job, outcome = None, Outcome(None, waited=waited)
             case _:

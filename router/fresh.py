@@ -10,10 +10,17 @@ T = TypeVar("T")
 
 
 class Fresh(Generic[T]):
-    """`ask` answers for a name. An answer is good for `fresh_s` seconds of `monotonic`; a failure for nobody after."""
+    """`ask` answers for a name. An answer is good for `fresh_s` seconds of `monotonic`, one that `says` nothing and a
+    failure for nobody after."""
 
-    def __init__(self, ask: Callable[[str], Awaitable[T]], fresh_s: float, monotonic: Callable[[], float]) -> None:
-        self._ask, self._fresh_s, self._monotonic = ask, fresh_s, monotonic
+    def __init__(
+        self,
+        ask: Callable[[str], Awaitable[T]],
+        fresh_s: float,
+        monotonic: Callable[[], float],
+        says: Callable[[T], bool] = lambda _: True,
+    ) -> None:
+        self._ask, self._fresh_s, self._monotonic, self._says = ask, fresh_s, monotonic, says
         self._known: dict[str, tuple[T, float]] = {}
         self._asking: dict[str, asyncio.Task[T]] = {}
 
@@ -30,7 +37,8 @@ class Fresh(Generic[T]):
 
     async def _answer(self, name: str) -> T:
         answer = await self._ask(name)
-        self._known[name] = answer, self._monotonic()
+        if self._says(answer):
+            self._known[name] = answer, self._monotonic()
         return answer
 
     def _forget(self, name: str, ended: asyncio.Task[T]) -> None:

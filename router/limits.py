@@ -26,6 +26,11 @@ class KeyLimits:
     waiting: int | None = None
     pools: tuple[str, ...] | None = None
 
+    @property
+    def refusing(self) -> bool:
+        """Whether a request may be refused for them alone."""
+        return self.per_minute is not None or self.waiting is not None
+
 
 NO_LIMITS = KeyLimits()
 

@@ -326,7 +326,7 @@ class Member:
     async def _learn(self, held: Held, outcome: Outcome) -> None:
         self._failures = failures_after(outcome, self._failures)
         self._places.ended(held)
-        self._resume_at = max(self._resume_at, monotonic() + pause_s(outcome.end, self._failures))
+        self._resume_at = max(self._resume_at, monotonic() + pause_s(outcome, self._failures))
         if outcome.end is AttemptEnd.FINISHED:
             self.worker = replace(self.worker, finished=self.worker.finished + 1)
         elif outcome.end is not AttemptEnd.CANCELLED:

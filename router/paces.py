@@ -16,10 +16,10 @@ LATEST = 100
 class Paces:
     def __init__(self, store: Store, monotonic: Callable[[], float]) -> None:
         self._store = store
-        self._fresh = Fresh(self._ask, FRESH_S, monotonic)
+        self._fresh = Fresh(self._ask, FRESH_S, monotonic, says=lambda pace: pace is not None)
 
     async def of(self, pool: str) -> Pace | None:
-        """At most FRESH_S old; None as long as the pool has made no image. Raises StoreUnavailableError."""
+        """At most FRESH_S old; None only as long as the pool has made no image. Raises StoreUnavailableError."""
         return await self._fresh.of(pool)
 
     async def _ask(self, pool: str) -> Pace | None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 
 from router.admission import Admission
 from router.artifacts import Artifacts, AtUrl, InFile
-from router.choice import ANY_TERMS, Terms
+from router.choice import ANY_TERMS, Terms, pixels_of
 from router.contract import JobEvent, JobState, Progress
 from router.errors import ArtifactError
 from router.fleet import Fleet
@@ -63,13 +64,12 @@ class JobService:
     ) -> Admitted:
         """Promise to finish all of `wanted`, or none. `waits` if the caller stays on the line for them.
 
-        Workers that are loading or lost are waited for; missing ones are not, unless the pool is expected. Raises
+        Workers that are loading or lost are waited for; missing ones are not, nor ones that could make this, unless the
+        pool expects more. Raises
         AdmissionError, PoolForbiddenError, IdempotencyError, StoreUnavailableError.
         """
-        admitted = await self._admission.admit(key, pool, wanted, repeatable, waits=waits)
-        if not admitted.joined:
-            self._queue.announce(pool, len(admitted.job_ids))
-        return admitted
+        announce = partial(self._queue.announce, pool, len(wanted))
+        return await self._admission.admit(key, pool, wanted, repeatable, announce, waits=waits)
 
     def announce(self, pool: str, jobs: int) -> None:
         """So many jobs were added to the pool otherwise than here."""
@@ -100,12 +100,14 @@ class JobService:
         for cancelled in await self._store.leave(key, repeatable.name, cancel=cancel):
             self._notices.publish(cancelled)
 
-    async def not_booted(self, pool: str) -> None:
-        """Return when no worker of the pool has been ready for as long as a request is held for one."""
+    async def not_booted(self, pool: str, wanted: Sequence[NewJob]) -> None:
+        """Return when no worker of the pool that can make them all has been ready for as long as a request is held."""
         left_s = self._admission.bounds.boot_s
+        kinds = {(pixels_of(new.request), new.terms.tier, new.terms.model) for new in wanted}
         while left_s > 0:
             await asyncio.sleep(min(BOOT_LOOK_S, left_s))
-            left_s = self._admission.bounds.boot_s if self._fleet.ready_workers(pool) else left_s - BOOT_LOOK_S
+            ready = all(self._fleet.ready_for(pool, *kind) for kind in kinds)
+            left_s = self._admission.bounds.boot_s if ready else left_s - BOOT_LOOK_S
 
     async def get(self, key: ApiKey, job_id: str) -> Job | None:
         """The key's own job; another's is None, too."""

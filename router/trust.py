@@ -25,6 +25,9 @@ FAILURES = frozenset({AttemptEnd.RETURNED, AttemptEnd.LOST, AttemptEnd.CRASHED, 
 """Ends that speak against the worker. One that refuses a request for good has answered as it should."""
 
 
+UNKEPT_PAUSE_S = 15.0
+
+
 @dataclass(frozen=True, slots=True)
 class Belief:
     health: WorkerHealth
@@ -37,18 +40,23 @@ def failures_after(outcome: Outcome, failures: int) -> int:
 
     A cancelled attempt, one that was no longer ours to end, and one that only waited behind another tell nothing.
     """
+    if outcome.unkept:
+        return 0  # it has made the image
     if outcome.end in FAILURES:
         return failures if outcome.waited else failures + 1
     return 0 if outcome.end in (AttemptEnd.FINISHED, AttemptEnd.REFUSED) else failures
 
 
-def pause_s(end: AttemptEnd | None, failures: int) -> float:
+def pause_s(outcome: Outcome, failures: int) -> float:
     """How long a worker gets no job after an attempt that ended so, the `failures`-th in a row, in seconds.
 
     Half a second gives the job to whoever else is free; a worker that keeps failing is tried ever more
-    rarely, up to four times a minute.
+    rarely, up to four times a minute. One whose image could not be stored is not to blame, and is spared more of the
+    kind for a while.
     """
-    if end in FAILURES and failures:
+    if outcome.unkept:
+        return UNKEPT_PAUSE_S
+    if outcome.end in FAILURES and failures:
         return float(min(0.5 * 2 ** min(failures - 1, 10), 15.0))
     return 0.0
 

@@ -13,7 +13,7 @@ from router.api.context import Context
 from router.api.errors import Dialect, OpenAIErrorBody, openai_error, status_of
 from router.api.explain import Fault, faults
 from router.api.images import data_by_url, data_inline, head_of, spliced
-from router.api.models import awaited
+from router.api.models import resolved
 from router.api.refusals import Kind, Refusal, RefusedError, of_faults, of_job, of_values
 from router.batches import Batch, DoneLine, LineRefusal, NewLine
 from router.batches.desk import CANCELLED, EXPIRED, INPUT_LOST, BadLineError, Checked, line_expired
@@ -107,7 +107,7 @@ class ImageLines:
     async def _wanted(self, batch: Batch, number: int, body: BatchedImagesRequest) -> list[NewJob]:
         if "pool" in body.model_fields_set and body.pool != batch.pool:
             raise RefusedError(of_faults((Fault(("pool",), f"is {body.pool}, and the batch's {batch.pool}"),)))
-        terms = Terms(deadline=batch.at.expires, model=await awaited(self._context, batch.pool, body.model))
+        terms = Terms(deadline=batch.at.expires, model=await resolved(self._context, batch.pool, body.model))
         place = Place(batch.id, number)
         try:
             requests = [GenerationRequest.model_validate(one) for one in body.wanted(self._context.draw_seed())]

@@ -20,7 +20,7 @@ from router.api.context import Context
 from router.api.errors import openai_error
 from router.api.images import ImagesHead, Usage, base64_pieces, head_of
 from router.api.refusals import Kind, Refusal, of_job, refusal_of, stopping
-from router.api.waiting import Taken
+from router.api.waiting import Taken, not_booted_in
 from router.contract import JobState, Progress
 from router.contract.dialects.images import NAMES, Quality
 from router.errors import RouterError
@@ -114,7 +114,7 @@ class _Following:
     """All the jobs of one request at once."""
 
     def __init__(self, context: Context, taken: Taken) -> None:
-        self._context, self._pool = context, taken.pool
+        self._context, self._taken = context, taken
         self._news: asyncio.Queue[Happened] = asyncio.Queue()
         self._tasks: Sequence[asyncio.Task[None]] = [
             *(asyncio.create_task(self._heard(self._follow(job_id))) for job_id in taken.job_ids),
@@ -138,7 +138,7 @@ class _Following:
         try:
             await following
         except Exception as error:  # noqa: BLE001 - whatever it is, the client is told, and the log why
-            _log.error("image_stream_failed", pool=self._pool, exc_info=error)
+            _log.error("image_stream_failed", pool=self._taken.pool, exc_info=error)
             self._news.put_nowait(refusal_of(error))
 
     async def _follow(self, job_id: str) -> None:
@@ -157,6 +157,6 @@ class _Following:
         self._news.put_nowait(stopping().refusal)
 
     async def _nobody(self) -> None:
-        await self._context.core.service.not_booted(self._pool)
-        detail = f"no worker of pool {self._pool} has become ready"
+        await self._context.core.service.not_booted(self._taken.pool, self._taken.wanted)
+        detail = not_booted_in(self._taken.pool)
         self._news.put_nowait(Refusal(Kind.POOL_UNAVAILABLE, detail, retry_after_s=POOL_RETRY_S))

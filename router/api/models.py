@@ -12,7 +12,6 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import Field
 
-from router.admission import POOL_RETRY_S
 from router.api.auth import Caller
 from router.api.context import Context, InContext
 from router.api.errors import Dialect, documented
@@ -53,21 +52,11 @@ async def model(model: str, context: InContext, _: Caller) -> Model:
 
 
 async def resolved(context: Context, pool: str, name: str | None) -> str | None:
-    """What a worker must say of itself to make images of this model; None: any will do. Raises RefusedError where no
-    worker of any pool does, with a time to ask again if there may be one soon. Whether the pool's own can make the
-    images is asked when they are taken on (`router.admission`)."""
-    meant = await awaited(context, pool, name)
-    if not _serves(context, meant):
-        said = (
-            f"pool {pool}: no worker serves model '{name}' yet, and some are expected or have not said what they serve"
-        )
-        raise refused(Kind.UNMAKEABLE, said, POOL_RETRY_S)
-    return meant
+    """What a worker must say of itself to make images of this model; None: any will do.
 
-
-async def awaited(context: Context, pool: str, name: str | None) -> str | None:
-    """As `resolved`, for a job that waits where there may be such a worker soon: the pool has none, or one that has not
-    said what it serves, or expects more."""
+    It may be one that no worker serves yet, where there may be such a worker soon: the pool has none, or one that has
+    not said what it serves, or expects more. Raises RefusedError where it has not.
+    """
     meant = wished(context, name)
     if _serves(context, meant):
         return meant
@@ -78,7 +67,7 @@ async def awaited(context: Context, pool: str, name: str | None) -> str | None:
 
 
 def wished(context: Context, name: str | None) -> str | None:
-    """As `resolved`, for a job that may wait for ever until there is such a worker."""
+    """As `resolved`, whether there is such a worker or not."""
     if name is None:
         return None
     meant = context.aliases.get(name, name)

@@ -44,6 +44,7 @@ class Taken:
     repeated: Repeatable | None
     joined: bool
     """Whether an earlier request had asked for them."""
+    wanted: Sequence[NewJob]
 
     def abandon(self) -> None:
         """The request is over, its jobs are not: in a task of its own, for the request's may be cancelled already."""
@@ -82,7 +83,7 @@ async def take_on(
         admitted = await asyncio.shield(submitting)
         remember_rate(request, admitted.rate)
         structlog.contextvars.bind_contextvars(jobs=list(admitted.job_ids))
-        return Taken(context, key, pool, tuple(admitted.job_ids), repeated, admitted.joined)
+        return Taken(context, key, pool, tuple(admitted.job_ids), repeated, admitted.joined, new)
     except BaseException:  # a cancelled task and a stopping router leave no job behind either; it is raised again
         await asyncio.wait([submitting])
         if submitting.exception() is None:
@@ -133,7 +134,7 @@ async def _all_succeeded(request: Request, taken: Taken, names: Mapping[str, str
     service, fresh = taken.context.core.service, not taken.joined
     waits = [asyncio.create_task(service.wait(job_id, fresh=fresh)) for job_id in taken.job_ids]
     gone, closing = asyncio.create_task(_gone(request)), asyncio.create_task(taken.context.closing.wait())
-    not_booted = asyncio.create_task(service.not_booted(taken.pool))
+    not_booted = asyncio.create_task(service.not_booted(taken.pool, taken.wanted))
     try:
         while True:
             ended = [wait.result() for wait in waits if wait.done()]
@@ -147,14 +148,17 @@ async def _all_succeeded(request: Request, taken: Taken, names: Mapping[str, str
             if closing.done():
                 raise stopping()
             if not_booted.done():
-                raise refused(Kind.POOL_UNAVAILABLE, f"no worker of pool {taken.pool} has become ready", POOL_RETRY_S)
+                raise refused(Kind.POOL_UNAVAILABLE, not_booted_in(taken.pool), POOL_RETRY_S)
             waiting = {wait for wait in waits if not wait.done()}
             await asyncio.wait({*waiting, gone, closing, not_booted}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        everything = [*waits, gone, closing, not_booted]
-        for task in everything:
+        # Each is over when it next runs. To wait for that would cost an answer that is ready some turns of the loop.
+        for task in (*waits, gone, closing, not_booted):
             task.cancel()
-        await asyncio.gather(*everything, return_exceptions=True)
+
+
+def not_booted_in(pool: str) -> str:
+    return f"no worker of pool {pool} that could make it has become ready"
 
 
 async def _gone(request: Request) -> None:

@@ -51,6 +51,10 @@ class Fleet(Protocol):
         """How many could make an image now, or after the one that they make."""
         ...
 
+    def ready_for(self, pool: str, pixels: int, tier: str | None, model: str | None) -> bool:
+        """Whether one of those could make an image of so many pixels, of this tier and model (None: any)."""
+        ...
+
     def largest(self, pool: str, tier: str | None, model: str | None) -> int:
         """Pixels of the largest image of this tier and model (None or empty: any) that the pool's workers can make. One
         that has not said yet what it can may make any, and so may a pool without workers."""
@@ -75,6 +79,11 @@ def ready_pools(views: Sequence[WorkerView]) -> list[str]:
 
 def ready_workers(views: Sequence[WorkerView], pool: str) -> int:
     return sum(view.pool == pool and usable(view) for view in views)
+
+
+def ready_for(views: Sequence[WorkerView], pool: str, pixels: int, tier: str | None, model: str | None) -> bool:
+    able = (Capability(view.tier, view.model, view.max_pixels) for view in views if view.pool == pool and usable(view))
+    return any(pixels <= one.largest(tier, model) for one in able)
 
 
 def pool_views(views: Sequence[WorkerView], counts: Mapping[str, Mapping[JobState, int]]) -> list[PoolView]:

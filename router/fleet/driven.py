@@ -9,7 +9,7 @@ from datetime import datetime
 from router.choice import Spill
 from router.contract import PoolView, WorkerRegistration, WorkerView
 from router.dispatch import Dispatcher
-from router.fleet import largest, pool_views, ready_pools, ready_workers
+from router.fleet import largest, pool_views, ready_for, ready_pools, ready_workers
 from router.jobs import AttemptEnd
 from router.member import Member, Rhythm
 from router.paces import Paces
@@ -110,6 +110,9 @@ class DrivenFleet:
 
     def ready_workers(self, pool: str) -> int:
         return ready_workers(self.views(), pool)
+
+    def ready_for(self, pool: str, pixels: int, tier: str | None, model: str | None) -> bool:
+        return ready_for(self.views(), pool, pixels, tier, model)
 
     def largest(self, pool: str, tier: str | None, model: str | None) -> int:
         said = [member.capability for member in self._members.values() if member.worker.pool == pool]

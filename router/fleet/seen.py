@@ -11,7 +11,7 @@ from datetime import datetime
 
 from router.choice import Capability
 from router.contract import PoolView, WorkerHealth, WorkerRegistration, WorkerView, fingerprint
-from router.fleet import largest, pool_views, ready_pools, ready_workers
+from router.fleet import largest, pool_views, ready_for, ready_pools, ready_workers
 from router.store import RegisteredWorker, Store
 
 BELIEVED_MS = 15_000
@@ -108,6 +108,9 @@ class SeenFleet:
 
     def ready_workers(self, pool: str) -> int:
         return ready_workers(self._views, pool)
+
+    def ready_for(self, pool: str, pixels: int, tier: str | None, model: str | None) -> bool:
+        return ready_for(self._views, pool, pixels, tier, model)
 
     def takes_jobs(self, pool: str) -> bool:
         return any(worker.pool == pool and not worker.draining for worker in self._registered)

@@ -140,6 +140,12 @@ class Store(Protocol):
     """Every method is one transaction. Times are the database's, in milliseconds."""
 
     @property
+    def in_order(self) -> bool:
+        """Whether of two methods that write, the one that was called first is done first (in this process): true of
+        SQLite. Called is one that was awaited, with nothing else awaited before it in the same task's step."""
+        ...
+
+    @property
     def outbox(self) -> Outbox:
         """What is to be told by webhook; whatever ends a job puts it there, in the same transaction."""
         ...

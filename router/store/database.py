@@ -105,6 +105,11 @@ class Database:
             raise
         return database
 
+    @property
+    def in_order(self) -> bool:
+        """Whether writes stand in one line, from the very moment in which they are asked for."""
+        return isinstance(self._writers, _InThreads)
+
     async def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`work(connection, …)` in a transaction that changes nothing."""
         return await self._run(self._readers, lambda connection: work(connection, *args, **kwargs))

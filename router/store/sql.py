@@ -65,6 +65,10 @@ class SqlStore:
         """Open `sqlite+aiosqlite:///path` (or a Postgres URL) and migrate it."""
         return cls(await Database.open(url), clock, entropy)
 
+    @property
+    def in_order(self) -> bool:
+        return self._database.in_order
+
     async def add_job(
         self,
         api_key_id: str,

@@ -27,9 +27,9 @@ from sqlalchemy import (
 from router.contract import DeliveryState, WebhookType
 from router.ids import secret_id
 from router.jobs import Job
+from router.store.tables import api_keys, webhook_secrets
 from router.store.tables import webhook_deliveries as deliveries
 from router.store.tables import webhook_refusals as refusals
-from router.store.tables import webhook_secrets
 from router.webhooks import Again, Claim, Dead, Delivered, Delivery, Verdict, host_of, type_of
 from router.webhooks.signing import secret_of
 
@@ -188,7 +188,15 @@ def lag_ms(connection: Connection, now: Now) -> int:
 
 
 def secrets(connection: Connection, now: Now, entropy: bytes, api_key_id: str) -> Sequence[str]:
-    good = connection.scalars(
+    if good := _good(connection, now, api_key_id):
+        return good
+    # Of two routers that look at once, one draws, and the other finds what was drawn.
+    connection.execute(select(api_keys.c.id).where(api_keys.c.id == api_key_id).with_for_update(key_share=True))
+    return _good(connection, now, api_key_id) or [_draw(connection, now, entropy, api_key_id)]
+
+
+def _good(connection: Connection, now: Now, api_key_id: str) -> Sequence[str]:
+    return connection.scalars(
         select(webhook_secrets.c.secret)
         .where(
             webhook_secrets.c.api_key_id == api_key_id,
@@ -196,7 +204,6 @@ def secrets(connection: Connection, now: Now, entropy: bytes, api_key_id: str) -
         )
         .order_by(webhook_secrets.c.good_until.is_not(None), webhook_secrets.c.created_at.desc())
     ).all()
-    return good or [_draw(connection, now, entropy, api_key_id)]
 
 
 def rotate(connection: Connection, now: Now, entropy: bytes, api_key_id: str, overlap_ms: int) -> Sequence[str]:

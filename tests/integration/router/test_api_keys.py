@@ -10,7 +10,7 @@ import pytest
 from router.client import RouterRefusedError, RouterUnauthorizedError
 from router.contract import INTERACTIVE, JobRequest, JobState, KeyLimitsView, KeyRequest
 from tests.emulators.pace import Pace
-from tests.emulators.paced_process import PacedProcess
+from tests.emulators.paced_process import PacedProcess, paced_worker
 from tests.integration.router.served import ServedRouter, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -131,11 +131,11 @@ async def test_what_no_worker_of_the_pool_can_make_is_refused_by_name(router: Se
     assert "tier fp8" in answer.json()["detail"]
 
 
-async def test_what_no_worker_can_make_yet_of_a_pool_that_expects_more_is_no_fault_of_the_request(
+async def test_what_no_worker_can_make_yet_waits_where_the_pool_expects_more(
     router: ServedRouter, worker: PacedProcess
 ) -> None:
-    wanted = {**SMALL, "tier": "fp8", "pool": "growing"}
-    async with router.http() as http, router.admin() as admin:
+    wanted = {**SMALL, "model": "house", "pool": "growing"}
+    async with router.http() as http, router.admin() as admin, paced_worker(Pace(model="house")) as coming:
         try:
             await router.use("growing-1", worker, "growing")
 
@@ -145,10 +145,18 @@ async def test_what_no_worker_can_make_yet_of_a_pool_that_expects_more_is_no_fau
             await until(said, "the worker has said what it can do")
             await admin.expect("growing", 600)
             answer = await http.post("/v1/jobs", json=wanted)
+            assert answer.status_code == 202
+            await router.use("growing-2", coming, "growing")
+
+            async def made() -> bool:
+                job = (await http.get(f"/v1/jobs/{answer.json()['id']}")).json()
+                return bool(job["state"] == "succeeded")
+
+            await until(made, "the worker that came has made it")
         finally:
-            await admin.remove("growing-1")
-    assert (answer.status_code, answer.json()["type"]) == (503, "pool_unavailable")
-    assert "with tier fp8 yet, and more of them are expected" in answer.json()["detail"]
+            for name in ("growing-1", "growing-2"):
+                await admin.remove(name)
+        assert len((await coming.ledger()).finished) == 1
 
 
 async def test_a_deadline_that_has_passed_is_refused(router: ServedRouter) -> None:

@@ -156,6 +156,27 @@ async def test_a_full_queue_is_503_and_says_when_to_ask_again() -> None:
     assert int(answers[-1].headers["retry-after"]) > 0
 
 
+async def test_a_request_is_held_for_a_worker_that_can_make_it_though_others_are_ready_and_not_for_ever() -> None:
+    async with (
+        paced_worker() as ready,
+        paced_worker(Pace(model="house")) as coming,
+        served_router(BOOT_HOLD_S="3") as router,
+    ):
+        await router.use("w-1", ready)
+        async with router.http(timeout_s=60) as http, router.admin() as admin:
+            wanted = {"prompt": "a", "size": "256x256", "model": "house"}
+            assert (await http.post("/v1/images/generations", json=wanted)).status_code == 404, "nobody is expected"
+            await admin.expect(INTERACTIVE, 600)
+            given_up = await http.post("/v1/images/generations", json=wanted)
+            assert given_up.status_code == 503
+            assert "that could make it has become ready" in given_up.json()["error"]["message"]
+            held = asyncio.create_task(http.post("/v1/images/generations", json=wanted))
+            await _running(router, 1)
+            await router.use("w-2", coming)
+            assert (await held).status_code == 200
+        assert [len((await worker.ledger()).started) for worker in (ready, coming)] == [0, 1]
+
+
 async def test_a_request_is_held_while_its_pool_boots_and_not_for_ever() -> None:
     async with paced_worker(Pace(state=WorkerState.LOADING)) as worker, served_router(BOOT_HOLD_S="3") as router:
         async with router.admin() as admin:

@@ -54,7 +54,9 @@ async def images(context: Context, key: ApiKey, job: Job) -> bytes:
     """All that OpenAI's stream says, but for its comments."""
     async with (
         asyncio.timeout(20),
-        aclosing(streamed(context, Taken(context, key, "batch", (job.id,), None, joined=False), None)) as said,
+        aclosing(
+            streamed(context, Taken(context, key, "batch", (job.id,), None, joined=False, wanted=()), None)
+        ) as said,
     ):
         return b"".join([piece async for piece in said if not piece.startswith(b":")])
 

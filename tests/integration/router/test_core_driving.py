@@ -222,10 +222,25 @@ async def test_an_image_that_cannot_be_stored_for_long_is_a_lost_attempt(a: Pace
         dispatcher = Dispatcher(
             store, nowhere, Notices(), EmbeddedQueue(), 60_000, RecentImages(0), artifact_pauses_s=(0.01, 0.01)
         )
-        assert (await dispatcher.drive(lease, on_a)).end is AttemptEnd.LOST
+        outcome = await dispatcher.drive(lease, on_a)
+        assert (outcome.end, outcome.unkept) == (AttemptEnd.LOST, True)
         waiting = await store.job(job.id)
         assert waiting is not None
         assert waiting.state is JobState.QUEUED
+
+
+async def test_a_store_of_images_that_does_not_answer_is_not_waited_for_for_ever(
+    a: PacedProcess, tmp_path: Path
+) -> None:
+    stalled, on_a = StalledArtifacts(tmp_path / "artifacts"), WorkerClient("a", a.url, a.token, Patience())
+    async with opened_store(tmp_path, SteeredClock()) as store, aclosing(on_a):
+        await store.put_worker("a", a.url, a.token, POOL)
+        await store.add_job((await store.put_api_key("default", "0" * 64)).id, POOL, request())
+        lease = await store.lease_next("a", 60_000)
+        assert lease is not None
+        dispatcher = Dispatcher(store, stalled, Notices(), EmbeddedQueue(), 60_000, RecentImages(0), keep_s=0.2)
+        async with asyncio.timeout(WITHIN_S):
+            assert (await dispatcher.drive(lease, on_a)).unkept
 
 
 async def test_a_frozen_worker_that_thaws_after_its_attempt_was_lost_changes_nothing(

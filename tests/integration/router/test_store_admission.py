@@ -40,6 +40,22 @@ async def limited(store: SqlStore, limits: KeyLimits, name: str = "x") -> ApiKey
     return (await store.create_api_key(name, name.encode().hex().ljust(64, "0"), limits)).key
 
 
+async def test_on_sqlite_whoever_asks_while_a_job_is_taken_on_stands_in_line_behind_it(
+    store: SqlStore, clock: SteeredClock
+) -> None:
+    key = await limited(store, KeyLimits())
+    if not store.in_order:
+        pytest.skip("writes on PostgreSQL run side by side")
+    for _ in range(50):
+        admitted, lease = await asyncio.gather(
+            store.admit(key, POOL, ONE, 1000, waits=True), store.lease_next("a", TTL_MS, 1)
+        )
+        assert lease is not None
+        assert [lease.job_id] == list(admitted.job_ids)
+        assert await store.finish(lease, IMAGE, NO_TIME)
+        clock.advance(1)
+
+
 async def asked(store: SqlStore, key: ApiKey, repeatable: Repeatable | None = None) -> Admitted | AdmissionError:
     try:
         return await store.admit(key, POOL, ONE, 1000, repeatable)

@@ -192,6 +192,16 @@ async def test_a_secret_is_drawn_once_and_an_old_one_signs_along_for_a_while(
     assert drawn not in repr(await store.outbox.secrets((await store.put_api_key("other", "1" * 64)).id))
 
 
+async def test_two_routers_that_look_for_a_first_secret_at_once_have_one(
+    store: SqlStore, database_url: str, clock: SteeredClock
+) -> None:
+    async with opened_at(database_url, clock) as other:
+        for number in range(10):
+            key = await store.put_api_key(f"k{number}", f"{number:064}")
+            drawn = await asyncio.gather(*(one.outbox.secrets(key.id) for one in (store, other) * 3))
+            assert len({tuple(secrets) for secrets in drawn}) == 1
+
+
 async def test_what_ended_long_ago_is_forgotten_bit_by_bit_and_nothing_else_is(
     store: SqlStore, key: ApiKey, clock: SteeredClock
 ) -> None:

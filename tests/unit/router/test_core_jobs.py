@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from router import ids
 from router.contract import WorkerHealth
-from router.dispatch import unmade_by
+from router.dispatch import Outcome, unmade_by
 from router.errors import WorkerBusyError, WorkerProtocolError, WorkerSilentError, WorkerUnauthorizedError
 from router.jobs import AttemptEnd, Cancel, Fail, Requeue, after
 from router.trust import belief_of, pause_s
@@ -95,12 +95,12 @@ def test_each_failure_of_a_worker_ends_the_attempt_in_its_way(
 
 @given(st.sampled_from([AttemptEnd.RETURNED, AttemptEnd.LOST, AttemptEnd.CRASHED]), st.integers(1, 10_000))
 def test_a_worker_that_keeps_failing_is_tried_ever_more_rarely(end: AttemptEnd, failures: int) -> None:
-    assert 0.5 <= pause_s(end, failures) <= pause_s(end, failures + 1) <= 15.0
+    assert 0.5 <= pause_s(Outcome(end), failures) <= pause_s(Outcome(end), failures + 1) <= 15.0
 
 
 @pytest.mark.parametrize("end", [AttemptEnd.FINISHED, AttemptEnd.CANCELLED, AttemptEnd.REFUSED, None])
 def test_a_worker_that_did_well_gets_its_next_job_at_once(end: AttemptEnd | None) -> None:
-    assert pause_s(end, 1) == 0
+    assert pause_s(Outcome(end), 1) == 0
 
 
 def test_errors_say_what_to_believe_of_the_worker() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from router.dispatch import Outcome
 from router.jobs import AttemptEnd, Cause, quarantine_after
-from router.trust import failures_after, pause_s
+from router.trust import UNKEPT_PAUSE_S, failures_after, pause_s
 
 CRASHED, DIED, CORRUPT, FINISHED = AttemptEnd.CRASHED, AttemptEnd.DIED, AttemptEnd.CORRUPT, AttemptEnd.FINISHED
 
@@ -16,20 +16,26 @@ def test_a_worker_that_keeps_failing_is_tried_ever_more_rarely(end: AttemptEnd) 
     failures, pauses = 0, []
     for _ in range(7):
         failures = failures_after(Outcome(end), failures)
-        pauses.append(pause_s(end, failures))
+        pauses.append(pause_s(Outcome(end), failures))
     assert pauses == [0.5, 1, 2, 4, 8, 15, 15]
 
 
 @pytest.mark.parametrize("end", [AttemptEnd.FINISHED, AttemptEnd.REFUSED])
 def test_a_worker_that_answered_as_it_should_begins_anew(end: AttemptEnd) -> None:
     assert failures_after(Outcome(end), 6) == 0
-    assert pause_s(end, 0) == 0
+    assert pause_s(Outcome(end), 0) == 0
 
 
 @pytest.mark.parametrize("end", [AttemptEnd.CANCELLED, None])
 def test_an_attempt_that_its_owner_or_another_ended_tells_nothing_of_the_worker(end: AttemptEnd | None) -> None:
     assert failures_after(Outcome(end), 3) == 3
-    assert pause_s(end, 3) == 0
+    assert pause_s(Outcome(end), 3) == 0
+
+
+def test_a_worker_whose_image_cannot_be_stored_is_not_to_blame_and_is_spared_more_of_the_kind() -> None:
+    unkept = Outcome(AttemptEnd.LOST, unkept=True)
+    assert failures_after(unkept, 3) == 0
+    assert pause_s(unkept, 0) == UNKEPT_PAUSE_S
 
 
 def test_a_worker_that_is_lost_with_two_jobs_has_failed_once() -> None:
