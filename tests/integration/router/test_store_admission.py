@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ from router.jobs import NewJob
 from router.limits import KeyLimits, Share
 from router.store import Admitted, ApiKey, Repeatable
 from router.store.sql import SqlStore
-from tests.stores import DAWN, IMAGE, NO_TIME, SteeredClock, opened_at, request
+from tests.stores import DAWN, IMAGE, NO_TIME, SteeredClock, opened_at, opened_store, request
 
 POOL = "interactive"
 TTL_MS = 60_000
@@ -40,20 +41,18 @@ async def limited(store: SqlStore, limits: KeyLimits, name: str = "x") -> ApiKey
     return (await store.create_api_key(name, name.encode().hex().ljust(64, "0"), limits)).key
 
 
-async def test_on_sqlite_whoever_asks_while_a_job_is_taken_on_stands_in_line_behind_it(
-    store: SqlStore, clock: SteeredClock
-) -> None:
-    key = await limited(store, KeyLimits())
-    if not store.in_order:
-        pytest.skip("writes on PostgreSQL run side by side")
-    for _ in range(50):
-        admitted, lease = await asyncio.gather(
-            store.admit(key, POOL, ONE, 1000, waits=True), store.lease_next("a", TTL_MS, 1)
-        )
-        assert lease is not None
-        assert [lease.job_id] == list(admitted.job_ids)
-        assert await store.finish(lease, IMAGE, NO_TIME)
-        clock.advance(1)
+async def test_on_sqlite_whoever_asks_while_a_job_is_taken_on_stands_in_line_behind_it(tmp_path: Path) -> None:
+    async with opened_store(tmp_path, SteeredClock()) as store:
+        assert store.in_order
+        await store.put_worker("a", "http://127.0.0.1:1", "t" * 16, POOL)
+        key = await limited(store, KeyLimits())
+        for _ in range(50):
+            admitted, lease = await asyncio.gather(
+                store.admit(key, POOL, ONE, 1000, waits=True), store.lease_next("a", TTL_MS, 1)
+            )
+            assert lease is not None
+            assert [lease.job_id] == list(admitted.job_ids)
+            assert await store.finish(lease, IMAGE, NO_TIME)
 
 
 async def asked(store: SqlStore, key: ApiKey, repeatable: Repeatable | None = None) -> Admitted | AdmissionError:
