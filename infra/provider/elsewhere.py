@@ -162,15 +162,20 @@ async def prepare(
             progress=progress,
         ),
     )
-    tunnel = TunnelMachine(
+    way = way_to(machine, access, connection.host_key, ports)
+    await tunnels.add(RouterPlace(site, elsewhere.router), way, progress)
+
+
+def way_to(machine: str, access: Access, host_key: str, ports: Mapping[str, int]) -> TunnelMachine:
+    """What the tunnel service is told of a machine."""
+    return TunnelMachine(
         id=machine,
         host=access.address,
         port=access.port,
         user=access.user,
-        host_key=connection.host_key,
+        host_key=host_key,
         workers=dict(ports),
     )
-    await tunnels.add(RouterPlace(site, elsewhere.router), tunnel, progress)
 
 
 def remote_unit(

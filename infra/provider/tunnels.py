@@ -10,17 +10,19 @@ import asyncio
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import PurePath
 
 from pydantic import ValidationError
 
-from infra.hosts import Progress
+from infra.hosts import Progress, UnitState
 from infra.provider.place import LEAVE, RouterPlace
 from infra.provider.resource import ProviderError
 from infra.provider.router_units import tunnel_unit
 from infra.ssh.errors import SshError
 from infra.ssh.keys import TUNNEL, ensure_key
 from router.contract import TunnelMachine, TunnelMachines, TunnelState, TunnelsView, TunnelView
+from router.contract.tunnels import STALE
 
 UNIT = "tunnels"
 FOLDER = PurePath("tunnels")
@@ -91,6 +93,11 @@ async def told_of(place: RouterPlace, machine_id: str) -> TunnelMachine | None:
         return None
 
 
+async def stopped(place: RouterPlace) -> bool:
+    """Whether the service does not run: `add` starts it. Raises SshError if the router's host does not answer."""
+    return (await place.host().observe(UNIT)).state in (UnitState.STOPPED, UnitState.ORPHANED)
+
+
 async def _leave_out(
     place: RouterPlace, change: Callable[[Mapping[str, TunnelMachine]], dict[str, TunnelMachine]], progress: Progress
 ) -> None:
@@ -110,9 +117,9 @@ async def _leave_out(
 async def end(place: RouterPlace, progress: Progress) -> None:
     """With the router: no service, and no machine that it would be told of again."""
     async with place.site.tunnels_changing:
-        await place.host().remove(UNIT, progress)
-        if await _read(place):
+        if await _read(place):  # first: a service that has ended is started again for the machines that it is told of
             await _write(place, {})
+        await place.host().remove(UNIT, progress)
 
 
 async def until_up(place: RouterPlace, worker: str, progress: Progress) -> None:
@@ -140,12 +147,15 @@ async def until_up(place: RouterPlace, worker: str, progress: Progress) -> None:
 
 
 async def view(place: RouterPlace) -> TunnelsView:
-    """What the service wrote last."""
+    """What the service wrote last. On this computer that is nothing if it has been silent: what it wrote before a
+    restart of the computer is no news. (Another one's clock may be another.)"""
     content = await place.host().read(STATUS)
     try:
-        return TunnelsView.model_validate_json(content or b"{}")
+        said = TunnelsView.model_validate_json(content or b"{}")
     except ValidationError:
         return TunnelsView()
+    silent = place.access is None and said.written_at is not None and datetime.now(UTC) - said.written_at > STALE
+    return TunnelsView() if silent else said
 
 
 def _of(said: TunnelsView, worker: str) -> TunnelView | None:

@@ -19,7 +19,16 @@ from infra.hosts import Host, HostError, Listen, Progress, Unit, UnitState
 from infra.hosts.container import ContainerHost
 from infra.hosts.ssh import SshHost
 from infra.provider import tunnels
-from infra.provider.elsewhere import Elsewhere, host_of, leave_if_moved, prepare, remote_unit, take_leave, write_token
+from infra.provider.elsewhere import (
+    Elsewhere,
+    host_of,
+    leave_if_moved,
+    prepare,
+    remote_unit,
+    take_leave,
+    way_to,
+    write_token,
+)
 from infra.provider.place import RouterPlace
 from infra.provider.readiness import Verdict, ask_worker_on, until_ready
 from infra.provider.resource import Condition, Found, IncompleteError, Inputs, ProviderError, UnitSeen, worst
@@ -43,6 +52,7 @@ STOP_GRACE_S = 60.0
 """A worker that drains waits up to 30 s for the generation that it has accepted, and finishes what it is at."""
 
 OTHER_KEY = "its host key is another one than the tunnel service was told"
+UNFINISHED = "its last deploy did not finish"
 
 
 class WorkerInputs(Inputs):
@@ -169,8 +179,11 @@ class WorkerHostResource:
 
     async def read(self, state: WorkerHostState) -> WorkerHostState | None:
         try:
-            host = await self._host(state, Patience(reach_s=0.0))
-            return await self._reached(await self._look(host, state)) if host else None
+            machine = await self.site.cloud(state.cloud).find(state.machine)
+            if machine is None:
+                return None
+            host = self._host_on(state, machine, Patience(reach_s=0.0))
+            return await self._reached(await self._look(host, state), machine)
         except (CloudError, HostError) as error:
             return state.model_copy(update={"condition": Condition.UNKNOWN, "reason": str(error)})
 
@@ -192,9 +205,12 @@ class WorkerHostResource:
 
     async def _host(self, inputs: WorkerHostInputs, patience: Patience = Patience()) -> Host | None:  # noqa: B008 - a value
         machine = await self.site.cloud(inputs.cloud).find(inputs.machine)
-        if machine and inputs.elsewhere:
+        return self._host_on(inputs, machine, patience) if machine else None
+
+    def _host_on(self, inputs: WorkerHostInputs, machine: Machine, patience: Patience) -> Host:
+        if inputs.elsewhere:
             return host_of(self.site, inputs.machine, inputs.elsewhere.at(machine).access, lambda _: None, patience)
-        return self.site.machine_host(inputs.cloud, machine) if machine else None
+        return self.site.machine_host(inputs.cloud, machine)
 
     async def _booted(self, inputs: WorkerHostInputs, progress: Progress) -> Machine | None:
         """The machine, once its cloud says that it runs and where; None if it is gone.
@@ -283,25 +299,31 @@ class WorkerHostResource:
         units = await asyncio.gather(*(self._see(host, state, worker) for worker in state.workers))
         condition = worst([unit.condition for unit in units])
         reason = ", ".join(f"{unit.name}: {unit.condition}" for unit in units if not unit.condition.good)
-        if condition.good and state.host_key and state.host_key != self._pinned(state):
-            condition, reason = Condition.DIFFERENT, OTHER_KEY
+        if condition.good and state.host_key != self._pinned(state):
+            condition, reason = Condition.DIFFERENT, OTHER_KEY if state.host_key else UNFINISHED
         return state.model_copy(update={"units": tuple(units), "condition": condition, "reason": reason})
 
-    async def _reached(self, state: WorkerHostState) -> WorkerHostState:
-        """With whether the tunnel service knows the ways to its workers, and by which key: a destroy that was broken
-        off has closed those whose tunnel was down, and a deploy that a machine's new key stopped has told it nothing.
+    async def _reached(self, state: WorkerHostState, machine: Machine) -> WorkerHostState:
+        """With whether the tunnel service runs and is told of the machine as it is: a computer that was started again
+        has no such service, a destroy that was broken off has closed ways whose tunnel was down, a deploy that stopped
+        early has told it nothing, and a rented machine may come back at another address.
         """
         if not state.condition.good or state.elsewhere is None:
             return state
         router = replace(self._router(state.elsewhere), patience=Patience(reach_s=0.0))
         try:
-            told = await tunnels.told_of(router, state.machine)
+            told, stopped = await tunnels.told_of(router, state.machine), await tunnels.stopped(router)
         except SshError:  # the router's host is away, which is RouterHost's to say
             return state
-        if told is None or told.workers != {worker.name: worker.port for worker in state.workers}:
+        ports, access = {worker.name: worker.port for worker in state.workers}, state.elsewhere.at(machine).access
+        if told is None or told.workers != ports:
             said = "the tunnel service does not know the way to its workers"
         elif told.host_key != self._pinned(state):
             said = OTHER_KEY
+        elif told != way_to(state.machine, access, told.host_key, ports):
+            said = f"the tunnel service knows it at {told.user}@{told.host}:{told.port}, where it is no more"
+        elif stopped:
+            said = "the tunnel service does not run"
         else:
             return state
         return state.model_copy(update={"condition": Condition.DIFFERENT, "reason": said})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import PurePath
 from typing import Annotated
@@ -19,6 +19,9 @@ TUNNEL_SOCKET_MAX = 26
 """Bytes of the longest path of a socket below the tunnel service's run directory: a worker's, or for a moment ssh's."""
 HostKey = Annotated[str, StringConstraints(pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/]+=*$")]
 """A host's public key as in known_hosts: its type and itself, without a name before or a comment behind."""
+
+STALE = timedelta(seconds=20)
+"""The service writes every five seconds; after so long it is not there any more."""
 
 
 class TunnelMachine(Frozen):

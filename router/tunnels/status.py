@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from router.contract import TunnelsView
-
-STALE = timedelta(seconds=20)
-"""The service writes every five seconds; after so long it is not there any more."""
+from router.contract.tunnels import STALE
 
 
 def read_status(path: Path | None, now: datetime | None = None) -> TunnelsView:

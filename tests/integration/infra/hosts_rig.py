@@ -66,6 +66,8 @@ class HostsRig:
     image: str = "registry.test/worker:1"
     allow: str = "192.0.2.1/32"
     """A setting of the router's: another one replaces it."""
+    disk_gib: float = 0.1
+    """What each machine is to have free."""
     known: dict[str, Found] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -80,7 +82,9 @@ class HostsRig:
             image=self.image, allow=self.allow, edge=edge, admin=admin, first=FIRST_PORT, count=len(self.machines)
         )
         for name, one in self.machines.items():
-            text += f"  {name}: {{address: {one.address}, key: {self.folder / 'own' / LOGIN}, disk_gib: 0.1}}\n"
+            text += (
+                f"  {name}: {{address: {one.address}, key: {self.folder / 'own' / LOGIN}, disk_gib: {self.disk_gib}}}\n"
+            )
         return parse(text, "stack.yaml", self.folder)
 
     async def plan(self) -> Plan:

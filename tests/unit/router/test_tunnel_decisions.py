@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.contract import SOCKET_PATH_MAX, TunnelMachine, TunnelState, TunnelsView, forward_only
+from router.contract.tunnels import STALE
 from router.tunnels.backoff import LONGEST_S, REFUSED_S, Failure, explain, pause_s
 from router.tunnels.command import ALIVE_EVERY_S, ALIVE_MISSES, Places, connect, forward, known_hosts
-from router.tunnels.status import STALE, read_status
+from router.tunnels.status import read_status
 
 PLACES = Places(Path("/run/lp/t"), Path("/s/tunnel-key"))
 MACHINE = TunnelMachine(
