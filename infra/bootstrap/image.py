@@ -18,6 +18,10 @@ PULL_S = 3600.0
 BUILD_S = 3600.0
 
 
+IN_THE_FILE = """printf '{"auths":{"letterpress.invalid":{}}}'"""
+"""A Docker that finds no login looks for a credential helper of root's own, and would leave this one there."""
+
+
 @dataclass(frozen=True, slots=True)
 class PodImage:
     """A pod is the worker's image, and its units are kept by that image's Python."""
@@ -72,7 +76,7 @@ class Image:
             registry = image.pull.split("/")[0] if "." in image.pull.split("/")[0] else ""
             log_in = f"docker --config {FOLDER} login -u {shlex.quote(image.username)} --password-stdin {registry}"
             pull = f"docker --config {FOLDER} pull --quiet {shlex.quote(image.pull)}"
-            script = alone(f"{log_in} >/dev/null; {pull}")
+            script = alone(f"{IN_THE_FILE} >{FOLDER}/config.json; {log_in} >/dev/null; {pull}")
         await connection.run(
             script,
             f"pulling {image.pull}",

@@ -93,10 +93,17 @@ async def _first_wrong(steps: Sequence[Step[P]], machine: P) -> tuple[int, Wrong
         if wrong := step.judge(machine, answer):
             return place, wrong
     if len(seen) < len(steps):
+        stuck = steps[len(seen)]
         how = f"did not end within {LOOK_S:g} s" if done.status == TIMED_OUT else f"ended with status {done.status}"
-        last = (done.said.splitlines() or ["(nothing)"])[-1]
-        raise StepError(machine, steps[len(seen)].name, f"looking at it {how}", f"The last that was said: {last}")
+        raise StepError(machine, stuck.name, f"looking at it {how}", by_hand(done, stuck.look(machine)))
     return None
+
+
+def by_hand(done: Done, script: str) -> str:
+    """What to try where a look came to no end: what it said, if it said anything, and what it was."""
+    said = (ANSWERED.split(done.output)[-1].strip() or done.errors.strip()).splitlines()
+    last = f"The last that it said: {said[-1]}. " if said else ""
+    return f"{last}Run this on the machine, as root, and see to what hangs or fails there: {' '.join(script.split())}"
 
 
 def answers(said: str) -> list[Done]:

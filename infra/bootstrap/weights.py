@@ -104,8 +104,10 @@ class Weights:
             script = f"{taken}; {folders} letterpress-container {pull} 2>&1"
         else:
             told = FOLDER / "hub.env"
+            name = f"letterpress-{machine.stack_id}-weights"  # whoever takes leave of the machine finds it
             script = alone(
-                f"cat >{told}; docker run --rm --network host --env-file {told} -v {machine.cache}:/cache "
+                f"cat >{told}; docker rm -f {name} >/dev/null 2>&1 || true; "
+                f"docker run --rm --name {name} --network host --env-file {told} -v {machine.cache}:/cache "
                 f"{shlex.quote(machine.image.tag)} {pull} 2>&1"
             )
         done = await connection.attempt(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 IMAGES = "/var/lib/standin-docker/images"
 CODE = "/var/lib/standin-docker/code"
 RUNNING = "/run/standin-docker"
+HELPERS_STORE = "/root/.password-store"
 CHECKOUT = "/srv/checkout"
 COMPILED = "/srv/compiled"
 IMAGE_ENV = {
@@ -159,9 +160,14 @@ def login(config: str) -> int:
     password = sys.stdin.read()
     if password != standin().get("registry_password"):
         return refuse("unauthorized")
+    kept: dict[str, object] = {"auths": {"registry": {"auth": base64.b64encode(f"user:{password}".encode()).decode()}}}
+    file = f"{config}/config.json"
+    known = json.loads(read(file)).get("auths") if os.path.exists(file) else None
+    if standin().get("credential_helper") and not known:  # Docker looks for one by itself where nobody is logged in
+        write(HELPERS_STORE, json.dumps(kept))
+        kept = {"credsStore": "pass"}
     os.makedirs(config, exist_ok=True)
-    kept = {"auths": {"registry": {"auth": base64.b64encode(f"user:{password}".encode()).decode()}}}
-    write(f"{config}/config.json", json.dumps(kept))
+    write(file, json.dumps(kept))
     return 0
 
 
@@ -173,7 +179,10 @@ def logged_in(config: str) -> str:
     file = f"{config}/config.json"
     if not os.path.exists(file):
         return ""
-    return base64.b64decode(json.loads(read(file))["auths"]["registry"]["auth"]).decode()
+    kept = json.loads(read(file))
+    if kept.get("credsStore"):
+        kept = json.loads(read(HELPERS_STORE))
+    return base64.b64decode(kept["auths"]["registry"]["auth"]).decode()
 
 
 def build(argv: list[str]) -> int:

@@ -17,7 +17,7 @@ from infra.bootstrap.facts import Disk, Download, Gpus
 from infra.bootstrap.image import Image
 from infra.bootstrap.machine import Described, Machine, WantedImage, WantedWeights
 from infra.bootstrap.order import WORKER_STEPS
-from infra.bootstrap.step import VMS, StepError, Wrong, go_through
+from infra.bootstrap.step import EVERYWHERE, VMS, StepError, Wrong, go_through
 from infra.clouds import HostKind
 from infra.ssh.connect import connect
 from infra.ssh.connection import Connection, Done
@@ -174,6 +174,44 @@ async def test_a_registrys_password_goes_by_standard_input_and_stays_nowhere(
     assert lying(vm, PULLED) == ""
 
 
+async def test_a_login_is_left_with_no_credential_helper_of_roots(on: Callable[..., Machine], vm: TestMachine) -> None:
+    image = replace(PULLED, tag="ghcr.io/a/w:5", pull="ghcr.io/a/w:5")
+    vm.told(registry_password=image.password, credential_helper=True)
+    try:
+        assert await go_through((Image(),), on(image=image)) == ("image",)
+    finally:
+        vm.told(credential_helper=False)
+    assert lying(vm, image) == ""
+
+
+async def test_a_look_that_hangs_is_told_with_what_to_run(
+    on: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.bootstrap.step.LOOK_S", 2.0)
+    with pytest.raises(StepError) as caught:
+        await go_through((Image(), Stuck()), on(image=PULLED))
+    said = str(caught.value)
+    assert "stuck: looking at it did not end within 2 s" in said
+    assert "The last that it said: so far" in said
+    assert "as root, and see to what hangs or fails there: echo so far; sleep 600" in said
+    assert "= image:" not in said, "what parts the answers is nobody's word"
+
+
+@dataclass(frozen=True)
+class Stuck:
+    name: str = "stuck"
+    kinds: frozenset[HostKind] = EVERYWHERE
+
+    def look(self, machine: Machine) -> str:  # noqa: ARG002 - the protocol's
+        return "echo so far; sleep 600"
+
+    def judge(self, machine: Machine, seen: Done) -> Wrong | None:  # noqa: ARG002 - the protocol's
+        return None
+
+    async def act(self, machine: Machine) -> None:
+        """There is nothing to put right."""
+
+
 async def test_a_pull_that_is_killed_leaves_no_login_behind(on: Callable[..., Machine], vm: TestMachine) -> None:
     image = replace(PULLED, tag="ghcr.io/a/w:4", pull="ghcr.io/a/w:4")
     vm.told(registry_password=image.password, registry="hangs")
@@ -193,7 +231,8 @@ async def test_a_pull_that_is_killed_leaves_no_login_behind(on: Callable[..., Ma
 def lying(vm: TestMachine, image: WantedImage) -> str:
     """Files of the machine that hold the password, as it is or as Docker keeps a login."""
     kept = base64.b64encode(f"user:{image.password}".encode()).decode()
-    script = f"grep -rlsF -e {image.password} -e {kept} /run /var /home /root/.docker | grep -v standin || :"
+    script = f"grep -rlsF -e {image.password} -e {kept} /run /var /home /root/.docker /root/.password-store "
+    script += "| grep -v standin || :"
     return vm.inside("sh", "-c", script)
 
 
