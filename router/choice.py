@@ -50,10 +50,13 @@ class Capability:
 
 @dataclass(frozen=True, slots=True)
 class Spill:
-    """Leave to take a job of another pool, if it is of at most `max_work` (`work_of`)."""
+    """Leave to take a job of another pool, if it is of at most `max_work` (`work_of`), and only while `idle_kept` of
+    `idle_others`, by name, hold no job: whoever gives it knows only what its own process drives."""
 
     pool: str
     max_work: int
+    idle_others: tuple[str, ...] = ()
+    idle_kept: int = 0
 
 
 def pixels_of(request: GenerationRequest) -> int:

@@ -6,7 +6,7 @@ for one that is out on another pool's job. Values only; the choice carries it ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pydantic import Field
 
@@ -25,15 +25,16 @@ class SpillRule(Frozen):
     idle_kept: int = Field(default=1, ge=0, description="Only while so many others of the giver's pool stay idle.")
 
 
-def spills(rules: Sequence[SpillRule], pool: str, idle_others: int, pace: Pace | None) -> tuple[Spill, ...]:
+def spills(rules: Sequence[SpillRule], pool: str, idle_others: Collection[str], pace: Pace | None) -> tuple[Spill, ...]:
     """What an idle worker of `pool` may take besides its own pool's jobs.
 
-    `pace` is the worker's pool's. Without one nothing can be predicted, and nothing is taken.
+    `idle_others` are the pool's other workers that this process believes to be idle; the store holds that against what
+    they hold by then. `pace` is the worker's pool's. Without one nothing can be predicted, and nothing is taken.
     """
     if pace is None:
         return ()
     return tuple(
-        Spill(rule.taker, pace.work_within(rule.longest_s))
+        Spill(rule.taker, pace.work_within(rule.longest_s), tuple(sorted(idle_others)), rule.idle_kept)
         for rule in rules
-        if rule.giver == pool and idle_others >= rule.idle_kept and pace.work_within(rule.longest_s) > 0
+        if rule.giver == pool and len(idle_others) >= rule.idle_kept and pace.work_within(rule.longest_s) > 0
     )

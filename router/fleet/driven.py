@@ -150,7 +150,7 @@ class DrivenFleet:
             return ()
         pace = await self._paces.of(pool)
         others = (other for other in self._members.values() if other is not member and other.worker.pool == pool)
-        return spills(self._spill_rules, pool, sum(other.idle for other in others), pace)
+        return spills(self._spill_rules, pool, [other.worker.name for other in others if other.idle], pace)
 
     async def _end(self, name: str, why: str) -> None:
         member = self._members.pop(name, None)

@@ -244,7 +244,8 @@ class Store(Protocol):
     ) -> Lease | None:
         """Choose the next job that the worker can make, and give the worker a lease on a new attempt.
 
-        Its own pool's come first, then those that `spills` allow. Between API keys by turns, within one by
+        Its own pool's come first, then those that `spills` allow, as long as the workers that have to stay idle hold
+        nothing, whoever drives them. Between API keys by turns, within one by
         priority and deadline (`router.choice`). None if nothing waits for it, the worker is unknown, draining or in
         quarantine, or it holds `places` leases already (whoever may have taken them; None: as many as are asked for).
         `driver` names the process that will drive it.

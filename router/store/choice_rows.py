@@ -66,7 +66,10 @@ _HELD = select(func.count()).where(RUNNING, jobs.c.worker == bindparam("worker")
 _USABLE = select(workers, _HELD.label("held")).where(
     workers.c.name == bindparam("worker"), ~workers.c.draining, workers.c.quarantine_cause.is_(None)
 )
-_WORKER_LOCKED = select(workers.c.name).where(workers.c.name == bindparam("worker")).with_for_update()
+_NAMED = workers.c.name.in_(bindparam("names", expanding=True))
+_WORKERS_LOCKED = select(workers.c.name).where(_NAMED).order_by(workers.c.name).with_for_update()
+_HOLDS = select(jobs.c.id).where(RUNNING, jobs.c.worker == workers.c.name).exists()
+_UNOCCUPIED = select(func.count()).where(_NAMED, ~workers.c.draining, workers.c.quarantine_cause.is_(None), ~_HOLDS)
 _KEY_LOCKED = select(api_keys.c.id).where(api_keys.c.id == bindparam("key")).with_for_update(key_share=True)
 _KEY_RUNS = select(func.count()).where(RUNNING, jobs.c.api_key_id == bindparam("key"))
 _STANDING = (
@@ -152,17 +155,27 @@ def lease_next(
     spills: Sequence[Spill],
     driver: str,
 ) -> Lease | Overtaken | None:
-    if places is not None and not _one_writer(connection):
-        connection.execute(_WORKER_LOCKED, {"worker": worker})  # of two who ask, one sees the other's lease
+    # Of two who ask, one sees the other's lease: for one worker, and for two of which one must stay idle. In the order
+    # of their names, and before any turn, so that nobody waits for one another.
+    kept = {name for spill in spills if spill.idle_kept for name in spill.idle_others}
+    if (places is not None or kept) and not _one_writer(connection):
+        connection.execute(_WORKERS_LOCKED, {"names": sorted(kept | {worker})})
     row = connection.execute(_USABLE, {"worker": worker}).one_or_none()
     if row is None or (places is not None and row.held >= places):
         return None
     own = _Asking(worker, driver, Capability(row.tier, row.model, row.max_pixels), row.pool, ttl_ms)
     found = _lease_from(connection, now, own)
     for spill in spills:
-        if found is None:
+        if found is None and _stays_served(connection, spill):
             found = _lease_from(connection, now, replace(own, pool=spill.pool, max_work=spill.max_work))
     return found
+
+
+def _stays_served(connection: Connection, spill: Spill) -> bool:
+    """Under the lock of those who have to stay idle."""
+    if not spill.idle_kept:
+        return True
+    return connection.execute(_UNOCCUPIED, {"names": list(spill.idle_others)}).scalar_one() >= spill.idle_kept
 
 
 def _lease_from(connection: Connection, now: Now, asking: _Asking) -> Lease | Overtaken | None:

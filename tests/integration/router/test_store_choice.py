@@ -187,6 +187,37 @@ async def test_another_pools_job_is_given_only_with_leave_and_after_ones_own(sto
     assert await given_to(store, spills=(Spill("batch", work_of(long)),)) == heavy.id
 
 
+async def test_two_processes_never_lend_one_anothers_last_idle_worker(new_database: NewDatabase) -> None:
+    shared, short = new_database(), request()
+    leave = {name: (Spill("batch", work_of(short), (other,), idle_kept=1),) for name, other in ("ab", "ba")}
+    async with opened_at(shared, database_clock) as one, opened_at(shared, database_clock) as two:
+        for name in "ab":
+            await one.put_worker(name, "http://127.0.0.1:1", "t" * 16, POOL)
+        keys = await keyed(one, "x", "y", "z")  # several turns, so that neither waits for the other's
+        for key in keys:
+            await one.add_jobs(key.id, "batch", [NewJob(short)] * 20)
+        for _ in range(20):
+            asked = (one.lease_next("a", TTL_MS, 1, leave["a"]), two.lease_next("b", TTL_MS, 1, leave["b"]))
+            (lent,) = [lease for lease in await asyncio.gather(*asked) if lease is not None]
+            await one.finish(lent, IMAGE, NO_TIME)
+
+
+async def test_a_worker_is_lent_only_while_those_that_stay_hold_nothing_and_may_work(store: SqlStore) -> None:
+    (key,) = await keyed(store, "x")
+    await store.put_worker("b", "http://127.0.0.1:1", "t" * 16, POOL)
+    await store.add_job(key.id, "batch", request())
+    await store.add_job(key.id, POOL, request())
+    leave = (Spill("batch", work_of(request()), ("b",), idle_kept=1),)
+    own = await store.lease_next("b", TTL_MS)
+    assert own is not None
+    assert await given_to(store, spills=leave) is None
+    await store.finish(own, IMAGE, NO_TIME)
+    await store.drain_worker("b")
+    assert await given_to(store, spills=leave) is None
+    await store.put_worker("b", "http://127.0.0.1:1", "t" * 16, POOL)
+    assert await given_to(store, spills=leave) is not None
+
+
 async def test_the_pace_is_told_from_the_newest_images(store: SqlStore, clock: SteeredClock) -> None:
     (key,) = await keyed(store, "x")
     for seconds in (1.0, 2.0, 3.0):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.choice import ANY_TERMS, PIXEL_CLASS, Capability, Lane, Terms, fair_order, pixels_of, work_of
+from router.choice import ANY_TERMS, PIXEL_CLASS, Capability, Lane, Spill, Terms, fair_order, pixels_of, work_of
 from router.pace import Pace, Service, fitted
 from router.spill import SpillRule, spills
 from worker.contract import MAX_ASPECT, MAX_SIDE, MIN_SIDE, SIDE_STEP, GenerationRequest, Preset
@@ -113,12 +113,13 @@ def test_the_work_within_a_time_takes_no_longer(base: float, slope: float, secon
 
 RULE = SpillRule(giver="interactive", taker="batch", longest_s=4.0, idle_kept=2)
 PACE = Pace(1.0, 1e-6)
+FIVE = tuple("abcde")
 
 
 def test_a_worker_helps_out_only_while_enough_others_stay_idle_and_only_with_what_is_short() -> None:
-    (allowed,) = spills([RULE], "interactive", 2, PACE)
-    assert (allowed.pool, allowed.max_work) == ("batch", 3_000_000)
-    assert spills([RULE], "interactive", 1, PACE) == ()
-    assert spills([RULE], "batch", 5, PACE) == (), "never the other way round, unless a rule says so"
-    assert spills([RULE], "interactive", 5, None) == (), "what cannot be predicted is not done"
-    assert spills([RULE], "interactive", 5, Pace(5.0, 1e-6)) == (), "everything takes too long"
+    (allowed,) = spills([RULE], "interactive", ("b", "a"), PACE)
+    assert allowed == Spill("batch", 3_000_000, ("a", "b"), 2)
+    assert spills([RULE], "interactive", ("a",), PACE) == ()
+    assert spills([RULE], "batch", FIVE, PACE) == (), "never the other way round, unless a rule says so"
+    assert spills([RULE], "interactive", FIVE, None) == (), "what cannot be predicted is not done"
+    assert spills([RULE], "interactive", FIVE, Pace(5.0, 1e-6)) == (), "everything takes too long"
