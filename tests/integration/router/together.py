@@ -129,16 +129,22 @@ class Together:
 
 @asynccontextmanager
 async def together(
-    database_url: str, redis_url: str, *, data: Path | None = None, routers: int = 2, consumers: int = 2
+    database_url: str | None,
+    redis_url: str | None,
+    *,
+    data: Path | None = None,
+    routers: int = 2,
+    consumers: int = 2,
 ) -> AsyncIterator[Together]:
-    """Everything runs, and is gone when the block ends, however it ended. `data` keeps the images."""
+    """Everything runs, and is gone when the block ends, however it ended. `data` keeps the images; without a database's
+    URL, SQLite lies there, too."""
     nginx = find_nginx()
     if nginx is None:
         pytest.skip("nginx is not installed, and `letterpress setup` could not install it")
     root = _folder()
     shared = {
-        "DATABASE_URL": database_url,
-        "REDIS_URL": redis_url,
+        **({} if database_url is None else {"DATABASE_URL": database_url}),
+        **({} if redis_url is None else {"REDIS_URL": redis_url}),
         "DATA_DIR": str(data or root / "data"),
         "DRAIN_S": "60",
         "LEASE_TTL_S": str(LEASE_S),
