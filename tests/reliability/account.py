@@ -104,7 +104,7 @@ async def _ask(made: Chaos, account: Account, over: asyncio.Event) -> None:
         try:
             async with made.house.http() as http:
                 answer = await http.post("/generate", json=body("a blue fox"), timeout=60)
-            assert answer.status_code in (200, 502, 503, 504), answer.text
+            assert answer.status_code in (200, 503), answer.text
             account.answered += answer.status_code == 200
             account.refused += answer.status_code != 200
         except httpx.HTTPError:
