@@ -333,5 +333,9 @@ def _begin_writing(connection: Connection) -> None:
 
 
 def _driver(connection: Connection) -> sqlite3.Connection:
-    """Every transaction begins through it: SQLAlchemy's way to one plain word takes ten times as long."""
-    return cast("sqlite3.Connection", connection.connection.dbapi_connection)
+    """Every transaction begins through it: SQLAlchemy's way to one plain word takes ten times as long. One that could
+    be neither committed nor undone (a disk that failed in between) is undone here: its connection is kept."""
+    driver = cast("sqlite3.Connection", connection.connection.dbapi_connection)
+    if driver.in_transaction:
+        driver.rollback()
+    return driver

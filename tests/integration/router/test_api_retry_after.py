@@ -12,7 +12,7 @@ from tests.emulators.paced_process import paced_worker
 from tests.integration.router.served import served_router
 
 STEPS = 10
-LATE_S = 0.5
+LATE_S = 2.0
 """Of what a busy machine takes longer than its pace was."""
 
 

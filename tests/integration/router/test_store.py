@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -63,6 +65,18 @@ async def test_on_sqlite_a_lease_alone_is_not_synced_to_the_disk(tmp_path: Path)
     said = [await write(how) for write in (database.write, database.write_unsynced, database.write)]
     await database.close()
     assert said == [2, 1, 2]
+
+
+async def test_a_transaction_that_was_left_open_is_undone_before_the_next_one(tmp_path: Path) -> None:
+    database = await Database.open(f"sqlite+aiosqlite:///{tmp_path}/db")
+    for side in (database.write, database.read):
+        driver = cast("sqlite3.Connection", await side(lambda connection: connection.connection.dbapi_connection))
+        driver.execute("BEGIN")
+        left_open = [driver.in_transaction]
+        assert await side(lambda connection: connection.exec_driver_sql("SELECT 1").scalar()) == 1
+        left_open.append(driver.in_transaction)
+        assert left_open == [True, False]
+    await database.close()
 
 
 async def test_on_sqlite_a_job_is_synced_to_the_disk_before_its_id_is_told(tmp_path: Path) -> None:
