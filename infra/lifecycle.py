@@ -113,7 +113,9 @@ def _bring_up(deployment: Deployment, plan: Plan, keeping: Safekeeping) -> str:
                 ended = f"Stack {name} is up: {account(engine.up(tell, _on_failure(deployment)).counts)}"
         else:
             keeping.settle()
-            if not Deployment.kept(deployment.paths):  # another operator has brought it about
+            kept = Deployment.kept(deployment.paths)
+            if kept is None or kept.description != deployment.description:
+                # Another operator has brought it about, or what changed is watch's alone: its budget, its time.
                 deployment.remember()
         if not deployment.proved and (pool := deployment.pool_in_use):
             asyncio.run(_first_image(deployment.endpoint, pool))

@@ -34,6 +34,11 @@ class Pins:
                 self._write(pinned | {machine: key})
             return self._read()[machine]
 
+    def add(self, lines: str) -> None:
+        """Pin what another's file says; of a machine that both know, as it says."""
+        with self._alone():
+            self._write(self._read() | _pinned(lines))
+
     def forget(self, machine: str) -> None:
         with self._alone():
             pinned = self._read()
@@ -42,11 +47,9 @@ class Pins:
 
     def _read(self) -> dict[str, str]:
         try:
-            lines = self.file.read_text().splitlines()
+            return _pinned(self.file.read_text())
         except FileNotFoundError:
             return {}
-        parts = (line.split(" ", 1) for line in lines if " " in line)
-        return {machine: key.strip() for machine, key in parts}
 
     def _write(self, pinned: dict[str, str]) -> None:
         lines = [f"{machine} {key}\n" for machine, key in sorted(pinned.items())]
@@ -58,3 +61,8 @@ class Pins:
         with self.file.with_name(f".{self.file.name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _pinned(lines: str) -> dict[str, str]:
+    parts = (line.split(" ", 1) for line in lines.splitlines() if " " in line)
+    return {machine: key.strip() for machine, key in parts}

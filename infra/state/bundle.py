@@ -25,11 +25,13 @@ from infra.clouds import hosts
 from infra.errors import InfraError
 from infra.files import replace_file
 from infra.paths import StackPaths
+from infra.ssh.pins import Pins
 
 PASSPHRASE_NAME = "bundle-passphrase"  # noqa: S105 - the name of a file
 SCRYPT_N = 2**17
 """128 MiB and about half a second for each guess (OWASP's advice for scrypt)."""
-ALONE = ("stack-id", "placement.json", "description.json", "known_hosts", "watch-began")
+PINS = "known_hosts"
+ALONE = ("stack-id", "placement.json", "description.json", PINS, "watch-began")
 INSIDE = re.compile(
     r"secrets/[A-Za-z0-9][A-Za-z0-9._-]*|project/Pulumi\.[a-z0-9-]+\.yaml|hosts/[A-Za-z0-9][A-Za-z0-9._-]*\.json"
 )
@@ -84,6 +86,8 @@ class Held(BaseModel):
 
     id: str
     digest: str
+    pins: str = ""
+    """Of the host keys apart: every look at a machine may pin one, and that sets nobody apart."""
 
 
 class Standing(Enum):
@@ -122,16 +126,24 @@ def collect(paths: StackPaths) -> Files:
 
 
 def restore(files: Files, paths: StackPaths) -> None:
-    """Put a bundle's files in their places. What is here and not in the bundle stays."""
+    """Put a bundle's files in their places. What is here and not in the bundle stays, a machine's host key too."""
     for name, content in files.items():
         target = paths.root / name
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        replace_file(target, content)
+        if name == PINS:
+            Pins(target).add(content.decode())
+        else:
+            replace_file(target, content)
 
 
 def digest(files: Files) -> str | None:
-    """Of what would be sealed; None for nothing."""
-    return hashlib.sha256(_packed(files)).hexdigest() if files else None
+    """Of what would be sealed, but for the host keys; None for nothing."""
+    return hashlib.sha256(_packed({name: files[name] for name in files if name != PINS})).hexdigest() if files else None
+
+
+def pins_in(files: Files) -> str:
+    """A digest of the host keys; empty if there are none."""
+    return hashlib.sha256(files[PINS]).hexdigest() if files.get(PINS) else ""
 
 
 @dataclass(frozen=True, slots=True)

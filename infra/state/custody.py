@@ -31,6 +31,7 @@ from infra.state.bundle import (
     Standing,
     collect,
     digest,
+    pins_in,
     restore,
     seal,
     standing,
@@ -96,9 +97,13 @@ class Custody:
 
     def keep_up(self) -> None:
         """Whenever keys or placement may have changed: so that nothing runs whose keys only this checkout has."""
-        held = self._held()
-        if held is None or held.digest != digest(collect(self.paths)):
+        held, ours = self._held(), collect(self.paths)
+        if held is None or held.digest != digest(ours):
             self._push()
+        elif held.pins != pins_in(ours):
+            theirs = self._theirs()
+            if theirs is None or theirs.header.id == held.id:  # or they are kept here when theirs is taken over
+                self._push()
 
     def remove(self) -> None:
         self.shelf.remove()
@@ -135,7 +140,7 @@ class Custody:
         self._set_aside()
         restore(files, self.paths)
         replace_file(self.paths.secrets / PASSPHRASE_NAME, f"{passphrase}\n".encode())
-        self._remember(theirs)
+        self._remember(theirs, pins_in(files))
         header = theirs.header
         self.say(f"Took over the keys of stack {self._stack} from {header.by}, {header.at:%Y-%m-%d %H:%M:%S} UTC.")
 
@@ -150,7 +155,8 @@ class Custody:
         ours = collect(self.paths)
         held = self._held()
         theirs = self._theirs()
-        if theirs and held and theirs.header.id == held.id and held.digest == digest(ours):
+        same = held is not None and (held.digest, held.pins) == (digest(ours), pins_in(ours))
+        if theirs and held and theirs.header.id == held.id and same:
             return False
         if theirs and (held is None or held.id != theirs.header.id):
             raise self._apart(theirs)
@@ -162,7 +168,7 @@ class Custody:
         now = self._theirs()
         if now is None or now.header.id != sealed.header.id:
             raise self._apart(now or sealed)
-        self._remember(sealed)
+        self._remember(sealed, pins_in(ours))
         if first:
             self.say(
                 f"The keys of stack {self._stack} are in its backend, sealed. Whoever is to take it over needs the "
@@ -170,8 +176,9 @@ class Custody:
             )
         return True
 
-    def _remember(self, sealed: Sealed) -> None:
-        note = Held(id=sealed.header.id, digest=digest(collect(self.paths)) or "")
+    def _remember(self, sealed: Sealed, pins: str) -> None:
+        """`pins` are the bundle's: what is pinned here besides is still to be told."""
+        note = Held(id=sealed.header.id, digest=digest(collect(self.paths)) or "", pins=pins)
         replace_file(self._note, note.model_dump_json().encode() + b"\n")
 
     def _known_passphrase(self) -> str | None:

@@ -90,8 +90,11 @@ class Work:
                 self.keeping.keep_up()
                 self._engine = engine
                 self._kept.set()
-                if not self.stopped:
-                    engine.up(self.follow)
+                try:
+                    if not self.stopped:
+                        engine.up(self.follow)
+                finally:
+                    self.keeping.keep_up()  # host keys of the machines that came
         except InfraError as error:
             self.failure = error
         except BaseException as error:  # noqa: BLE001 - another thread's: `wait` raises it where it is heard

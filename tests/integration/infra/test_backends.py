@@ -19,6 +19,7 @@ from infra.engine import Engine, EngineSettings, operate
 from infra.engine.guard import BusyError
 from infra.engine.shelf import Shelf, ShelfError
 from infra.paths import StackPaths
+from infra.ssh.pins import Pins
 from infra.state.backend import own
 from infra.state.bundle import BundleError, Sealed
 from infra.state.custody import PASSPHRASE, Custody
@@ -148,6 +149,37 @@ def test_a_second_operator_takes_the_stack_over_from_another_checkout(rig: Rig, 
     first.pull(replace=True)
     assert (rig.paths.secrets / "worker-token-interactive-1").read_text() == "another"
     assert (rig.paths.root / "before-pull/secrets/worker-token-interactive-1").read_text() == "a third"
+
+
+def test_a_host_key_that_both_have_pinned_sets_nobody_apart(rig: Rig, url: str, tmp_path: Path) -> None:
+    """A watch that has replaced a machine, and a deploy that has looked at it."""
+    said: list[str] = []
+    first = custody(rig.paths, url, said)
+    rig.up()
+    first.keep_up()
+    elsewhere = StackPaths(tmp_path / "their-home" / NAME, rig.paths.run)
+    second = custody(elsewhere, url, said)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PASSPHRASE, (rig.paths.secrets / "bundle-passphrase").read_text())
+        second.catch_up()
+    ours, theirs = Pins(rig.paths.known_hosts), Pins(elsewhere.known_hosts)
+    for pins in (ours, theirs):
+        pins.pin("m-2", "ssh-ed25519 AAAA2")
+    ours.pin("m-3", "ssh-ed25519 AAAA3")
+    theirs.pin("m-4", "ssh-ed25519 AAAA4")
+    second.keep_up()
+    first.catch_up()
+    assert [ours.get(name) for name in ("m-2", "m-3", "m-4")] == [f"ssh-ed25519 AAAA{n}" for n in (2, 3, 4)]
+    first.keep_up()
+    second.catch_up()
+    assert theirs.get("m-3") == "ssh-ed25519 AAAA3"
+    (elsewhere.secrets / "worker-token-interactive-1").write_text("drawn anew")
+    second.keep_up()
+    ours.pin("m-5", "ssh-ed25519 AAAA5")
+    first.keep_up()
+    first.catch_up()
+    assert (rig.paths.secrets / "worker-token-interactive-1").read_text() == "drawn anew"
+    assert ours.get("m-5") == "ssh-ed25519 AAAA5"
 
 
 def test_the_bundle_in_the_backend_shows_no_secret(rig: Rig, url: str, bucket: EmulatedS3) -> None:
