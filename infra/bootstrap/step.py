@@ -103,7 +103,9 @@ def by_hand(done: Done, script: str) -> str:
     """What to try where a look came to no end: what it said, if it said anything, and what it was."""
     said = (ANSWERED.split(done.output)[-1].strip() or done.errors.strip()).splitlines()
     last = f"The last that it said: {said[-1]}. " if said else ""
-    return f"{last}Run this on the machine, as root, and see to what hangs or fails there: {' '.join(script.split())}"
+    shown = script.strip()
+    apart = "\n" if "\n" in shown else " "
+    return f"{last}Run this on the machine, as root, and see to what hangs or fails there:{apart}{shown}"
 
 
 def answers(said: str) -> list[Done]:

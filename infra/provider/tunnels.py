@@ -117,7 +117,7 @@ async def _leave_out(
 async def end(place: RouterPlace, progress: Progress) -> None:
     """With the router: no service, and no machine that it would be told of again."""
     async with place.site.tunnels_changing:
-        if await _read(place):  # first: a service that has ended is started again for the machines that it is told of
+        if await place.host().read(MACHINES):  # first: or a service that has ended is begun again for what stands there
             await _write(place, {})
         await place.host().remove(UNIT, progress)
 

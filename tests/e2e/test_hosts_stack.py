@@ -95,7 +95,11 @@ def walk(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> Ite
                 "SUDO_PASSWORD": SUDO,
                 "REGISTRY_PASSWORD": REGISTRY,
             }
-            yield Walk(stack, other)
+            made = Walk(stack, other)
+            try:
+                yield made
+            finally:
+                made.client.close()
 
 
 def test_each_fault_is_one_message_harms_nobody_else_and_the_next_deploy_goes_on(walk: Walk) -> None:

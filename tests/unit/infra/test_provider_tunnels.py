@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from infra.paths import StackPaths
+from infra.provider.place import RouterPlace
 from infra.provider.registration import RegistrationResource, RegistrationState
 from infra.provider.site import Site
-from infra.provider.tunnels import MACHINES, without_worker
-from router.contract import TunnelMachine, TunnelMachines
+from infra.provider.tunnels import MACHINES, STATUS, end, view, without_worker
+from router.contract import TunnelMachine, TunnelMachines, TunnelsView
+from router.contract.tunnels import STALE
 from tests.ports import free_ports
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB8HBy8ux5+vvJ2DqbIzvCyR3fmPC0hyFBJHd3d5ZQPd"
@@ -47,6 +50,24 @@ async def test_a_lost_machine_that_a_shrinking_pool_drops_leaves_no_tunnel_behin
 
     await RegistrationResource(site).delete(state.model_copy(update={"worker": "a1", "url": "tunnel:a1"}), unheard)
     assert told(site) == []
+
+
+async def test_a_status_from_before_this_computers_last_restart_is_no_news(site: Site) -> None:
+    here = RouterPlace(site, None)
+    (site.paths.router / STATUS).parent.mkdir(parents=True)
+    for age, heard in ((timedelta(0), True), (STALE + timedelta(seconds=1), False)):
+        said = TunnelsView(written_at=datetime.now(UTC) - age, trouble="told")
+        (site.paths.router / STATUS).write_text(said.model_dump_json())
+        assert bool((await view(here)).trouble) is heard
+
+
+async def test_a_service_that_ends_is_told_of_no_machine_whatever_stood_there(site: Site) -> None:
+    file = site.paths.router / MACHINES
+    file.parent.mkdir(parents=True)
+    for content in (TunnelMachines(machines=[machine("m", a=9100)]).model_dump_json(), "no JSON at all"):
+        file.write_text(content)
+        await end(RouterPlace(site, None), unheard)
+        assert told(site) == []
 
 
 def test_a_machine_keeps_the_ways_to_its_other_workers() -> None:

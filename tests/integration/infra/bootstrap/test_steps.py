@@ -17,7 +17,7 @@ from infra.bootstrap.facts import Disk, Download, Gpus
 from infra.bootstrap.image import Image
 from infra.bootstrap.machine import Described, Machine, WantedImage, WantedWeights
 from infra.bootstrap.order import WORKER_STEPS
-from infra.bootstrap.step import EVERYWHERE, VMS, StepError, Wrong, go_through
+from infra.bootstrap.step import EVERYWHERE, VMS, StepError, Wrong, by_hand, go_through
 from infra.clouds import HostKind
 from infra.ssh.connect import connect
 from infra.ssh.connection import Connection, Done
@@ -189,21 +189,27 @@ async def test_a_look_that_hangs_is_told_with_what_to_run(
 ) -> None:
     monkeypatch.setattr("infra.bootstrap.step.LOOK_S", 2.0)
     with pytest.raises(StepError) as caught:
-        await go_through((Image(), Stuck()), on(image=PULLED))
+        await go_through((Scripted("fine", "true"), Scripted("stuck", "echo so far; sleep 600")), on())
     said = str(caught.value)
     assert "stuck: looking at it did not end within 2 s" in said
     assert "The last that it said: so far" in said
     assert "as root, and see to what hangs or fails there: echo so far; sleep 600" in said
-    assert "= image:" not in said, "what parts the answers is nobody's word"
+    assert "= fine:" not in said, "what parts the answers is nobody's word"
+
+
+def test_a_look_of_several_lines_is_told_as_it_is() -> None:
+    script = "ss -Hltnp\nsystemctl show ssh\n"
+    assert by_hand(Done(124, "= image: 0\n", "late\n"), script).endswith("fails there:\nss -Hltnp\nsystemctl show ssh")
 
 
 @dataclass(frozen=True)
-class Stuck:
-    name: str = "stuck"
+class Scripted:
+    name: str
+    script: str
     kinds: frozenset[HostKind] = EVERYWHERE
 
     def look(self, machine: Machine) -> str:  # noqa: ARG002 - the protocol's
-        return "echo so far; sleep 600"
+        return self.script
 
     def judge(self, machine: Machine, seen: Done) -> Wrong | None:  # noqa: ARG002 - the protocol's
         return None
