@@ -155,7 +155,9 @@ def test_a_host_key_that_both_have_pinned_sets_nobody_apart(rig: Rig, url: str, 
     """A watch that has replaced a machine, and a deploy that has looked at it."""
     said: list[str] = []
     first = custody(rig.paths, url, said)
-    rig.up()
+    rig.paths.create()
+    for name in ("passphrase", "worker-token-interactive-1"):  # as after a deploy
+        (rig.paths.secrets / name).write_text(name)
     first.keep_up()
     elsewhere = StackPaths(tmp_path / "their-home" / NAME, rig.paths.run)
     second = custody(elsewhere, url, said)
