@@ -22,7 +22,6 @@ from infra.provider.router_units import tunnel_unit
 from infra.ssh.errors import SshError
 from infra.ssh.keys import TUNNEL, ensure_key
 from router.contract import TunnelMachine, TunnelMachines, TunnelState, TunnelsView, TunnelView
-from router.contract.tunnels import STALE
 
 UNIT = "tunnels"
 FOLDER = PurePath("tunnels")
@@ -154,8 +153,7 @@ async def view(place: RouterPlace) -> TunnelsView:
         said = TunnelsView.model_validate_json(content or b"{}")
     except ValidationError:
         return TunnelsView()
-    silent = place.access is None and said.written_at is not None and datetime.now(UTC) - said.written_at > STALE
-    return TunnelsView() if silent else said
+    return TunnelsView() if place.access is None and said.silent(datetime.now(UTC)) else said
 
 
 def _of(said: TunnelsView, worker: str) -> TunnelView | None:

@@ -78,6 +78,10 @@ class TunnelsView(Frozen):
     trouble: str = Field(default="", description="Why the machines' file could not be followed; empty if it could.")
     tunnels: list[TunnelView] = Field(default_factory=list)
 
+    def silent(self, now: datetime) -> bool:
+        """Whether the service, which has written, is not there any more."""
+        return self.written_at is not None and now - self.written_at > STALE
+
 
 def tunnel_socket(run: PurePath, worker: str) -> PurePath:
     """The near end of the way to a worker, in the tunnel service's run directory. Named by a digest where the name is

@@ -141,8 +141,7 @@ class Store(Protocol):
 
     @property
     def in_order(self) -> bool:
-        """Whether of two methods that write, the one that was called first is done first (in this process): true of
-        SQLite. Called is one that was awaited, with nothing else awaited before it in the same task's step."""
+        """Whether of two methods that write, the one that was awaited first is done first, in this process: SQLite."""
         ...
 
     @property

@@ -8,7 +8,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from router.contract import TunnelsView
-from router.contract.tunnels import STALE
 
 
 def read_status(path: Path | None, now: datetime | None = None) -> TunnelsView:
@@ -21,7 +20,7 @@ def read_status(path: Path | None, now: datetime | None = None) -> TunnelsView:
         return TunnelsView(trouble=f"the tunnel service has written nothing yet to {path}; does it run?")
     except (OSError, ValidationError) as error:
         return TunnelsView(trouble=f"{path} cannot be read: {error}")
-    if view.written_at is not None and (now or datetime.now(UTC)) - view.written_at > STALE:
+    if view.written_at is not None and view.silent(now or datetime.now(UTC)):
         silent = f"the tunnel service has written nothing since {view.written_at:%Y-%m-%d %H:%M:%S} UTC; is it running?"
         return view.model_copy(update={"trouble": silent})
     return view

@@ -34,14 +34,9 @@ class Alone(Chaos):
 
         return await asyncio.to_thread(asked)
 
-    async def fill_disk(self) -> None:
-        """For longer than a lease runs: nothing can be renewed, ended or taken on meanwhile."""
-        if self.disk is None:
-            raise RuntimeError("there is no small disk")
-        async with self.alone(self.disk):
-            ballast = await asyncio.to_thread(self.disk.fill)
-            await asyncio.sleep(self.past_a_lease())
-            await asyncio.to_thread(ballast.unlink)
+    def full_s(self) -> float:
+        """Nothing can be renewed, ended or taken on meanwhile."""
+        return self.past_a_lease()
 
 
 @asynccontextmanager

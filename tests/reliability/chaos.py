@@ -11,6 +11,7 @@ import random
 import signal
 import socket
 import tempfile
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
@@ -35,7 +36,7 @@ WORKERS, BATCH_WORKERS = 3, 2
 
 
 @dataclass
-class Chaos:
+class Chaos(ABC):
     house: Together
     fleet: Fleet
     disk: SmallDisk | None
@@ -69,16 +70,25 @@ class Chaos:
         return all_of_them
 
     @property
+    @abstractmethod
     def store(self) -> object:
         """Without it, a router that starts would end, for its unit to start it again and again."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def sql(self, statement: str) -> str:
         """A line a row, its fields parted by a bar; nothing at all if there is none."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def full_s(self) -> float:
+        """How long a full disk stays so."""
 
     async def fill_disk(self) -> None:
-        raise NotImplementedError
+        if self.disk is None:
+            raise RuntimeError("there is no small disk")
+        async with self.alone(self.disk):
+            ballast = await asyncio.to_thread(self.disk.fill)
+            await asyncio.sleep(self.full_s())
+            await asyncio.to_thread(ballast.unlink)
 
     async def kill_worker(self) -> None:
         """And another machine takes its place, as with a spot market."""

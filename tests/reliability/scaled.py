@@ -99,13 +99,9 @@ class Scaled(Chaos):
         by = self.draw.choice(["1 hour", "-1 hour", "10 s", "-10 s"])
         await self.sql(f"UPDATE chaos.step SET by = by + '{by}'")  # noqa: S608 - one of ours
 
-    async def fill_disk(self) -> None:
-        """The images'."""
-        if self.disk is None:
-            raise RuntimeError("there is no small disk")
-        ballast = await asyncio.to_thread(self.disk.fill)
-        await asyncio.sleep(self.draw.uniform(0.5, 2))
-        await asyncio.to_thread(ballast.unlink)
+    def full_s(self) -> float:
+        """It is the images'."""
+        return self.draw.uniform(0.5, 2)
 
 
 @asynccontextmanager
