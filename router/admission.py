@@ -57,10 +57,9 @@ class Admission:
         wanted: Sequence[NewJob],
         repeatable: Repeatable | None,
         announce: Callable[[], None],
-        *,
-        waits: bool,
+        front: str | None,
     ) -> Admitted:
-        """Promise to make all of `wanted`, or none. `waits` if the caller stays on the line for them.
+        """Promise to make all of `wanted`, or none. `front` if the caller stays on the line there for them.
 
         `announce` is called once when they were taken on; or, where the store writes in order, as the last thing before
         it takes them on: whoever looks then stands in line behind them, and finds them without a journey in between.
@@ -69,13 +68,13 @@ class Admission:
         Raises AdmissionError, PoolForbiddenError, IdempotencyError, StoreUnavailableError.
         """
         self.check_pool(key, pool)
-        refusal = await self._refusal(key, pool, wanted, waits=waits)
+        refusal = await self._refusal(key, pool, wanted, waits=front is not None)
         try:
             bound = self.bounds.queue_of(pool)
             early = self._store.in_order and refusal is None and not key.limits.refusing
             if early:
                 announce()
-            admitted = await self._store.admit(key, pool, wanted, bound, repeatable, refusal, waits=waits)
+            admitted = await self._store.admit(key, pool, wanted, bound, repeatable, refusal, front)
             if not early and not admitted.joined:
                 announce()
             return admitted

@@ -8,6 +8,7 @@ share a database, the artifacts and a Redis.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from router.dispatch import Dispatcher
 from router.fleet import Fleet
 from router.fleet.driven import DrivenFleet, keep_reporting
 from router.fleet.seen import SeenFleet
+from router.fronts import Silences, present
 from router.member import Rhythm
 from router.notices import Notices, keep_looking
 from router.outlook import Outlooks
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
 RECENT_BYTES = 64 * 2**20
 """Of images that were just stored, kept for those who wait for them."""
+FRONT_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,9 @@ class CoreConfig:
     lease_ttl_ms: int = 15_000
     """A lease is renewed three times in this; after it, a job whose router died is given to another worker."""
     sweep_s: float = 5.0
+    """How often what has expired is looked for; and how often a front beats (`router.fronts`)."""
+    front_looks: int = 12
+    """A front that has not beaten between so many looks, `sweep_s` apart, is dead."""
     probe_s: float = 2.0
     probe_soon_s: float = 0.1
     idle_s: float = 2.0
@@ -127,17 +133,20 @@ async def open_core(config: CoreConfig) -> AsyncIterator[Core]:
         paces = Paces(store, monotonic)
         fleet = _driven(config, store, queue, dispatcher, paces, ROUTER)
         admission = _admission(config, store, fleet, paces)
-        service = JobService(store, queue, notices, artifacts, fleet, admission, recent)
+        front = secrets.token_hex(FRONT_BYTES)
+        service = JobService(store, queue, notices, artifacts, fleet, admission, recent, front)
         await fleet.start()
         loops: dict[str, Callable[[], Awaitable[None]]] = {
-            "sweeper": partial(keep_sweeping, store, notices, queue, config.lease_ttl_ms, config.sweep_s),
+            "sweeper": partial(
+                keep_sweeping, store, notices, queue, config.lease_ttl_ms, config.sweep_s, _silences(config)
+            ),
             "look": partial(keep_looking, notices, store, config.look_s),
             "unmade": Unmade(store, fleet, config.spill_rules, notices, monotonic).keep_looking,
             **_forgetting(config.retention, store, artifacts),
             "register": partial(fleet.keep_up, config.reconcile_s),
         }
         try:
-            async with _kept(loops):
+            async with present(store.fronts, front, config.sweep_s), _kept(loops):
                 yield Core(store, service, fleet, notices, artifacts, Callers(store, monotonic))
         finally:
             await fleet.stop()
@@ -152,17 +161,20 @@ async def open_front(config: CoreConfig, shared: Shared) -> AsyncIterator[Core]:
         queue, fleet = CeleryQueue(app), SeenFleet(store, partial(datetime.now, UTC))
         paces = Paces(store, monotonic)
         admission = _admission(config, store, fleet, paces)
-        service = JobService(store, queue, notices, artifacts, fleet, admission, RecentImages(0))
+        front = secrets.token_hex(FRONT_BYTES)
+        service = JobService(store, queue, notices, artifacts, fleet, admission, RecentImages(0), front)
         await fleet.look()
         loops: dict[str, Callable[[], Awaitable[None]]] = {
-            "sweeper": partial(keep_sweeping, store, notices, queue, config.lease_ttl_ms, config.sweep_s),
+            "sweeper": partial(
+                keep_sweeping, store, notices, queue, config.lease_ttl_ms, config.sweep_s, _silences(config)
+            ),
             "look": partial(keep_looking, notices, store, config.look_s),
             "unmade": Unmade(store, fleet, config.spill_rules, notices, monotonic).keep_looking,
             **_forgetting(config.retention, store, artifacts),
             "workers": partial(fleet.keep_looking, shared.report_s / 2),
         }
         try:
-            async with _kept(loops):
+            async with present(store.fronts, front, config.sweep_s), _kept(loops):
                 yield Core(store, service, fleet, notices, artifacts, Callers(store, monotonic))
         finally:
             await asyncio.to_thread(queue.close)
@@ -181,7 +193,9 @@ async def open_consumer(config: CoreConfig, shared: Shared, name: str) -> AsyncI
         fleet = _driven(config, store, queue, dispatcher, Paces(store, monotonic), name)
         await fleet.start()
         loops = {
-            "sweeper": partial(keep_sweeping, store, notices, queue, config.lease_ttl_ms, config.sweep_s),
+            "sweeper": partial(
+                keep_sweeping, store, notices, queue, config.lease_ttl_ms, config.sweep_s, _silences(config)
+            ),
             "register": partial(fleet.keep_up, config.reconcile_s),
             "report": partial(keep_reporting, store, fleet, shared.report_s),
         }
@@ -248,6 +262,10 @@ def _driven(
     )
     now = partial(datetime.now, UTC)
     return DrivenFleet(store, queue, dispatcher, rhythm, config.patience, now, paces, config.spill_rules, driver=driver)
+
+
+def _silences(config: CoreConfig) -> Silences:
+    return Silences(config.front_looks)
 
 
 def _admission(config: CoreConfig, store: Store, fleet: Fleet, paces: Paces) -> Admission:

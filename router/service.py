@@ -36,10 +36,11 @@ class JobService:
         fleet: Fleet,
         admission: Admission,
         recent: RecentImages,
+        front: str,
     ) -> None:
         self._store, self._queue, self._notices = store, queue, notices
         self._artifacts, self._fleet = artifacts, fleet
-        self._admission, self._recent = admission, recent
+        self._admission, self._recent, self._front = admission, recent, front
 
     async def submit(
         self,
@@ -69,7 +70,7 @@ class JobService:
         AdmissionError, PoolForbiddenError, IdempotencyError, StoreUnavailableError.
         """
         announce = partial(self._queue.announce, pool, len(wanted))
-        return await self._admission.admit(key, pool, wanted, repeatable, announce, waits=waits)
+        return await self._admission.admit(key, pool, wanted, repeatable, announce, self._front if waits else None)
 
     def announce(self, pool: str, jobs: int) -> None:
         """So many jobs were added to the pool otherwise than here."""
@@ -97,7 +98,7 @@ class JobService:
     async def leave(self, key: ApiKey, repeatable: Repeatable, *, cancel: bool) -> None:
         """One who waited for a repeatable request's jobs has gone. With `cancel`, what has not started and nobody
         else waits for is cancelled."""
-        for cancelled in await self._store.leave(key, repeatable.name, cancel=cancel):
+        for cancelled in await self._store.leave(key, repeatable.name, self._front, cancel=cancel):
             self._notices.publish(cancelled)
 
     async def not_booted(self, pool: str, wanted: Sequence[NewJob]) -> None:

@@ -1,4 +1,5 @@
-"""Returns the jobs of expired leases to the queue, and ends what still waits at its deadline."""
+"""Returns the jobs of expired leases to the queue, ends what still waits at its deadline, and what waits for the open
+requests of a router that has died."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import asyncio
 import structlog
 
 from router.errors import StoreUnavailableError
+from router.fronts import Silences
 from router.notices import Notices
 from router.queue import Queue
 from router.store import Store
@@ -37,7 +39,23 @@ async def sweep(store: Store, notices: Notices, queue: Queue, lease_ttl_ms: int)
             return
 
 
-async def keep_sweeping(store: Store, notices: Notices, queue: Queue, lease_ttl_ms: int, every_s: float) -> None:
+async def let_go(store: Store, notices: Notices, silences: Silences) -> None:
+    """Of what fronts that have died left behind, which nobody waits for any more."""
+    beats = await store.fronts.beats()
+    for front in silences.look(beats):
+        log.warning("front_died", front=front)
+        done = False
+        while not done:
+            settled = await store.fronts.settle(front, beats[front], AT_ONCE, cancel_repeatable=True)
+            for job in settled.cancelled:
+                log.info("nobody_waits", job=job.id)
+                notices.publish(job)
+            done = settled.done
+
+
+async def keep_sweeping(
+    store: Store, notices: Notices, queue: Queue, lease_ttl_ms: int, every_s: float, silences: Silences
+) -> None:
     """Nobody's lease is taken for what kept everybody from renewing it. While the database took nothing, nobody could
     (so each round begins with a small write: one that finds nothing to sweep writes nothing), and while this process
     stood still, what it drives did, too. After either, who is alive has a lease's length to renew."""
@@ -48,11 +66,14 @@ async def keep_sweeping(store: Store, notices: Notices, queue: Queue, lease_ttl_
         stood_still = loop.time() - slept_at > 2 * every_s
         try:
             if stood_still:
+                silences.anew()
                 log.warning("stood_still", for_s=round(loop.time() - slept_at, 1), sweeping_in_s=lease_ttl_ms / 1000)
                 await asyncio.sleep(lease_ttl_ms / 1000)
             await store.check_writes()
             await sweep(store, notices, queue, lease_ttl_ms)
+            await let_go(store, notices, silences)
         except StoreUnavailableError as error:
+            silences.anew()
             log.error("store_unavailable", loop="sweeper", error=str(error))  # noqa: TRY400 - its trace says no more
             await _writable(store)
             log.info("store_is_back", sweeping_in_s=lease_ttl_ms / 1000)

@@ -16,6 +16,7 @@ from router.batches import Batches
 from router.choice import Capability, Lane, Spill, Terms
 from router.contract import JobState, WorkerView
 from router.errors import AdmissionError
+from router.fronts import Fronts
 from router.jobs import AttemptEnd, Image, Job, JobError, Lease, NewJob, Quarantine
 from router.limits import NO_LIMITS, KeyLimits, Rate, Share
 from router.pace import Service
@@ -154,13 +155,11 @@ class Store(Protocol):
         """Files, batches, and what becomes of their lines."""
         ...
 
+    @property
+    def fronts(self) -> Fronts: ...
+
     async def add_job(
-        self,
-        api_key_id: str,
-        pool: str,
-        request: GenerationRequest,
-        terms: Terms = ...,
-        webhook: str | None = None,
+        self, api_key_id: str, pool: str, request: GenerationRequest, terms: Terms = ..., webhook: str | None = None
     ) -> Job:
         """Commit a new queued job and return it."""
         ...
@@ -177,21 +176,20 @@ class Store(Protocol):
         pool_bound: int,
         repeatable: Repeatable | None = None,
         refusal: AdmissionError | None = None,
-        *,
-        waits: bool = False,
+        front: str | None = None,
     ) -> Admitted:
         """Commit them all as new jobs, if the key's limits and the pool's bound on what waits allow it.
 
-        `waits` if their caller is told nothing before they end: on SQLite a power cut, which breaks the caller's
-        connection too, may take them back until then.
+        `front` if their caller stays on the line there, and is told nothing before they end: on SQLite a power cut,
+        which breaks the caller's connection too, may take them back until then.
 
         `refusal` is raised, unless the request is a repetition, which is served whatever may be in the way of new ones.
         Raises RateLimitedError, KeyQueueFullError, QueueFullError, IdempotencyError; then nothing has changed.
         """
         ...
 
-    async def leave(self, key: ApiKey, name: str, *, cancel: bool) -> Sequence[Job]:
-        """One caller waits no more for the jobs of the request that it repeated under `name`.
+    async def leave(self, key: ApiKey, name: str, front: str, *, cancel: bool) -> Sequence[Job]:
+        """One caller at `front` waits no more for the jobs of the request that it repeated under `name`.
 
         With `cancel`, and if it was the last, those that have not started are cancelled, and returned; and the name
         is free again. What has started goes on: the caller may come back for it.

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection, Integer, bindparam, delete, func, literal, select, text, update
+from sqlalchemy import Connection, Integer, bindparam, func, literal, select, text, update
 
 from router.choice import Lane
 from router.errors import AdmissionError, IdempotencyError, KeyQueueFullError, QueueFullError, RateLimitedError
-from router.jobs import Job, NewJob
+from router.jobs import NewJob
 from router.limits import Bucket, Rate, Share, take
-from router.store import Admitted, ApiKey, Repeatable, job_rows
+from router.store import Admitted, ApiKey, Repeatable, front_rows, job_rows
 from router.store.choice_rows import waiting_lanes
 from router.store.job_rows import RUNNING, WAITING, Now
 from router.store.tables import api_keys, expected_pools, idempotency, jobs
@@ -38,36 +38,21 @@ def admit(
     *,
     repeatable: Repeatable | None,
     refusal: AdmissionError | None,
+    front: str | None,
 ) -> Admitted:
     if repeatable is not None and not claim(connection, now, key, repeatable):
-        return _joined(connection, key, repeatable)
+        return _joined(connection, key, repeatable, front)
     if refusal is not None:
         raise refusal
     rate = within_limits(connection, now, key, pool, len(wanted))
     room_of_pool(connection, pool, pool_bound, len(wanted))
-    ids = job_rows.add(connection, now, entropies, key.id, pool, wanted)
+    ids = job_rows.add(connection, now, entropies, key.id, pool, wanted, front if repeatable is None else None)
     if repeatable is not None:
         mine = (idempotency.c.api_key_id == key.id, idempotency.c.name == repeatable.name)
         connection.execute(update(idempotency).where(*mine).values(job_ids=" ".join(ids)))
+        if repeatable.waits and front is not None:
+            front_rows.wait(connection, key.id, repeatable.name, front)
     return Admitted(ids, joined=False, rate=rate)
-
-
-def leave(connection: Connection, now: Now, api_key_id: str, name: str, *, cancel: bool) -> Sequence[Job]:
-    mine = (idempotency.c.api_key_id == api_key_id, idempotency.c.name == name)
-    row = connection.execute(
-        update(idempotency)
-        .where(*mine, idempotency.c.waiting > 0)
-        .values(waiting=idempotency.c.waiting - 1)
-        .returning(idempotency.c.waiting, idempotency.c.job_ids)
-    ).one_or_none()
-    if row is None or row.waiting or not cancel:
-        return ()
-    cancelled = [
-        job for job_id in row.job_ids.split() if (job := job_rows.cancel_unstarted(connection, now, job_id)) is not None
-    ]
-    if cancelled:
-        connection.execute(delete(idempotency).where(*mine))
-    return cancelled
 
 
 def expect(connection: Connection, now: Now, pool: str, for_ms: int) -> None:
@@ -115,7 +100,7 @@ def claim(connection: Connection, now: Now, key: ApiKey, repeatable: Repeatable)
     return claimed.one_or_none() is not None
 
 
-def _joined(connection: Connection, key: ApiKey, repeatable: Repeatable) -> Admitted:
+def _joined(connection: Connection, key: ApiKey, repeatable: Repeatable, front: str | None) -> Admitted:
     mine = (idempotency.c.api_key_id == key.id, idempotency.c.name == repeatable.name)
     row = connection.execute(
         update(idempotency)
@@ -127,6 +112,8 @@ def _joined(connection: Connection, key: ApiKey, repeatable: Repeatable) -> Admi
         raise IdempotencyError(
             f"the Idempotency-Key {repeatable.name} came with another request before; a new request wants a new key"
         )
+    if repeatable.waits and front is not None:
+        front_rows.wait(connection, key.id, repeatable.name, front)
     return Admitted(row.job_ids.split(), joined=True, rate=None)
 
 

@@ -42,17 +42,18 @@ def add(
     api_key_id: str,
     pool: str,
     wanted: Sequence[NewJob],
+    front: str | None = None,
 ) -> Sequence[str]:
-    """The ids of the new jobs, in their order. All of them or none."""
+    """The ids of the new jobs, in their order. All of them or none. `front` if they are for its open request alone."""
     at = connection.execute(select(now)).scalar_one()
     ids = sorted(job_id(at, entropy) for entropy in entropies)  # of one millisecond, and yet in their order
     for i in range(0, len(ids), CHUNK):
         some = zip(ids[i : i + CHUNK], wanted[i : i + CHUNK], strict=True)
-        connection.execute(_ADDED, [_row(name, at, api_key_id, pool, new) for name, new in some])
+        connection.execute(_ADDED, [_row(name, at, api_key_id, pool, new, front) for name, new in some])
     return ids
 
 
-def _row(name: str, at: int, api_key_id: str, pool: str, new: NewJob) -> dict[str, Any]:
+def _row(name: str, at: int, api_key_id: str, pool: str, new: NewJob, front: str | None) -> dict[str, Any]:
     terms = new.terms
     return {
         "id": name,
@@ -75,6 +76,7 @@ def _row(name: str, at: int, api_key_id: str, pool: str, new: NewJob) -> dict[st
         "retry_of": new.retry_of,
         "batch_id": new.place and new.place.batch_id,
         "batch_line": new.place and new.place.line,
+        "front": front,
     }
 
 

@@ -32,6 +32,7 @@ from router.store import (
     belief_rows,
     choice_rows,
     fact_rows,
+    front_rows,
     job_rows,
     key_rows,
     lease_rows,
@@ -59,6 +60,7 @@ class SqlStore:
         self._entropy = entropy
         self.outbox = SqlOutbox(database, clock, entropy)
         self.batches = SqlBatches(database, clock, entropy)
+        self.fronts = front_rows.SqlFronts(database, clock)
 
     @classmethod
     async def open(cls, url: str, clock: Clock = database_clock, entropy: Entropy = secrets.token_bytes) -> Self:
@@ -93,11 +95,10 @@ class SqlStore:
         pool_bound: int,
         repeatable: Repeatable | None = None,
         refusal: AdmissionError | None = None,
-        *,
-        waits: bool = False,
+        front: str | None = None,
     ) -> Admitted:
         entropies = [self._entropy(ids.ENTROPY_BYTES) for _ in wanted]
-        write = self._database.write_unsynced if waits else self._database.write
+        write = self._database.write_unsynced if front is not None else self._database.write
         return await write(
             admission_rows.admit,
             self._clock(),
@@ -108,6 +109,7 @@ class SqlStore:
             pool_bound,
             repeatable=repeatable,
             refusal=refusal,
+            front=front,
         )
 
     async def expect_pool(self, pool: str, for_ms: int) -> None:
@@ -116,8 +118,8 @@ class SqlStore:
     async def pool_expected(self, pool: str) -> bool:
         return await self._database.read(admission_rows.expected, self._clock(), pool)
 
-    async def leave(self, key: ApiKey, name: str, *, cancel: bool) -> Sequence[Job]:
-        return await self._database.write(admission_rows.leave, self._clock(), key.id, name, cancel=cancel)
+    async def leave(self, key: ApiKey, name: str, front: str, *, cancel: bool) -> Sequence[Job]:
+        return await self._database.write(front_rows.leave, self._clock(), key.id, name, front, cancel=cancel)
 
     async def jobs(self, job_ids: Sequence[str]) -> Sequence[Job]:
         return await self._database.read(job_rows.find_all, job_ids)

@@ -154,6 +154,7 @@ jobs = Table(
     Column("retry_of", String(40)),
     Column("batch_id", String(40)),
     Column("batch_line", Integer),
+    Column("front", String(40)),  # whose open request alone it is for; NULL: its key's, or it may be asked for again
     # A key's own, by age: what its owner lists.
     Index("ix_jobs_owner", "api_key_id", "id"),
     # How a batch's lines stand, without touching a row; and whether anything of it has not ended.
@@ -203,6 +204,12 @@ jobs = Table(
         "deadline",
         sqlite_where=text("state = 'queued' AND deadline IS NOT NULL"),
         postgresql_where=text("state = 'queued' AND deadline IS NOT NULL"),
+    ),
+    Index(
+        "ix_jobs_fronts",
+        "front",
+        sqlite_where=text("state = 'queued' AND front IS NOT NULL"),
+        postgresql_where=text("state = 'queued' AND front IS NOT NULL"),
     ),
     # What has ended, by age: for the retention.
     Index(

@@ -170,9 +170,7 @@ async def test_a_size_beyond_what_workers_make_is_refused_though_its_class_is_ma
     admission = Admission(store, pools.fleet, outlooks, Bounds())
 
     async def asked(*wanted: GenerationRequest) -> int:
-        admitted = await admission.admit(
-            pools.key, POOL, [NewJob(one) for one in wanted], None, lambda: None, waits=False
-        )
+        admitted = await admission.admit(pools.key, POOL, [NewJob(one) for one in wanted], None, lambda: None, None)
         return len(admitted.job_ids)
 
     await pools.worker("a", BORDER)

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from router.contract import JobState
+from router.fronts import Silences
 from router.jobs import AttemptEnd, Lease
 from router.notices import Notices
 from router.queue.embedded import EmbeddedQueue
@@ -80,7 +81,7 @@ async def swept(folder: Path) -> AsyncIterator[tuple[SqlStore, Lease]]:
         await store.add_job((await store.put_api_key("default", "0" * 64)).id, POOL, request())
         lease = await store.lease_next("a", TTL_MS)
         assert lease is not None
-        sweeping = asyncio.create_task(keep_sweeping(store, Notices(), EmbeddedQueue(), TTL_MS, 0.1))
+        sweeping = asyncio.create_task(keep_sweeping(store, Notices(), EmbeddedQueue(), TTL_MS, 0.1, Silences(12)))
         try:
             yield store, lease
         finally:

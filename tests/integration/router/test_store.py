@@ -85,7 +85,7 @@ async def test_on_sqlite_a_job_is_synced_to_the_disk_before_its_id_is_told(tmp_p
     async with opened_store(tmp_path, lambda: how) as store:
         key = await store.put_api_key("default", "0" * 64)
         told = await store.admit(key, POOL, [NewJob(request())], 1000)
-        open_request = await store.admit(key, POOL, [NewJob(request())], 1000, waits=True)
+        open_request = await store.admit(key, POOL, [NewJob(request())], 1000, front="front")
         jobs = await store.jobs([*told.job_ids, *open_request.job_ids])
     assert [job.created_at for job in jobs] == [2, 1]
 

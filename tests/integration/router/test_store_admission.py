@@ -48,7 +48,7 @@ async def test_on_sqlite_whoever_asks_while_a_job_is_taken_on_stands_in_line_beh
         key = await limited(store, KeyLimits())
         for _ in range(50):
             admitted, lease = await asyncio.gather(
-                store.admit(key, POOL, ONE, 1000, waits=True), store.lease_next("a", TTL_MS, 1)
+                store.admit(key, POOL, ONE, 1000, front="one"), store.lease_next("a", TTL_MS, 1)
             )
             assert lease is not None
             assert [lease.job_id] == list(admitted.job_ids)
@@ -179,24 +179,24 @@ async def test_jobs_that_several_wait_for_are_cancelled_when_the_last_has_gone_a
 ) -> None:
     key = await limited(store, KeyLimits())
     mine = Repeatable("name", "a" * 64, waits=True)
-    first = await store.admit(key, POOL, ONE * 2, 1000, mine)
-    await other.admit(key, POOL, ONE * 2, 1000, mine)
-    assert await store.leave(key, "name", cancel=True) == ()
+    first = await store.admit(key, POOL, ONE * 2, 1000, mine, front="one")
+    await other.admit(key, POOL, ONE * 2, 1000, mine, front="other")
+    assert await store.leave(key, "name", "one", cancel=True) == ()
     lease = await store.lease_next("a", TTL_MS)
     assert lease is not None
-    (cancelled,) = await other.leave(key, "name", cancel=True)
+    (cancelled,) = await other.leave(key, "name", "other", cancel=True)
     assert {lease.job_id, cancelled.id} == set(first.job_ids)
     assert cancelled.state is JobState.CANCELLED
-    assert not (await store.admit(key, POOL, ONE * 2, 1000, mine)).joined, "the name is free again"
+    assert not (await store.admit(key, POOL, ONE * 2, 1000, mine, front="one")).joined, "the name is free again"
 
 
 async def test_who_leaves_without_cancelling_may_come_back(store: SqlStore) -> None:
     key = await limited(store, KeyLimits())
     mine = Repeatable("name", "a" * 64, waits=True)
-    first = await store.admit(key, POOL, ONE, 1000, mine)
-    assert await store.leave(key, "name", cancel=False) == ()
-    assert await store.leave(key, "name", cancel=True) == (), "nobody was left to leave"
-    assert (await store.admit(key, POOL, ONE, 1000, mine)).job_ids == first.job_ids
+    first = await store.admit(key, POOL, ONE, 1000, mine, front="one")
+    assert await store.leave(key, "name", "one", cancel=False) == ()
+    assert await store.leave(key, "name", "one", cancel=True) == (), "nobody was left to leave"
+    assert (await store.admit(key, POOL, ONE, 1000, mine, front="one")).job_ids == first.job_ids
 
 
 async def test_a_key_is_made_once_limited_revoked_and_never_shown(store: SqlStore, clock: SteeredClock) -> None:
