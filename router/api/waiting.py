@@ -6,6 +6,8 @@ for nobody. (Native jobs belong to their key and outlive every connection.)
 
 A request with an Idempotency-Key may be sent again, and joins its jobs then. So they are cancelled only if they have
 not started, and only when the last who waited for them has gone; and not at all when the router stops.
+
+A router that is killed can do none of this. The next one, or another, does it about a minute later (`router.fronts`).
 """
 
 from __future__ import annotations
