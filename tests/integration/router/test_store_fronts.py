@@ -15,6 +15,7 @@ from router.notices import Notices
 from router.store import ApiKey, Repeatable
 from router.store.sql import SqlStore
 from router.sweeper import let_go
+from tests.integration.router.core_rig import eventually
 from tests.stores import SteeredClock, opened_at, request
 
 POOL = "interactive"
@@ -128,7 +129,9 @@ async def test_a_front_beats_and_is_made_again_and_ends_with_its_process(store: 
     async with present(store.fronts, "one", 0.05):
         (first,) = (await store.fronts.beats()).values()
         await store.fronts.settle("one", first, AT_ONCE, cancel_repeatable=True)
-        async with asyncio.timeout(10):
-            while (await store.fronts.beats()).get("one", 0) <= first:
-                await asyncio.sleep(0.02)
+
+        async def made_again() -> bool:
+            return (await store.fronts.beats()).get("one", 0) > first
+
+        await eventually(made_again, "the front beats again")
     assert await store.fronts.beats() == {}
