@@ -1,7 +1,7 @@
 """Fronts: router processes that answer requests, and which of them have died.
 
 A front counts its beats up in its own row. Who looks compares what it sees with what it saw before, and asks no clock:
-a clock that is set, a machine that is suspended and a database that is away make nobody dead.
+a clock that is set, a machine that is suspended with all that is on it and a database that is away make nobody dead.
 """
 
 from __future__ import annotations
