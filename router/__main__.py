@@ -8,6 +8,7 @@ import sys
 
 import uvloop
 
+from router.allocator import keep_freed_memory
 from router.errors import RouterError
 from router.logs import configure
 from router.serve import serve
@@ -20,6 +21,7 @@ def main() -> int:
     """The exit status: 0 after a stop that was asked for, 78 (EX_CONFIG) when the settings must change,
     69 (EX_UNAVAILABLE) when something that it stands on is not there."""
     os.umask(0o077)
+    keep_freed_memory()
     # The loop shares the interpreter with the threads that do SQLite's transactions, hash images and write them. By
     # default it may wait 5 ms for each of them to let go, several times a request.
     sys.setswitchinterval(SWITCH_S)

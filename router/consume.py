@@ -24,6 +24,7 @@ import uvloop
 from celery import Celery, signals
 from celery.exceptions import SecurityWarning
 
+from router.allocator import keep_freed_memory
 from router.contract import BATCH, INTERACTIVE
 from router.core import Consumer, Shared, open_consumer
 from router.errors import RouterError
@@ -169,6 +170,7 @@ def _follow_pools(consumer: Consumer, loop: _Loop, known: set[str], stopping: th
 def main() -> int:
     """The exit status: as `python -m router`'s."""
     os.umask(0o077)
+    keep_freed_memory()
     # It runs as whoever runs the router; Celery's warning is about pickled messages, which are not accepted.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")

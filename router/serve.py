@@ -172,6 +172,7 @@ def _server(app: FastAPI, drain_s: float) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
+            http="httptools",  # or it would quietly do with less
             lifespan="off",
             log_config=None,
             access_log=False,  # router.api.requests writes one line a request
